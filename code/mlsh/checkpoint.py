@@ -1,0 +1,76 @@
+"""Save and load a run: plain data, written whole or not at all, read without running any code in it."""
+
+import os
+import pickle
+from pathlib import Path
+
+import torch
+from torch.utils._pytree import tree_map_only
+
+from mlsh.config import Config
+from mlsh.errors import UserError
+from mlsh.models import Hierarchy
+
+FORMAT = 1
+
+
+def snapshot(cfg, agent, optimizer, progress):
+    """The state between two outer iterations, `progress` included: nested dicts of copied tensors and plain values.
+
+    Masters are not in it: each outer iteration begins with new ones.
+    """
+    state = {"subs": agent.subs.state_dict(), "normaliser": agent.normaliser.state_dict()}
+    state["optimizer"] = optimizer.state_dict()
+    copy = tree_map_only(torch.Tensor, lambda t: t.detach().cpu().clone(), state)
+    return {"format": FORMAT, "config": cfg.as_dict(), **copy, **progress}
+
+
+def save(data, path):
+    """Write `data` beside `path`, flush it to the disk, then rename; a failure leaves the old file whole."""
+    temporary = Path(f"{path}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(data, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path} ({error}); free disk space or check permissions, then use -c") from None
+
+
+def load(path):
+    """Read a checkpoint, given as a file or as its run folder. Returns `snapshot`'s dict, tensors on the CPU."""
+    path = Path(path)
+    if path.is_dir():
+        path = path / "checkpoint.pt"
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint at {path}; give a run folder or a checkpoint.pt of train.py")
+    try:
+        data = torch.load(path, map_location="cpu", weights_only=True)
+        if data["format"] != FORMAT:
+            raise UserError(f"{path} has checkpoint format {data['format']}, this version reads {FORMAT}")
+        data["config"] = Config.from_dict(data["config"])
+    except (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} is damaged or no checkpoint of train.py ({reason:.80}); use another one") from None
+    return data
+
+
+def restore(data, agent, optimizer=None):
+    """Put what `load` gave into `agent` (and the sub-policies' optimiser)."""
+    try:
+        agent.subs.load_state_dict(data["subs"])
+        agent.normaliser.load_state_dict(data["normaliser"])
+        if optimizer:
+            optimizer.load_state_dict(data["optimizer"])
+    except (RuntimeError, KeyError, ValueError) as error:
+        env = data["config"].env
+        raise UserError(f"the checkpoint of {env} does not fit: {' '.join(str(error).split())[:200]}") from None
+
+
+def agent_of(data, env):
+    """A new agent with the checkpoint's sub-policies and normaliser, for a batched environment of fitting spaces."""
+    agent = Hierarchy.build(data["config"], env)
+    restore(data, agent)
+    return agent

@@ -1,0 +1,204 @@
+"""Every hyperparameter once: the flags, what they mean, their defaults per environment, and what is refused."""
+
+import argparse
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+import tyro
+
+from mlsh.errors import UserError
+
+
+def short(letter):
+    return tyro.conf.arg(aliases=[f"-{letter}"])
+
+
+
+@dataclass
+class Config:
+    """Train MLSH: for every sampled task a new master policy learns which shared sub-policy to run.
+
+    The defaults shown are the preset of the environment that --env names.
+    """
+
+    env: str = "MovementBandits-v0"
+    """Gymnasium id of a task family; `module:Id-v0` imports the module first."""
+    N: Annotated[int, short("N")] = 40
+    """Episodes a rollout and task group (the paper's D is N·T env steps)."""
+    W: Annotated[int, short("W")] = 20
+    """Warm-up iterations a task: only the master learns (paper: W)."""
+    U: Annotated[int, short("U")] = 1
+    """Joint iterations a task: the sub-policies learn too (paper: U)."""
+    tasks: int = 100
+    """Outer iterations; each draws a task and makes a new master for every group."""
+    K: Annotated[int, short("K")] = 10
+    """PPO epochs an iteration."""
+    T: Annotated[int, short("T")] = 50
+    """Horizon: env steps after which an episode is truncated."""
+    high_len: int = 10
+    """Env steps between two decisions of the master (paper: N)."""
+    num_low: int = 2
+    """Number of sub-policies (paper: K)."""
+    groups: int = 1
+    """Task groups in step, each with its own task and master; they share the sub-policies (paper: 10)."""
+    bs: int = 64
+    """Minibatch of a master, in decisions."""
+    parts_low: int = 15
+    """Minibatches into which an epoch splits the sub-policies' samples."""
+    hlr: float = 1e-2
+    """Adam's learning rate for the masters θ."""
+    llr: float = 3e-4
+    """Adam's learning rate for the sub-policies φ."""
+    gamma: float = 0.99
+    """Discount γ, of a step for the sub-policies and of a decision for the master."""
+    lam: float = 0.95
+    """λ of generalised advantage estimation, at both timescales."""
+    epsilon: float = 0.2
+    """ε of PPO's clipped ratio."""
+    c1: float = 0.5
+    """Weight of the value loss."""
+    c2: float = 0.0
+    """Weight of the master's entropy bonus."""
+    c2_low: float = 0.0
+    """Weight of the sub-policies' entropy bonus, at first (see --fade)."""
+    explore: float = 0.0
+    """Probability that a joint rollout replaces a master's decision by a uniformly random one, at first (see --fade)."""
+    fade: int = 0
+    """Outer iterations over which --explore and --c2_low go linearly to 0; with 0 they stay."""
+    hidden: int = 64
+    """Units in each of the two hidden layers of every network."""
+    log_std: float = 0.0
+    """Initial log standard deviation of continuous actions."""
+    normalise: bool = True
+    """Normalise observations by their running mean and variance, clipped to ±5."""
+    reward_scale: float = 1.0
+    """Factor on rewards inside the learner; reported returns are without it."""
+    record: int = 10
+    """Outer iterations between two sets of videos; 0 for none."""
+    test_episodes: int = 1000
+    """Episodes of each task in the final test."""
+    seed: int = 626
+    """Seed of everything random."""
+    device: str = "cpu"
+    """Torch device of networks and, where it is written in torch, environment."""
+    out: str = ""
+    """Run folder; runs/<env>-<time> if empty."""
+    resume: Annotated[bool, short("c"), tyro.conf.FlagCreatePairsOff] = False
+    """Continue the run in --out from its checkpoint."""
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """Where curves go: auto is online if you are logged in, else offline."""
+    wandb_project: str = "mlsh"
+    """Project name on wandb."""
+    wandb_group: str = ""
+    """Group name on wandb; the environment's id if empty."""
+    wandb_name: str = ""
+    """Run name on wandb; the run folder's name if empty."""
+
+    @property
+    def rollout(self):
+        """Keyword arguments of `collect`."""
+        return {k: getattr(self, k) for k in ("T", "high_len", "gamma", "lam", "reward_scale")}
+
+    @property
+    def master_ppo(self):
+        """Keyword arguments of `update` for the masters."""
+        decisions = self.N * -(-self.T // self.high_len)
+        return {"parts": -(-decisions // self.bs), "c2": self.c2, **self._ppo}
+
+    def low_ppo(self, iteration):
+        """Keyword arguments of `update` for the sub-policies at an outer iteration."""
+        return {"parts": self.parts_low, "c2": self.c2_low * self.faded(iteration), **self._ppo}
+
+    @property
+    def _ppo(self):
+        return {"epochs": self.K, "epsilon": self.epsilon, "c1": self.c1}
+
+    def faded(self, iteration):
+        """What remains of --explore and --c2_low at an outer iteration: a factor in [0, 1]."""
+        return max(0.0, 1 - iteration / self.fade) if self.fade else 1.0
+
+    def as_dict(self):
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values):
+        return cls(**values)
+
+    def validate(self):
+        """Raise a UserError that names the first flag with a value that cannot work."""
+        counts = ("N", "tasks", "K", "T", "high_len", "num_low", "groups", "bs", "parts_low", "hidden", "test_episodes")
+        for name in counts:
+            self._demand(name, getattr(self, name) >= 1, "use 1 or more")
+        for name in ("W", "U", "record", "fade", "seed"):
+            self._demand(name, getattr(self, name) >= 0, "use 0 or more")
+        if self.W == self.U == 0:
+            raise UserError("-W 0 and -U 0 together learn nothing; make one of them positive")
+        for name in ("hlr", "llr", "epsilon", "reward_scale"):
+            value = getattr(self, name)
+            self._demand(name, math.isfinite(value) and value > 0, "use a positive number")
+        for name in ("gamma", "lam", "explore"):
+            self._demand(name, 0 <= getattr(self, name) <= 1, "use a number from 0 to 1")
+        for name in ("c1", "c2", "c2_low"):
+            value = getattr(self, name)
+            self._demand(name, math.isfinite(value) and value >= 0, "use 0 or a positive number")
+        self._demand("log_std", math.isfinite(self.log_std), "use a finite number")
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError):
+            raise UserError(f"--device {self.device} is not available here; use cpu, or cuda with a GPU") from None
+
+    def _demand(self, name, holds, remedy):
+        if not holds:
+            flag = f"-{name}" if len(name) == 1 else f"--{name}"
+            raise UserError(f"{flag} is {getattr(self, name)}: {remedy}")
+
+
+PRESETS = {
+    "MovementBandits-v0": {
+        "N": 40,
+        "W": 60,
+        "U": 1,
+        "tasks": 40,
+        "T": 50,
+        "high_len": 10,
+        "groups": 8,
+        "llr": 2e-3,
+        "explore": 0.1,
+        "c2_low": 0.02,
+        "fade": 30,
+        "reward_scale": 0.1,
+    },
+}
+PRESETS["MovementBandits4-v0"] = PRESETS["MovementBandits-v0"] | {"num_low": 4}
+
+CHANGEABLE = ("tasks", "record", "wandb", "device", "resume", "out")  # by -c
+
+
+def parse(argv, load):
+    """Read the command line `argv`. Returns a valid Config and, with -c, what `load(run folder)` gave, else None.
+
+    With -c the defaults are the checkpoint's; a flag that says otherwise is refused, but for `CHANGEABLE`.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--env", default=Config.env)
+    first.add_argument("--out", default="")
+    first.add_argument("-c", "--resume", action="store_true")
+    known, _ = first.parse_known_args(argv)
+    saved = None
+    if known.resume:
+        if not known.out:
+            raise UserError("-c continues the run in --out; add --out DIR")
+        saved = load(known.out)
+        default = saved["config"]
+    else:
+        default = Config(**({"env": known.env} | PRESETS.get(known.env.split(":")[-1], {})))
+    cfg = tyro.cli(Config, args=argv, default=default, config=(tyro.conf.FlagConversionOff,))
+    for name, value in default.as_dict().items() if saved else ():
+        if name not in CHANGEABLE and getattr(cfg, name) != value:
+            allowed = ", ".join(f"--{n}" for n in CHANGEABLE[:4])
+            raise UserError(f"--{name} {getattr(cfg, name)} contradicts the run ({value}); with -c only {allowed} may change")
+    cfg.validate()
+    return cfg, saved

@@ -1,0 +1,46 @@
+"""The task families, registered with Gymnasium on import."""
+
+import importlib
+
+import gymnasium as gym
+from gymnasium.envs.registration import load_env_creator
+
+from mlsh.errors import UserError
+
+IDS = ("MovementBandits-v0", "MovementBandits4-v0")
+
+for goals, env_id in ((2, "MovementBandits-v0"), (4, "MovementBandits4-v0")):
+    gym.register(
+        env_id,
+        entry_point="mlsh.envs.movement_bandits:MovementBandits",
+        vector_entry_point="mlsh.envs.movement_bandits:MovementBanditsVector",
+        max_episode_steps=50,
+        kwargs={"num_goals": goals},
+    )
+
+
+def make_env(cfg, num_envs, render_mode=None):
+    """The batched environment that a Config names: `num_envs` episodes of `cfg.T` steps, on `cfg.device`.
+
+    Raises UserError if there is no such environment, or if it has no task distribution.
+    """
+    try:
+        module, _, env_id = cfg.env.rpartition(":")
+        if module:
+            importlib.import_module(module)
+        creator = gym.spec(env_id).vector_entry_point
+        if isinstance(creator, str):
+            creator = load_env_creator(creator)
+    except (gym.error.Error, ImportError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"--env {cfg.env} is unknown ({reason}); the package's own are {', '.join(IDS)}") from None
+    if not (hasattr(creator, "set_task") and hasattr(creator, "sample_task")):
+        raise UserError(f"--env {cfg.env} has no task distribution; its batched class needs sample_task and set_task")
+    return gym.make_vec(
+        env_id,
+        num_envs=num_envs,
+        vectorization_mode="vector_entry_point",
+        max_episode_steps=cfg.T,
+        render_mode=render_mode,
+        device=cfg.device,
+    )

@@ -1,0 +1,127 @@
+"""What every task family shares: a batched environment on torch tensors, and its view as an ordinary one."""
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+
+class VectorTasks(VectorEnv):
+    """A family of tasks as one batch of episodes that start together; arrays are torch tensors on `device`.
+
+    The E = `num_envs` episodes fall into equal blocks of neighbours: `reset` takes a seed and `set_task` a task for
+    each block, so that the episodes of one task group depend on that group's own seed alone. Nothing resets by
+    itself; an episode that ended may be stepped on, and what it then returns means nothing.
+
+    A subclass sets `single_observation_space` and `single_action_space`, defines `_reset`, `_step` and `render`, and
+    either `train_tasks` (a finite family: the list 0 … n-1) or `sample_task`.
+    """
+
+    metadata = {"autoreset_mode": AutoresetMode.DISABLED, "render_modes": ["human", "rgb_array"], "render_fps": 10}
+    train_tasks: list | None = None
+
+    def __init__(self, num_envs, max_episode_steps, render_mode, device):
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise ValueError(f"render_mode is {render_mode!r}; use one of {self.metadata['render_modes']}")
+        self.num_envs = num_envs
+        self.max_episode_steps = max_episode_steps
+        self.render_mode = render_mode
+        self.device = torch.device(device)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.task = [self.default_task] * num_envs
+        self._rngs = [np.random.default_rng()]
+
+    @property
+    def default_task(self):
+        """The task before anybody called `set_task`."""
+        return self.train_tasks[0]
+
+    def sample_task(self, rng):
+        """Draw a task with the NumPy generator `rng`."""
+        return self.train_tasks[rng.integers(len(self.train_tasks))]
+
+    def task_label(self, task):
+        """The task's name for people."""
+        return str(task)
+
+    def set_task(self, task):
+        """Give every episode `task`, or the j-th block of episodes `task[j]`; it holds from the next reset on."""
+        tasks = list(task) if isinstance(task, (list, tuple)) else [task]
+        self.task = [t for t in tasks for _ in range(self._block(len(tasks), "tasks"))]
+
+    def reset(self, *, seed=None, options=None):
+        """Start E new episodes; `seed` is an int, a list of ints (one a block), or None to draw on."""
+        if seed is not None:
+            seeds = list(seed) if isinstance(seed, (list, tuple)) else [seed]
+            self._block(len(seeds), "seeds")
+            self._rngs = [np.random.default_rng(s) for s in seeds]
+        self._elapsed = 0
+        return self._reset(), {}
+
+    def step(self, actions):
+        """Return observation [E, …], reward [E] (float32), terminated [E], truncated [E] (bool) and an info dict."""
+        self._elapsed += 1
+        observation, reward, terminated, info = self._step(actions)
+        truncated = torch.full_like(terminated, self._elapsed == self.max_episode_steps)
+        return observation, reward, terminated, truncated, info
+
+    def _draw(self, sample):
+        """`sample(rng, size)` for every block, stacked to a float32 tensor of [E, …]."""
+        block = self._block(len(self._rngs), "seeds")
+        drawn = np.concatenate([sample(rng, block) for rng in self._rngs])
+        return torch.as_tensor(drawn, dtype=torch.float32, device=self.device)
+
+    def _block(self, count, what):
+        if self.num_envs % count:
+            raise ValueError(f"{count} {what} do not divide {self.num_envs} episodes into equal blocks")
+        return self.num_envs // count
+
+
+class SingleEnv(gym.Env):
+    """One episode of a VectorTasks as an ordinary Gymnasium environment on NumPy arrays."""
+
+    vector_class: type[VectorTasks]
+
+    def __init__(self, render_mode=None, **kwargs):
+        self._vector = self.vector_class(num_envs=1, render_mode=render_mode, **kwargs)
+        self.metadata = {k: v for k, v in self._vector.metadata.items() if k != "autoreset_mode"}
+        self.render_mode = render_mode
+        self.observation_space = self._vector.single_observation_space
+        self.action_space = self._vector.single_action_space
+
+    @property
+    def train_tasks(self):
+        return self._vector.train_tasks
+
+    @property
+    def task(self):
+        return self._vector.task[0]
+
+    def sample_task(self, rng):
+        return self._vector.sample_task(rng)
+
+    def set_task(self, task):
+        self._vector.set_task([task])
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self._vector._rngs = [self.np_random]
+        observation, info = self._vector.reset(options=options)
+        if self.render_mode == "human":
+            self._vector.render()
+        return observation[0].numpy(), info
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = self._vector.step(torch.as_tensor(action)[None])
+        if self.render_mode == "human":
+            self._vector.render()
+        return observation[0].numpy(), reward.item(), terminated.item(), truncated.item(), info
+
+    def render(self):
+        frames = self._vector.render()
+        return None if frames is None else frames[0]
+
+    def close(self):
+        self._vector.close()

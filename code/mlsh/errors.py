@@ -1,0 +1,22 @@
+"""Errors that a user can cause, and how a command reports them."""
+
+import signal
+import sys
+
+
+class UserError(Exception):
+    """What went wrong and the remedy, in one line; the command prints it and exits with 2."""
+
+
+def run_command(main):
+    """Call `main()` as a command's whole program: no traceback for a UserError, Ctrl-C and SIGTERM alike.
+
+    Both signals reach `main` as KeyboardInterrupt; if it lets that out, the exit code is 130.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"{sys.argv[0]}: error: {error}") 
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,240 @@
+"""Where a run's figures go: metrics.csv, curves, videos, the progress bar and wandb."""
+
+import csv
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import imageio
+import numpy as np
+import torch
+import wandb
+from tqdm import tqdm
+
+from mlsh.errors import UserError
+
+PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "pygame-ce", "wandb", "imageio", "matplotlib")
+REWARDS = ("pretrain_reward", "trained_reward", "joint_reward")
+LOSSES = ("policy_loss", "value_loss", "kl", "clip_fraction", "entropy")
+
+
+def make_run_folder(cfg):
+    """Create and return --out, or runs/<env>-<time>; refuse one that is in use unless it is to be continued."""
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder = Path(cfg.out or f"runs/{cfg.env.split(':')[-1]}-{stamp}")
+    try:
+        if not cfg.resume and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"--out {folder} is not empty; continue it with -c or name another folder")
+        (folder / "videos").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the run folder {folder} ({error.strerror}); name another with --out") from None
+    return folder
+
+
+def describe_machine():
+    """Commit, versions and hardware, for config.json."""
+    here = Path(__file__).parent
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
+    try:
+        names = [line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
+    except OSError:
+        names = []
+    return {
+        "commit": git.stdout.strip(),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "processor": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def read_metrics(folder):
+    """The rows of a run folder's metrics.csv as dicts of strings; a last line cut short by a kill is left out."""
+    with open(Path(folder) / "metrics.csv", newline="") as file:
+        return [row for row in csv.DictReader(file) if None not in row.values()]
+
+
+class Logger:
+    """Writes one run's folder and mirrors it to wandb.
+
+    `progress` is the checkpoint's: rows of metrics.csv beyond it, which a killed run may have left, are dropped.
+    """
+
+    def __init__(self, cfg, folder, progress):
+        begun, run_id = progress["iteration"], progress["run_id"]
+        self.cfg = cfg
+        self.folder = folder
+        columns = ["iteration", "group", "task", *REWARDS, "env_steps", "seconds"]
+        columns += [f"share_{k}" for k in range(cfg.num_low)]
+        columns += [f"{who}_{name}" for who in ("master", *self._subs()) for name in LOSSES]
+        config = {"run_id": run_id, "config": cfg.as_dict(), "machine": describe_machine()}
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        kept = [row for row in read_metrics(folder) if int(row["iteration"]) < begun] if begun else []
+        self._file = open(folder / "metrics.csv", "w", newline="")
+        self._writer = csv.DictWriter(self._file, columns)
+        self._writer.writeheader()
+        self._writer.writerows(kept)
+        self._file.flush()
+        self._wandb = start_wandb(cfg, folder, run_id)
+        inner = cfg.W + cfg.U
+        self._bar = tqdm(total=cfg.tasks * inner, initial=begun * inner, unit="it", dynamic_ncols=True)
+        self._trained, self._rate_from = "", None
+        self._start = time.monotonic() - progress["seconds"]
+
+    @property
+    def seconds(self):
+        """Wall-clock seconds of training, earlier parts of a continued run included."""
+        return time.monotonic() - self._start
+
+    def _subs(self):
+        return [f"sub{k}" for k in range(self.cfg.num_low)]
+
+    def step(self, iteration, phase, rollout, env_steps):
+        """After an inner iteration: the bar, and wandb's `reward`."""
+        now = time.monotonic()
+        if self._rate_from is None:
+            self._rate_from = env_steps, now
+        steps, then = self._rate_from
+        rate = f"{(env_steps - steps) / (now - then):,.0f} steps/s" if now > then else ""
+        self._bar.set_description_str(f"task {iteration + 1}/{self.cfg.tasks} {phase}", refresh=False)
+        self._bar.set_postfix_str(", ".join(filter(None, (self._trained, rate))), refresh=False)
+        self._bar.update()
+        self._log({"reward": rollout.episode_return.mean().item(), "env_steps": env_steps})
+
+    def task_done(self, iteration, tasks, rollouts, master, low, env_steps):
+        """After an outer iteration: a row a group.
+
+        `rollouts`: the played episodes behind each of `REWARDS`; `master`, `low`: what the last `update` of each
+        returned (`low` empty without joint iterations).
+        """
+        rewards = {name: r.episode_return.mean(1).tolist() for name, r in zip(REWARDS, rollouts, strict=True)}
+        share = rollouts[1].share.tolist()
+        subs = {f"{who}_{k}": v for k, x in low.items() for who, v in zip(self._subs(), x.tolist(), strict=True)}
+        masters = {f"master_{k}": x.tolist() for k, x in master.items()}
+        logged = dict(subs)
+        for g, task in enumerate(tasks):
+            row = {"iteration": iteration, "group": g, "task": task, "env_steps": env_steps, "seconds": f"{self.seconds:.2f}"}
+            row |= {name: x[g] for name, x in (rewards | masters).items()} | subs
+            row |= {f"share_{k}": x for k, x in enumerate(share[g])}
+            self._writer.writerow(row)
+        for name, x in (rewards | masters).items():
+            logged[name] = sum(x) / len(x)
+        for task in {str(t): t for t in tasks}.values():
+            of_task = [g for g, t in enumerate(tasks) if t == task]
+            for name in REWARDS:
+                logged[f"{task}_{name}"] = sum(rewards[name][g] for g in of_task) / len(of_task)
+            for k in range(self.cfg.num_low):
+                logged[f"{task}_share_{k}"] = sum(share[g][k] for g in of_task) / len(of_task)
+        self._file.flush()
+        self._trained = f"trained reward {logged['trained_reward']:.2f}"
+        self._log(logged | {"env_steps": env_steps})
+
+    def video(self, iteration, name, frames, fps, env_steps):
+        """Write frames (uint8 [H, W, 3] each) to videos/ and to wandb under `name`."""
+        path = self.folder / "videos" / f"{iteration:05d}-{name}.gif"
+        write_video(path, frames, fps)
+        if self._wandb:
+            self._log({name: wandb.Video(str(path), format="gif"), "env_steps": env_steps})
+
+    def finish(self, results=None):
+        """Draw the curves, write results.json, log the checkpoint as an artifact, close everything."""
+        self._bar.close()
+        self._file.close()
+        draw_curves(self.folder)
+        if results:
+            (self.folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        self._try_wandb(self._finish_wandb, results)
+
+    def _finish_wandb(self, results):
+        run = self._wandb
+        for row in (results or {}).get("test", []):
+            run.summary[f"{row['task']}_test_return"] = row["return"]
+        run.log({"curves": wandb.Image(str(self.folder / "curves.png"))})
+        artifact = wandb.Artifact(f"checkpoint-{run.id}", type="model")
+        artifact.add_file(str(self.folder / "checkpoint.pt"))
+        run.log_artifact(artifact)
+        run.finish()
+
+    def _log(self, values):
+        self._try_wandb(lambda: self._wandb.log(values))
+
+    def _try_wandb(self, call, *args):
+        """wandb may fail as it likes: say so once and go on without it."""
+        if self._wandb is None:
+            return
+        try:
+            call(*args)
+        except Exception as error:
+            self._wandb = None
+            self._bar.write(f"wandb failed and is off from here on: {error}", file=sys.stderr)
+
+
+def start_wandb(cfg, folder, run_id):
+    """The wandb run, or None: online, offline or disabled as --wandb says; auto never asks for a login."""
+    if cfg.wandb == "disabled":
+        return None
+    mode = cfg.wandb
+    try:
+        if mode == "auto":
+            mode = "online" if wandb.login(prompt=False) else "offline"
+        run = wandb.init(
+            project=cfg.wandb_project,
+            group=cfg.wandb_group or cfg.env.split(":")[-1],
+            name=cfg.wandb_name or folder.name,
+            id=run_id,
+            resume="allow",
+            dir=str(folder),
+            mode=mode,
+            config=cfg.as_dict(),
+            settings=wandb.Settings(silent=True, console="off", init_timeout=30),
+        )
+        run.define_metric("env_steps")
+        run.define_metric("*", step_metric="env_steps")
+    except Exception as error:
+        print(f"wandb did not start, going on without it: {' '.join(str(error).split())}", file=sys.stderr)
+        return None
+    if run.offline:
+        print(f"wandb is offline; `wandb login`, then `wandb sync {Path(run.dir).parent}` to see it", file=sys.stderr)
+    else:
+        print(f"wandb: {run.url}", file=sys.stderr)
+    return run
+
+
+def write_video(path, frames, fps):
+    """Write frames (uint8 [H, W, 3] each) as .gif or .mp4, by the ending of `path`."""
+    try:
+        if Path(path).suffix == ".gif":
+            imageio.mimsave(path, frames, duration=1000 / fps, loop=0)
+        else:
+            imageio.mimsave(path, frames, fps=fps, macro_block_size=2)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot write {path} ({error}); use a writable path that ends in .gif or .mp4") from None
+
+
+def draw_curves(folder):
+    """curves.png from metrics.csv: a panel a task (of at most six) and one for all, return against env steps."""
+    from matplotlib.figure import Figure
+
+    rows = read_metrics(folder)
+    panels = list(dict.fromkeys(sorted(row["task"] for row in rows)))
+    panels = [*(panels if len(panels) <= 6 else []), None]
+    figure = Figure(figsize=(4 * len(panels), 3.2), layout="constrained")
+    for axes, task in zip(figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels, strict=True):
+        mine = [row for row in rows if task in (None, row["task"])]
+        steps = sorted({int(row["env_steps"]) for row in mine})
+        for name, style in zip(REWARDS, ("C7:", "C0-", "C1--"), strict=True):
+            mean = [np.mean([float(row[name]) for row in mine if int(row["env_steps"]) == s]) for s in steps]
+            axes.plot(np.divide(steps, 1e6), mean, style, label=name.replace("_reward", ""))
+        axes.set(title="all tasks" if task is None else f"task {task}", xlabel="million env steps")
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("mean episode return")
+    figure.axes[0].legend()
+    figure.savefig(folder / "curves.png", dpi=110)

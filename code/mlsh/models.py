@@ -1,0 +1,158 @@
+"""The master policy, the sub-policies and the observation normaliser."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from gymnasium.spaces import Discrete
+from torch import nn
+
+
+class ActorCritic(nn.Module):
+    """n independent actor-critics over one pair of spaces: the G masters, or the K sub-policies.
+
+    Policy and value are separate networks with two hidden tanh layers. Every parameter leads with n, the hidden layers
+    with [n, 2] (policy, value), so a layer of all of them is one batched matmul. A Discrete space gets a softmax
+    policy, a Box a Gaussian with a state-independent log standard deviation. Throughout, `params` are the parameters
+    of that distribution: logits [..., A], or means and log standard deviations [..., 2A].
+    """
+
+    def __init__(self, n, obs_size, action_space, hidden=64, log_std=0.0):
+        super().__init__()
+        self.n = n
+        self.shape = (obs_size, action_space, hidden, log_std)
+        self.discrete = isinstance(action_space, Discrete)
+        self.action_size = int(action_space.n) if self.discrete else math.prod(action_space.shape)
+        for name, *shape in (
+            ("weight1", 2, obs_size, hidden),
+            ("bias1", 2, 1, hidden),
+            ("weight2", 2, hidden, hidden),
+            ("bias2", 2, 1, hidden),
+            ("policy_weight", hidden, self.action_size),
+            ("policy_bias", 1, self.action_size),
+            ("value_weight", hidden, 1),
+            ("value_bias", 1, 1),
+        ):
+            self.register_parameter(name, nn.Parameter(torch.zeros(n, *shape)))
+        if not self.discrete:
+            self.log_std = nn.Parameter(torch.empty(n, 1, self.action_size))
+
+    @torch.no_grad()
+    def reset(self, rngs):
+        """Draw all parameters anew, member i's with the NumPy generator `rngs[i]`: orthogonal weights, zero biases."""
+        gains = {"weight1": math.sqrt(2), "weight2": math.sqrt(2), "policy_weight": 0.01, "value_weight": 1.0}
+        for parameter in self.parameters():
+            parameter.zero_()
+        for i, rng in enumerate(rngs):
+            generator = torch.Generator().manual_seed(int(rng.integers(2**32)))
+            for name, gain in gains.items():
+                for weight in getattr(self, name)[i].view(-1, *getattr(self, name).shape[-2:]):
+                    weight.copy_(nn.init.orthogonal_(torch.empty(weight.shape), gain, generator=generator))
+        if not self.discrete:
+            self.log_std.fill_(self.shape[-1])
+
+    def like(self, n):
+        """A new ActorCritic of n members with the same networks, on the same device, its parameters zero."""
+        return ActorCritic(n, *self.shape).to(self.policy_bias.device)
+
+    def only(self, members):
+        """A copy of the listed members."""
+        copy = self.like(len(members))
+        copy.load_state_dict({name: tensor[members] for name, tensor in self.state_dict().items()})
+        return copy
+
+    def _hidden(self, obs, nets):  # [n, B, obs] -> [n, nets, B, hidden]
+        x = obs[:, None].expand(-1, nets.stop - nets.start, -1, -1).flatten(0, 1)
+        x = torch.tanh(torch.baddbmm(self.bias1[:, nets].flatten(0, 1), x, self.weight1[:, nets].flatten(0, 1)))
+        x = torch.tanh(torch.baddbmm(self.bias2[:, nets].flatten(0, 1), x, self.weight2[:, nets].flatten(0, 1)))
+        return x.view(self.n, -1, *x.shape[1:])
+
+    def _params(self, h):
+        out = torch.baddbmm(self.policy_bias, h, self.policy_weight)
+        return out if self.discrete else torch.cat((out, self.log_std.expand_as(out)), -1)
+
+    def _value(self, h):
+        return torch.baddbmm(self.value_bias, h, self.value_weight)[..., 0]
+
+    def forward(self, obs):
+        """Params [n, B, A or 2A] and value [n, B] at obs [n, B, obs]."""
+        policy, value = self._hidden(obs, slice(0, 2)).unbind(1)
+        return self._params(policy), self._value(value)
+
+    def params(self, obs):
+        """The policy alone: [n, B, obs] -> [n, B, A or 2A]."""
+        return self._params(self._hidden(obs, slice(0, 1))[:, 0])
+
+    def value(self, obs):
+        """The value alone: [n, B, obs] -> [n, B]."""
+        return self._value(self._hidden(obs, slice(1, 2))[:, 0])
+
+    def distribution(self, params):
+        if self.discrete:
+            return torch.distributions.Categorical(logits=params, validate_args=False)
+        mean, log_std = params.chunk(2, -1)
+        normal = torch.distributions.Normal(mean, log_std.exp(), validate_args=False)
+        return torch.distributions.Independent(normal, 1, validate_args=False)
+
+    def noise(self, rng, *shape):
+        """The randomness that `sample` wants, a float32 array of `shape` + [A]: Gumbel or standard normal."""
+        size = (*shape, self.action_size)
+        if self.discrete:
+            return -np.log(rng.standard_exponential(size, dtype=np.float32))
+        return rng.standard_normal(size, dtype=np.float32)
+
+    def sample(self, params, noise):
+        """The action that `noise` picks: an index [...], or an unbounded vector [..., A]."""
+        if self.discrete:
+            return (params + noise).argmax(-1)
+        mean, log_std = params.chunk(2, -1)
+        return mean + log_std.exp() * noise
+
+
+class Normaliser(nn.Module):
+    """Scales observations to (x − μ)/σ, clipped to ±5, by running statistics that only `update` changes.
+
+    Before the first update, and always with `enabled` false, it hands observations through.
+    """
+
+    def __init__(self, size, enabled=True):
+        super().__init__()
+        self.enabled = enabled
+        self.register_buffer("mean", torch.zeros(size, dtype=torch.float64))
+        self.register_buffer("var", torch.ones(size, dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    @torch.no_grad()
+    def update(self, x):  # [S, size]
+        """Merge the observations `x` into the statistics (Chan, Golub and LeVeque 1979)."""
+        x = x.double()
+        count = self.count + len(x)
+        delta = x.mean(0) - self.mean
+        squares = self.var * self.count + x.var(0, correction=0) * len(x) + delta**2 * self.count * len(x) / count
+        self.mean += delta * len(x) / count
+        self.var.copy_(squares / count)
+        self.count.copy_(count)
+
+    def forward(self, x):
+        if not self.enabled or not self.count:
+            return x
+        return ((x - self.mean.float()) / (self.var.float().sqrt() + 1e-8)).clamp(-5, 5)
+
+
+class Hierarchy(NamedTuple):
+    """The agent: G masters (θ, one a task group), K sub-policies (φ, shared), the normaliser before them all."""
+
+    master: ActorCritic
+    subs: ActorCritic
+    normaliser: Normaliser
+
+    @classmethod
+    def build(cls, cfg, env):
+        """The agent of a `Config` for a batched environment, all parameters zero: call reset on master and subs."""
+        obs_size = math.prod(env.single_observation_space.shape)
+        return cls(
+            ActorCritic(cfg.groups, obs_size, Discrete(cfg.num_low), cfg.hidden).to(cfg.device),
+            ActorCritic(cfg.num_low, obs_size, env.single_action_space, cfg.hidden, cfg.log_std).to(cfg.device),
+            Normaliser(obs_size, cfg.normalise).to(cfg.device),
+        )

@@ -1,0 +1,131 @@
+"""Proximal policy optimisation: it knows policies and batches, and nothing of hierarchy."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+
+class Batch(NamedTuple):
+    """S samples. Each is learned from by one member of the policy, and belongs to one task group."""
+
+    obs: torch.Tensor  # [S, obs], normalised
+    action: torch.Tensor  # [S] or [S, A]
+    log_prob: torch.Tensor  # [S]
+    advantage: torch.Tensor  # [S]
+    value: torch.Tensor  # [S]
+    value_target: torch.Tensor  # [S]
+    member: torch.Tensor  # [S], which of the policy's n networks acted
+    group: torch.Tensor  # [S]
+
+
+def gae(reward, value, goes_on, gamma, lam):
+    """Generalised advantage estimation (Schulman et al. 2016) over a time-ordered grid.
+
+    reward, goes_on [T, E]; value [T + 1, E]. Where `goes_on` is false the episode terminated at that step, and
+    nothing after it counts. Returns the advantages [T, E].
+    """
+    delta = reward + gamma * value[1:] * goes_on - value[:-1]
+    discount = gamma * lam * goes_on
+    advantage = torch.empty_like(reward)
+    last = torch.zeros_like(reward[0])
+    for t in reversed(range(len(reward))):
+        last = torch.addcmul(delta[t], discount[t], last)
+        advantage[t] = last
+    return advantage
+
+
+def minibatches(member, group, n, parts, epochs, rngs):
+    """Shuffle the samples into `epochs` × `parts` minibatches, each with a row of samples for every member.
+
+    The samples of one group and member are spread evenly over the parts, in an order drawn from that group's own
+    generator, so a group's share of a minibatch does not depend on the other groups. `member`, `group`: int arrays
+    [S], `group` counting from 0. Returns index [epochs * parts, n, width] (int64) and weight, same shape (float32),
+    which sums to 1 over a row, or to 0 where a member has no sample; padding weighs 0.
+    """
+    S = len(member)
+    key = np.empty((epochs, S))
+    for g, rng in enumerate(rngs):
+        mine = np.flatnonzero(group == g)
+        key[:, mine] = rng.random((epochs, len(mine)))
+    cell = group * n + member
+    order = np.lexsort((key, np.broadcast_to(cell, key.shape)))  # [epochs, S], by cell, then shuffled
+    size = np.bincount(cell, minlength=n * len(rngs))
+    sorted_cell = np.sort(cell)
+    rank = np.arange(S) - (size.cumsum() - size)[sorted_cell]  # within the cell
+    part = rank * parts // size[sorted_cell]  # [S], the same in every epoch
+    row = part * n + member[order[0]]  # [S], minibatch and member
+    by_row = np.argsort(row, kind="stable")
+    length = np.bincount(row, minlength=parts * n)  # [parts * n]
+    column = np.arange(S) - (length.cumsum() - length)[row[by_row]]
+    index = np.zeros((epochs, parts * n, length.max()), np.int64)
+    weight = np.zeros((parts * n, length.max()), np.float32)
+    index[:, row[by_row], column] = order[:, by_row]
+    weight[row[by_row], column] = 1 / length[row[by_row]]
+    shape = (epochs * parts, n, -1)
+    return index.reshape(shape), np.tile(weight, (epochs, 1, 1)).reshape(shape)
+
+
+def update(policy, optimizer, batch, rngs, *, parts, epochs, epsilon, c1, c2):
+    """PPO with the clipped objective: `epochs` passes over `batch` in `parts` minibatches each.
+
+    Every sample moves its own member's parameters only. A member with fewer than two samples keeps its parameters
+    and optimiser state. Advantages are normalised within a group and member. Returns a dict of [n] tensors,
+    measured over the whole batch after the update: policy_loss, value_loss, entropy, kl, clip_fraction.
+    """
+    n = policy.n
+    member, group = batch.member.cpu().numpy(), batch.group.cpu().numpy()
+    index, weight = minibatches(member, group, n, parts, epochs, rngs)
+    index, weight = (torch.from_numpy(a).to(batch.obs.device) for a in (index, weight))
+    batch = batch._replace(advantage=normalise(batch.advantage, batch.group * n + batch.member, n * len(rngs)))
+    few = np.flatnonzero(np.bincount(member, minlength=n) < 2)
+    weight[:, few] = 0
+    kept = [(t, t[few].clone()) for t in tensors(policy, optimizer)] if len(few) else []
+
+    fields = (batch.obs, batch.action, batch.log_prob, batch.advantage, batch.value_target)
+    fields = [f[index] for f in fields]  # [epochs * parts, n, width, ...]
+    for obs, action, log_prob, advantage, value_target, w in zip(*fields, weight, strict=True):
+        params, value = policy(obs)
+        new = policy.distribution(params)
+        ratio = torch.exp(new.log_prob(action) - log_prob)
+        loss = -torch.min(ratio * advantage, ratio.clamp(1 - epsilon, 1 + epsilon) * advantage)
+        loss = loss + c1 * (value - value_target).square()
+        if c2:
+            loss = loss - c2 * new.entropy()
+        optimizer.zero_grad()
+        (loss * w).sum().backward()
+        optimizer.step()
+
+    with torch.no_grad():
+        for t, rows in kept:
+            t[few] = rows
+        # the last epoch has every sample once: [parts, n, width, ...] -> [n, parts * width, ...]
+        last = [f[-parts:].transpose(0, 1).flatten(1, 2) for f in (*fields, weight / parts)]
+        obs, action, log_prob, advantage, value_target, w = last
+        params, value = policy(obs)
+        new = policy.distribution(params)
+        log_ratio = new.log_prob(action) - log_prob
+        ratio = log_ratio.exp()
+        means = {
+            "policy_loss": -torch.min(ratio * advantage, ratio.clamp(1 - epsilon, 1 + epsilon) * advantage),
+            "value_loss": (value - value_target).square(),
+            "entropy": new.entropy(),
+            "kl": ratio - 1 - log_ratio,
+            "clip_fraction": ((ratio - 1).abs() > epsilon).float(),
+        }
+        return {name: (x * w).sum(1) for name, x in means.items()}
+
+
+def tensors(policy, optimizer):
+    """The policy's parameters and what the optimiser keeps of each, all with a leading member dimension."""
+    return [t.detach() for p in policy.parameters() for t in (p, *optimizer.state[p].values()) if t.dim()]
+
+
+def normalise(advantage, cell, cells):
+    """Shift and scale the advantages [S] to mean 0 and standard deviation 1 within each cell."""
+    count = torch.bincount(cell, minlength=cells).clamp(min=1)
+    zero = torch.zeros(cells, device=advantage.device)
+    mean = zero.index_add(0, cell, advantage) / count
+    centred = advantage - mean[cell]
+    std = (zero.index_add(0, cell, centred.square()) / count).sqrt()
+    return centred / (std[cell] + 1e-8)

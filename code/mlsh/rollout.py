@@ -1,0 +1,142 @@
+"""Play whole episodes at two timescales and hand back one batch for the masters and one for the sub-policies."""
+
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from mlsh.envs import make_env
+from mlsh.ppo import Batch, gae
+
+
+def streams(seed, iteration, purpose, groups):
+    """A NumPy generator for each group index in `groups`, a function of these four alone.
+
+    So an iteration can be repeated without the ones before it, and a group does not depend on where the others run.
+    """
+    return [np.random.default_rng((seed, iteration, zlib.crc32(purpose.encode()), g)) for g in groups]
+
+
+def balanced_tasks(env, seed, iteration, groups):
+    """A task for each of `groups` groups: of a finite family all equally often, as far as that divides."""
+    if env.train_tasks is None:
+        return [env.sample_task(rng) for rng in streams(seed, iteration, "task", range(groups))]
+    (rng,) = streams(seed, iteration, "task", [0])
+    rounds = -(-groups // len(env.train_tasks))
+    return [env.train_tasks[t] for _ in range(rounds) for t in rng.permutation(len(env.train_tasks))][:groups]
+
+
+class Rollout(NamedTuple):
+    master: Batch  # members are groups
+    low: Batch | None  # members are sub-policies
+    episode_return: torch.Tensor  # [G, N], undiscounted, unscaled
+    share: torch.Tensor  # [G, K], of the steps
+    obs: torch.Tensor  # [S, obs], as the environment gave them, for the normaliser
+    steps: int  # env steps simulated
+
+
+@torch.no_grad()
+def collect(env, agent, rngs, *, T, high_len, gamma, lam, explore=0.0, reward_scale=1.0, low=True, on_step=None):
+    """Play one episode of at most `T` steps in each of the env's E = G × N slots, group by group neighbours.
+
+    Every `high_len` steps a group's master picks a sub-policy (with probability `explore` a uniformly random one,
+    stored as if it were the master's own, as in the original); its rewards of these steps are summed to one reward.
+    GAE runs over both time-ordered grids before anything is sorted by sub-policy; low-level GAE runs across
+    switches, as in the original. At a time limit the value is bootstrapped, at a termination not.
+
+    `rngs`: one NumPy generator a group. `low`: also make the sub-policies' batch. `on_step()` is called after the
+    reset and after each step (for filming). Returns a `Rollout`; its batches hold the real samples only.
+    """
+    G, K, E = agent.master.n, agent.subs.n, env.num_envs
+    N, device = E // G, env.device
+    M = -(-T // high_len)
+
+    def draw(sample):  # sample(rng) [steps, N, ...] of each group -> [steps, E, ...]
+        return torch.from_numpy(np.concatenate([sample(rng) for rng in rngs], 1)).to(device)
+
+    obs, _ = env.reset(seed=[int(rng.integers(2**63)) for rng in rngs])
+    low_noise = draw(lambda rng: agent.subs.noise(rng, T, N))  # [T, E, A]
+    master_noise = draw(lambda rng: agent.master.noise(rng, M, N))  # [M, E, K]
+    if explore:
+        explores = draw(lambda rng: rng.random((M, N)) < explore)  # [M, E]
+        uniform = draw(lambda rng: rng.integers(K, size=(M, N)))
+    episode = torch.arange(E, device=device)
+    alive = torch.ones(E, dtype=torch.bool, device=device)
+    seen, valid, rewards, low_params, actions = [], [], [], [], []  # [T] of [E, ...]
+    choices, master_params = [], []  # [M] of [E, ...]
+    if on_step:
+        on_step()
+    for t in range(T):
+        x = agent.normaliser(obs)  # [E, obs]
+        if t % high_len == 0:
+            params = agent.master.params(x.view(G, N, -1)).view(E, K)
+            z = agent.master.sample(params, master_noise[t // high_len])  # [E]
+            if explore:
+                z = torch.where(explores[t // high_len], uniform[t // high_len], z)
+            master_params.append(params)
+            choices.append(z)
+        params = agent.subs.params(x.expand(K, E, -1))[z, episode]  # [E, A]
+        action = agent.subs.sample(params, low_noise[t])
+        seen.append(obs)
+        low_params.append(params)
+        actions.append(action)
+        valid.append(alive)
+        obs, reward, terminated, _, _ = env.step(action)
+        rewards.append(reward * alive)
+        alive = alive & ~terminated
+        if on_step:
+            on_step()
+    seen = torch.stack([*seen, obs])  # [T + 1, E, obs]
+    inputs = agent.normaliser(seen)
+    valid, reward, z = torch.stack(valid), torch.stack(rewards), torch.stack(choices)  # [T, E], [T, E], [M, E]
+    group = episode.div(N, rounding_mode="floor")
+
+    # the masters: one transition is up to high_len steps; it is real if its first step is
+    starts = torch.arange(0, T, high_len, device=device)
+    macro = torch.zeros(M, E, device=device).index_add(0, torch.arange(T, device=device) // high_len, reward)
+    at = inputs[[*range(0, T, high_len), T]]  # [M + 1, E, obs]
+    value = agent.master.value(at.transpose(0, 1).reshape(G, N * (M + 1), -1)).view(E, M + 1).T  # [M + 1, E]
+    ends = torch.cat((valid[starts[1:]], alive[None]))  # [M, E], the episode goes on after this transition
+    advantage = gae(macro * reward_scale, value, ends, gamma, lam)
+    master = flat_batch(
+        valid[starts], at[:-1], z, torch.stack(master_params), agent.master, advantage, value[:-1], group, group
+    )
+    z = z.repeat_interleave(high_len, 0)[:T]  # [T, E]
+    used = torch.nn.functional.one_hot(z, K) * valid[..., None]  # [T, E, K]
+    share = used.view(T, G, N, K).sum((0, 2), dtype=torch.float32)
+    low_batch = None
+    if low:
+        values = agent.subs.value(inputs.view(1, (T + 1) * E, -1).expand(K, -1, -1)).view(K, T + 1, E)
+        z_after = torch.cat((z, z[-1:]))
+        value = values.gather(0, z_after[None])[0]  # [T + 1, E], each by the sub-policy then active
+        ends = torch.cat((valid[1:], alive[None]))
+        advantage = gae(reward * reward_scale, value, ends, gamma, lam)
+        low_batch = flat_batch(
+            valid, inputs[:-1], torch.stack(actions), torch.stack(low_params), agent.subs, advantage, value[:-1], z, group
+        )
+    return Rollout(master, low_batch, reward.sum(0).view(G, N), share / share.sum(1, keepdim=True), seen[:-1][valid], T * E)
+
+
+def flat_batch(valid, obs, action, params, policy, advantage, value, member, group):
+    """The valid ones of the [steps, E] samples, one after the other; `member` and `group` [E] or [steps, E]."""
+    log_prob = policy.distribution(params).log_prob(action)
+    fields = (obs, action, log_prob, advantage, value, value + advantage)
+    indices = (member.expand_as(valid), group.expand_as(valid))
+    return Batch(*(x[valid] for x in (*fields, *indices)))
+
+
+def film(cfg, agent, tasks, rngs, most=4):
+    """Film one episode of each distinct task among `tasks` (one a master), of at most `most` of them.
+
+    Yields task, frames (uint8 [H, W, 3]) and frames per second.
+    """
+    shown = list({str(task): g for g, task in reversed(list(enumerate(tasks)))}.values())[::-1][:most]
+    env = make_env(cfg, len(shown), render_mode="rgb_array")
+    env.set_task([tasks[g] for g in shown])
+    agent = agent._replace(master=agent.master.only(shown))
+    frames = []
+    collect(env, agent, [rngs[g] for g in shown], low=False, on_step=lambda: frames.append(env.render()), **cfg.rollout)
+    env.close()
+    for j, g in enumerate(shown):
+        yield tasks[g], [frame[j] for frame in frames], env.metadata["render_fps"]

@@ -1,0 +1,23 @@
+from setuptools import find_packages, setup
+
+setup(
+    name="mlsh",
+    version="0.1.0",
+    description="Meta Learning Shared Hierarchies in PyTorch",
+    license="MIT",
+    python_requires=">=3.11",
+    package_dir={"": "code"},
+    packages=find_packages("code"),
+    install_requires=[
+        "torch>=2.6",
+        "numpy>=2.0",
+        "gymnasium>=1.1",
+        "pygame-ce>=2.5",
+        "imageio[ffmpeg]>=2.34",
+        "wandb>=0.19",
+        "tyro>=0.9",
+        "tqdm>=4.66",
+        "matplotlib>=3.9",
+    ],
+    extras_require={"test": ["pytest>=8", "ruff>=0.9"]},
+)
