@@ -26,6 +26,7 @@ def train(cfg, env, agent, low_optimizer, log, progress):
         agent.master.reset(streams(cfg.seed, i, "master", groups))
         master_optimizer = adam(agent.master, cfg.hlr)
         low_stats = {}
+        explore = cfg.explore * cfg.faded(i)
 
         def play(moment, i=i):
             """Episodes that are only looked at, and films of some more."""
@@ -37,14 +38,14 @@ def train(cfg, env, agent, low_optimizer, log, progress):
         pretrain = play("pretrain")
         for w in range(cfg.W):  # warm-up: only θ learns
             rngs = streams(cfg.seed, i, f"warmup {w}", groups)
-            rollout = collect(env, agent, rngs, low=False, **cfg.rollout)
+            rollout = collect(env, agent, rngs, low=False, explore=explore, **cfg.rollout)
             master_stats = update(agent.master, master_optimizer, rollout.master, rngs, **cfg.master_ppo)
             env_steps += rollout.steps
             log.step(i, "warm-up", rollout, env_steps)
         trained = play("warmup")
         for u in range(cfg.U):  # joint: θ and φ learn
             rngs = streams(cfg.seed, i, f"joint {u}", groups)
-            rollout = collect(env, agent, rngs, explore=cfg.explore * cfg.faded(i), **cfg.rollout)
+            rollout = collect(env, agent, rngs, explore=explore, **cfg.rollout)
             master_stats = update(agent.master, master_optimizer, rollout.master, rngs, **cfg.master_ppo)
             low_stats = update(agent.subs, low_optimizer, rollout.low, rngs, **cfg.low_ppo(i))
             agent.normaliser.update(rollout.obs)

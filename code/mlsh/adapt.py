@@ -49,7 +49,7 @@ def final_test(agent, tasks, cfg):
             "label": env.unwrapped.task_label(task),
             "return": returns[j].mean().item(),
             "standard_error": returns[j].std().item() / cfg.test_episodes**0.5,
-            "share": played.share[j].tolist(),
+            "share": [round(x, 4) for x in played.share[j].tolist()],
         }
         for j, task in enumerate(tasks)
     ]

@@ -65,7 +65,7 @@ class Config:
     c2_low: float = 0.0
     """Weight of the sub-policies' entropy bonus, at first (see --fade)."""
     explore: float = 0.0
-    """Probability that a joint rollout replaces a master's decision by a uniformly random one, at first (see --fade)."""
+    """Probability that training replaces a master's decision by a uniformly random one, at first (see --fade)."""
     fade: int = 0
     """Outer iterations over which --explore and --c2_low go linearly to 0; with 0 they stay."""
     hidden: int = 64
@@ -161,14 +161,17 @@ PRESETS = {
         "N": 40,
         "W": 60,
         "U": 1,
-        "tasks": 40,
+        "tasks": 36,
         "T": 50,
         "high_len": 10,
-        "groups": 8,
-        "llr": 2e-3,
+        "groups": 4,
+        "bs": 100,
+        "parts_low": 30,
+        "llr": 1.5e-3,
         "explore": 0.1,
         "c2_low": 0.02,
-        "fade": 30,
+        "fade": 24,
+        "normalise": False,
         "reward_scale": 0.1,
     },
 }
@@ -192,10 +195,10 @@ def parse(argv, load):
         if not known.out:
             raise UserError("-c continues the run in --out; add --out DIR")
         saved = load(known.out)
-        default = saved["config"]
+        default = dataclasses.replace(saved["config"], resume=False)
     else:
         default = Config(**({"env": known.env} | PRESETS.get(known.env.split(":")[-1], {})))
-    cfg = tyro.cli(Config, args=argv, default=default, config=(tyro.conf.FlagConversionOff,))
+    cfg = tyro.cli(Config, args=argv, default=default, use_underscores=True)
     for name, value in default.as_dict().items() if saved else ():
         if name not in CHANGEABLE and getattr(cfg, name) != value:
             allowed = ", ".join(f"--{n}" for n in CHANGEABLE[:4])

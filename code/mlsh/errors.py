@@ -17,6 +17,7 @@ def run_command(main):
     try:
         main()
     except UserError as error:
-        sys.exit(f"{sys.argv[0]}: error: {error}") 
+        print(f"{sys.argv[0]}: error: {error}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

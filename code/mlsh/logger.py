@@ -121,10 +121,10 @@ class Logger:
         masters = {f"master_{k}": x.tolist() for k, x in master.items()}
         logged = dict(subs)
         for g, task in enumerate(tasks):
-            row = {"iteration": iteration, "group": g, "task": task, "env_steps": env_steps, "seconds": f"{self.seconds:.2f}"}
+            row = {"iteration": iteration, "group": g, "task": task, "env_steps": env_steps, "seconds": self.seconds}
             row |= {name: x[g] for name, x in (rewards | masters).items()} | subs
             row |= {f"share_{k}": x for k, x in enumerate(share[g])}
-            self._writer.writerow(row)
+            self._writer.writerow({k: f"{x:.6g}" if isinstance(x, float) else x for k, x in row.items()})
         for name, x in (rewards | masters).items():
             logged[name] = sum(x) / len(x)
         for task in {str(t): t for t in tasks}.values():

@@ -84,9 +84,11 @@ class SingleEnv(gym.Env):
 
     vector_class: type[VectorTasks]
 
+    def __init_subclass__(cls):
+        cls.metadata = {k: v for k, v in cls.vector_class.metadata.items() if k != "autoreset_mode"}
+
     def __init__(self, render_mode=None, **kwargs):
         self._vector = self.vector_class(num_envs=1, render_mode=render_mode, **kwargs)
-        self.metadata = {k: v for k, v in self._vector.metadata.items() if k != "autoreset_mode"}
         self.render_mode = render_mode
         self.observation_space = self._vector.single_observation_space
         self.action_space = self._vector.single_action_space

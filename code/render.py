@@ -1,0 +1,66 @@
+"""Film a checkpoint's agent with a fresh master and with one trained by warm-up: python render.py --help"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from mlsh import checkpoint
+from mlsh.adapt import adapt
+from mlsh.envs import make_env
+from mlsh.errors import UserError, run_command
+from mlsh.logger import write_video
+from mlsh.rollout import film, streams
+
+
+@dataclass
+class Args:
+    """Write two videos of one task: the master newly initialised, and after the run's W warm-up updates."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Run folder or checkpoint."""
+    task: str = "0"
+    """Task: a number 0 … n−1 in a finite family, else JSON."""
+    out: str = ""
+    """NAME.gif or NAME.mp4; NAME-initialised and NAME-trained are written. Default: task-<task>.gif beside the run."""
+    episodes: int = 1
+    """Episodes in a video."""
+    device: str = "cpu"
+    """Torch device."""
+
+
+def main():
+    args = tyro.cli(Args)
+    if args.episodes < 1:
+        raise UserError(f"--episodes is {args.episodes}: use 1 or more")
+    folder = args.run if args.run.is_dir() else args.run.parent
+    out = Path(args.out or folder / f"task-{args.task}.gif")
+    if out.suffix not in (".gif", ".mp4"):
+        raise UserError(f"--out is {out}: use a name that ends in .gif or .mp4")
+    if not out.parent.is_dir():
+        raise UserError(f"--out is {out}, but there is no folder {out.parent}; make it first")
+    data = checkpoint.load(args.run)
+    cfg = data["config"]
+    cfg.device = args.device
+    cfg.validate()
+    env = make_env(cfg, cfg.N)
+    try:
+        task = json.loads(args.task)
+    except json.JSONDecodeError:
+        task = args.task
+    if env.unwrapped.train_tasks is not None and task not in env.unwrapped.train_tasks:
+        raise UserError(f"--task is {args.task}: {cfg.env} has the tasks {env.unwrapped.train_tasks}")
+    agent = checkpoint.agent_of(data, env)
+    for name, updates in (("initialised", 0), ("trained", cfg.W)):
+        pupil, _ = adapt(agent, env, [task], cfg, updates)
+        rngs = streams(cfg.seed, 0, "render", [0])
+        ((_, frames, fps),) = film(cfg, pupil, [task], rngs, args.episodes)
+        path = out.with_stem(f"{out.stem}-{name}")
+        write_video(path, frames, fps)
+        print(path)
+
+
+if __name__ == "__main__":
+    run_command(main)

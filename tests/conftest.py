@@ -1,0 +1,44 @@
+import dataclasses
+import os
+import runpy
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+torch.set_num_threads(1)
+
+CODE = Path(__file__).parent.parent / "code"
+TINY = "--env MovementBandits-v0 -N 2 -W 2 -U 1 --tasks 2 -K 2 -T 7 --high_len 3 --groups 2 --test_episodes 3"
+TINY = [*TINY.split(), "--wandb", "disabled"]
+
+
+@pytest.fixture
+def command(monkeypatch, capfd):
+    """Run a script of code/ as if typed: command("train.py", flag, ...) -> exit code, stdout, stderr."""
+
+    def run(script, *flags):
+        monkeypatch.setattr(sys, "argv", [script, *map(str, flags)])
+        capfd.readouterr()
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            runpy.run_path(str(CODE / script), run_name="__main__")
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        return code, *capfd.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def cfg():
+    """A configuration small enough for any test; change it by dataclasses.replace."""
+    from mlsh.config import Config
+
+    return dataclasses.replace(Config(), N=3, W=2, U=1, tasks=2, K=2, T=7, high_len=3, groups=2, test_episodes=4)

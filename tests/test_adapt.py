@@ -1,0 +1,47 @@
+import torch
+
+from mlsh.adapt import adapt, final_test
+from mlsh.envs import make_env
+from mlsh.models import Hierarchy
+from mlsh.rollout import streams
+
+
+def agent_for(cfg):
+    agent = Hierarchy.build(cfg, make_env(cfg, 1))
+    agent.master.reset(streams(cfg.seed, 0, "master", range(cfg.groups)))
+    agent.subs.reset(streams(cfg.seed, 0, "subs", range(cfg.num_low)))
+    agent.normaliser.update(torch.randn(50, 6))
+    return agent
+
+
+def weights(module):
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def same(a, b):
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_adapting_trains_new_masters_and_nothing_else(cfg):
+    agent = agent_for(cfg)
+    before = [weights(part) for part in agent]
+    tasks = [0, 1, 1]
+    env = make_env(cfg, cfg.N * 3)
+    fresh, steps = adapt(agent, env, tasks, cfg, 0)
+    assert steps == 0
+    trained, steps = adapt(agent, env, tasks, cfg, 2)
+    assert steps == 2 * 3 * cfg.N * cfg.T
+    assert all(same(old, weights(part)) for old, part in zip(before, agent, strict=True))
+    assert trained.subs is agent.subs and trained.master.n == 3
+    assert not same(weights(trained.master), weights(fresh.master))
+    again, _ = adapt(agent, env, tasks, cfg, 2)
+    assert same(weights(trained.master), weights(again.master))
+
+
+def test_final_test_reports_each_task(cfg):
+    rows, steps = final_test(agent_for(cfg), [0, 1], cfg)
+    assert steps == 2 * cfg.T * (cfg.W * cfg.N + cfg.test_episodes)
+    assert [row["task"] for row in rows] == [0, 1] and [row["label"] for row in rows] == ["yellow", "purple"]
+    for row in rows:
+        assert 0 <= row["return"] <= cfg.T and row["standard_error"] >= 0
+        assert len(row["share"]) == 2 and abs(sum(row["share"]) - 1) < 1e-6

@@ -1,0 +1,103 @@
+import dataclasses
+import pickle
+
+import pytest
+import torch
+
+from mlsh import checkpoint
+from mlsh.adapt import adam
+from mlsh.envs import make_env
+from mlsh.errors import UserError
+from mlsh.models import Hierarchy
+from mlsh.rollout import streams
+
+PROGRESS = {"iteration": 3, "env_steps": 12, "seconds": 1.5, "run_id": "abc"}
+
+
+@pytest.fixture
+def parts(cfg):
+    agent = Hierarchy.build(cfg, make_env(cfg, 1))
+    agent.subs.reset(streams(0, 0, "subs", range(cfg.num_low)))
+    agent.normaliser.update(torch.randn(9, 6))
+    optimizer = adam(agent.subs, 0.1)
+    agent.subs.params(torch.randn(2, 5, 6)).square().sum().backward()
+    optimizer.step()
+    return cfg, agent, optimizer
+
+
+def test_a_checkpoint_comes_back_to_the_bit(parts, tmp_path):
+    cfg, agent, optimizer = parts
+    checkpoint.save(checkpoint.snapshot(cfg, agent, optimizer, PROGRESS), tmp_path / "checkpoint.pt")
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["iteration"] == 3
+    data = checkpoint.load(tmp_path)  # the run folder will do
+    assert data["config"] == cfg and {k: data[k] for k in PROGRESS} == PROGRESS
+    other = Hierarchy.build(cfg, make_env(cfg, 1))
+    other_optimizer = adam(other.subs, 0.1)
+    checkpoint.restore(data, other, other_optimizer)
+    for a, b in ((agent.subs, other.subs), (agent.normaliser, other.normaliser)):
+        assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    for one, two in zip(optimizer.state.values(), other_optimizer.state.values(), strict=True):
+        assert all(torch.equal(one[k], two[k]) for k in one)
+
+
+def test_a_snapshot_does_not_follow_the_agent(parts):
+    cfg, agent, optimizer = parts
+    data = checkpoint.snapshot(cfg, agent, optimizer, PROGRESS)
+    before = data["subs"]["weight1"].clone()
+    agent.subs.weight1.data += 1
+    assert torch.equal(data["subs"]["weight1"], before)
+
+
+def test_a_failed_save_leaves_the_old_file(parts, tmp_path, monkeypatch):
+    cfg, agent, optimizer = parts
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.save(checkpoint.snapshot(cfg, agent, optimizer, PROGRESS), path)
+    old = path.read_bytes()
+
+    def full_disk(data, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(UserError, match="free disk space"):
+        checkpoint.save({}, path)
+    assert path.read_bytes() == old and [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+class Evil:
+    def __reduce__(self):
+        return print, ("code ran",)
+
+
+def test_what_is_no_checkpoint_is_refused_and_not_run(parts, tmp_path, capsys):
+    cfg, agent, optimizer = parts
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.save(checkpoint.snapshot(cfg, agent, optimizer, PROGRESS), path)
+    good = path.read_bytes()
+    torch.save({"format": 1, "config": Evil()}, tmp_path / "evil.pt")
+    torch.save({"weights": torch.zeros(3)}, tmp_path / "foreign.pt")
+    files = {
+        "truncated": good[: len(good) // 2],
+        "empty": b"",
+        "text": b"hello",
+        "pickle": pickle.dumps(Evil()),
+        "evil": (tmp_path / "evil.pt").read_bytes(),
+        "foreign": (tmp_path / "foreign.pt").read_bytes(),
+    }
+    for content in files.values():
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"checkpoint\.pt"):
+            checkpoint.load(path)
+    assert "code ran" not in capsys.readouterr().out
+    path.unlink()
+    with pytest.raises(UserError, match="no checkpoint"):
+        checkpoint.load(tmp_path)
+
+
+def test_a_checkpoint_of_other_sizes_is_refused(parts):
+    cfg, agent, optimizer = parts
+    data = checkpoint.snapshot(cfg, agent, optimizer, PROGRESS) | {"config": cfg}
+    other = dataclasses.replace(cfg, num_low=3)
+    with pytest.raises(UserError, match="does not fit"):
+        checkpoint.restore(data, Hierarchy.build(other, make_env(cfg, 1)))

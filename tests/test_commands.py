@@ -1,0 +1,189 @@
+"""The commands as a user types them."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import imageio.v3 as iio
+import pytest
+import torch
+from conftest import CODE, TINY
+
+from mlsh import checkpoint
+from mlsh.envs import make_env
+from mlsh.models import Hierarchy
+from mlsh.rollout import streams
+
+
+def rows(folder):
+    with open(folder / "metrics.csv", newline="") as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+def subs(folder):
+    return torch.load(folder / "checkpoint.pt", weights_only=True)["subs"]
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def initial_subs(cfg):
+    agent = Hierarchy.build(cfg, make_env(cfg, 1))
+    agent.subs.reset(streams(cfg.seed, 0, "sub-policies", range(cfg.num_low)))
+    return agent.subs.state_dict()
+
+
+def test_training_fills_the_run_folder(command, tmp_path):
+    code, out, err = command("train.py", *TINY, "--record", 1, "--seed", 3, "--out", tmp_path)
+    assert code == 0, err
+    assert "task 0 (yellow): return" in out and "task 1 (purple)" in out
+    names = {"checkpoint.pt", "config.json", "curves.png", "metrics.csv", "results.json", "videos"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    moments = ("pretrain", "warmup", "afterjoint")
+    videos = {f"0000{i}-{moment}-video-{task}.gif" for i in (0, 1) for moment in moments for task in (0, 1)}
+    assert {path.name for path in (tmp_path / "videos").iterdir()} == videos
+    metrics = rows(tmp_path)
+    assert [(r["iteration"], r["group"]) for r in metrics] == [("0", "0"), ("0", "1"), ("1", "0"), ("1", "1")]
+    assert {r["task"] for r in metrics[:2]} == {r["task"] for r in metrics[2:]} == {"0", "1"}
+    a_rollout = 2 * 2 * 7  # G · N · T
+    assert metrics[-1]["env_steps"] == str(2 * (2 + 1 + 3) * a_rollout)  # W + U, and three that only measure
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["env_steps"] == 2 * 6 * a_rollout and results["seconds"] > 0 and results["seed"] == 3
+    assert [row["task"] for row in results["test"]] == [0, 1]
+
+
+def test_same_seed_same_run_and_another_seed_another(command, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert command("train.py", *TINY, "--record", 0, "--seed", seed, "--out", tmp_path / name)[0] == 0
+    assert rows(tmp_path / "a") == rows(tmp_path / "b") != rows(tmp_path / "c")
+    assert same(subs(tmp_path / "a"), subs(tmp_path / "b"))
+
+
+def test_warm_up_leaves_the_sub_policies_as_they_are(command, tmp_path):
+    assert command("train.py", *TINY, "-U", 0, "--out", tmp_path / "warm-up")[0] == 0
+    cfg = checkpoint.load(tmp_path / "warm-up")["config"]
+    assert same(subs(tmp_path / "warm-up"), initial_subs(cfg))
+    assert command("train.py", *TINY, "-W", 0, "--out", tmp_path / "joint")[0] == 0
+    trained, initial = subs(tmp_path / "joint"), initial_subs(cfg)
+    assert not any(torch.equal(trained[k], initial[k]) for k in trained)
+
+
+@pytest.mark.parametrize(
+    "flags", ["--num_low 1", "--num_low 3", "--high_len 1", "--high_len 99", "--groups 1", "--env MovementBandits4-v0"]
+)
+def test_ablations_run(command, tmp_path, flags):
+    code, _, err = command("train.py", *TINY, *flags.split(), "--out", tmp_path)
+    assert code == 0, err
+
+
+def test_continuing_ends_where_an_uninterrupted_run_ends(command, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert command("train.py", *TINY, "--tasks", 4, "--out", whole)[0] == 0
+    assert command("train.py", *TINY, "--tasks", 2, "--out", parts)[0] == 0
+    code, _, err = command("train.py", "-c", "--tasks", 4, "--out", parts)
+    assert code == 0, err
+    assert rows(whole) == rows(parts)
+    a, b = (torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (whole, parts))
+    assert same(a["subs"], b["subs"]) and same(a["normaliser"], b["normaliser"])
+    for one, two in zip(a["optimizer"]["state"].values(), b["optimizer"]["state"].values(), strict=True):
+        assert same(one, two)
+    tests = [json.loads((folder / "results.json").read_text())["test"] for folder in (whole, parts)]
+    assert tests[0] == tests[1]
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_the_run_continues(tmp_path, sent):
+    flags = [*TINY, "--tasks", "1000000", "--out", str(tmp_path)]
+    flags[flags.index("disabled")] = "offline"
+    run = subprocess.Popen([sys.executable, "train.py", *flags], cwd=CODE, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "metrics.csv"
+    while not metrics.exists() or metrics.read_text().count("\n") < 8:
+        assert run.poll() is None, run.stderr.read()
+        time.sleep(0.05)
+    run.send_signal(sent)
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == 130 and "Traceback" not in err
+    done = checkpoint.load(tmp_path)["iteration"]
+    assert done >= 3 and (tmp_path / "curves.png").exists()
+    go_on = [sys.executable, "train.py", "-c", "--out", str(tmp_path), "--tasks", str(done + 1), "--wandb", "disabled"]
+    run = subprocess.run(go_on, cwd=CODE, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert [int(r["iteration"]) for r in rows(tmp_path)] == [i for i in range(done + 1) for _ in range(2)]
+    whole = [sys.executable, "train.py", *TINY, "--tasks", str(done + 1), "--out", str(tmp_path / "whole")]
+    subprocess.run(whole, cwd=CODE, check=True, capture_output=True)
+    assert same(subs(tmp_path), subs(tmp_path / "whole"))
+
+
+def test_what_is_refused_leaves_nothing_behind(command, tmp_path):
+    used = tmp_path / "used"
+    used.mkdir()
+    (used / "thesis.txt").write_text("mine")
+    refused = {
+        "-W -1": "-W is -1",
+        "--env NoSuchThing-v0": "NoSuchThing",
+        "--env CartPole-v1": "no task distribution",
+        "--device abacus": "abacus",
+        f"--out {used}": "not empty",
+        f"-c --out {used}": "no checkpoint",
+        "-N many": "many",
+        "--no_such_flag 1": "no_such_flag",
+    }
+    for flags, reason in refused.items():
+        out = [] if "--out" in flags else ["--out", tmp_path / "new"]
+        code, _, err = command("train.py", *flags.split(), "--wandb", "disabled", *out)
+        assert code not in (0, None), flags
+        assert reason in err and "Traceback" not in err, flags
+    assert [path.name for path in tmp_path.iterdir()] == ["used"]
+    assert [path.name for path in used.iterdir()] == ["thesis.txt"]
+
+
+def test_one_line_errors_from_the_shell(tmp_path):
+    run = subprocess.run([sys.executable, "train.py", "--gamma", "2"], cwd=CODE, capture_output=True, text=True)
+    assert run.returncode == 2
+    assert run.stderr == "train.py: error: --gamma is 2.0: use a number from 0 to 1\n"
+
+
+def test_rendering(command, tmp_path):
+    assert command("train.py", *TINY, "--out", tmp_path / "run")[0] == 0
+    code, out, err = command("render.py", tmp_path / "run", "--task", 1, "--out", tmp_path / "x.gif", "--episodes", 2)
+    assert code == 0, err
+    for name in ("x-initialised.gif", "x-trained.gif"):
+        assert str(tmp_path / name) in out
+        assert iio.imread(tmp_path / name, index=None).shape[1:] == (400, 400, 3)
+    (tmp_path / "run" / "checkpoint.pt").rename(tmp_path / "alone.pt")
+    assert command("render.py", tmp_path / "alone.pt", "--out", tmp_path / "y.mp4")[0] == 0
+    assert (tmp_path / "y-trained.mp4").stat().st_size > 0
+    refused = {
+        ("--task", 7): "has the tasks [0, 1]",
+        ("--out", tmp_path / "x.jpeg"): ".gif or .mp4",
+        ("--out", tmp_path / "no" / "x.gif"): "no folder",
+        ("--episodes", 0): "--episodes is 0",
+    }
+    for flags, reason in refused.items():
+        code, _, err = command("render.py", tmp_path / "alone.pt", *flags)
+        assert code and reason in err and "Traceback" not in err
+    assert "no checkpoint" in command("render.py", tmp_path / "nothing.pt")[2]
+
+
+def test_no_environment_variables_are_needed(tmp_path):
+    """No display, no wandb account, no network: an empty environment will do."""
+    run = subprocess.run(
+        [sys.executable, "train.py", *TINY[:-2], "--record", "1", "--out", str(tmp_path / "run")],
+        cwd=CODE,
+        env={"PATH": os.environ["PATH"], "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    assert "wandb is offline" in run.stderr and "Warning" not in run.stderr
+
+
+def test_benchmark(command):
+    code, out, err = command("benchmark.py", "--groups", 1, "--tasks", 2)
+    assert code == 0, err
+    assert "env steps/s, whole loop" in out and "update master" in out

@@ -1,0 +1,135 @@
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env
+
+import mlsh  # noqa: F401
+from mlsh.config import Config
+from mlsh.envs import IDS, make_env
+from mlsh.errors import UserError
+
+
+def batched(env_id="MovementBandits-v0", num_envs=6, **kwargs):
+    return gym.make_vec(env_id, num_envs=num_envs, vectorization_mode="vector_entry_point", **kwargs)
+
+
+@pytest.mark.parametrize("env_id", IDS)
+@pytest.mark.filterwarnings("ignore:.*Box.*:UserWarning")
+def test_single_env_passes_gymnasiums_checker(env_id):
+    check_env(gym.make(f"mlsh:{env_id}").unwrapped)
+
+
+@pytest.mark.parametrize(("env_id", "goals"), [("MovementBandits-v0", 2), ("MovementBandits4-v0", 4)])
+def test_movement_bandits_constants(env_id, goals):
+    env = batched(env_id, 500)
+    assert env.unwrapped.train_tasks == list(range(goals))
+    env.set_task(goals - 1)
+    obs, _ = env.reset(seed=3)
+    assert obs.shape == (500, 2 + 2 * goals) and obs.dtype == torch.float32
+    assert (obs[:, :2] == 0.5).all()  # (200, 200) / 400
+    drawn = obs[:, 2:]
+    assert drawn.min() >= 0 and drawn.max() <= 1
+    torch.testing.assert_close(drawn.mean(0), torch.full((2 * goals,), 0.5), atol=0.05, rtol=0)
+    torch.testing.assert_close(drawn.var(0), torch.full((2 * goals,), 1 / 12), atol=0.01, rtol=0)
+
+    moves = torch.tensor([[0, 0], [20, 0], [-20, 0], [0, 20], [0, -20]])
+    actions = torch.arange(500) % 5
+    position = torch.full((500, 2), 200.0)
+    for t in range(1, 51):
+        obs, reward, terminated, truncated, _ = env.step(actions)
+        position += moves[actions]
+        torch.testing.assert_close(obs[:, :2], position / 400)  # no bounds
+        assert torch.equal(obs[:, 2:], drawn)
+        square = ((position - 400 * drawn[:, -2:]) ** 2).sum(1)
+        clear = (square - 2500).abs() > 1  # not within rounding of the edge
+        assert torch.equal(reward[clear], (square < 2500).float()[clear])
+        assert not terminated.any() and (truncated == (t == 50)).all()
+    assert 0 < reward.sum() + (square < 2500).sum()
+
+
+def test_reward_is_for_strictly_less_than_2500():
+    env = batched(num_envs=1)
+    env.reset(seed=0)
+    for distance, paid in ((50.0, 0), (49.9, 1)):
+        env.unwrapped.agent = torch.tensor([[200.0, 200.0]])
+        env.unwrapped._right = torch.tensor([[200.0 + distance, 200.0]])
+        assert env.step(torch.tensor([0]))[1] == paid
+
+
+def test_blocks_have_their_own_seed_and_task():
+    env = batched()
+    env.set_task([0, 1, 1])
+    assert env.unwrapped.task == [0, 0, 1, 1, 1, 1]
+    obs, _ = env.reset(seed=[5, 6, 7])
+    alone = batched(num_envs=2)
+    assert torch.equal(alone.reset(seed=6)[0], obs[2:4])
+    with pytest.raises(ValueError, match="4 seeds do not divide 6"):
+        env.reset(seed=[1, 2, 3, 4])
+
+
+def test_single_and_batched_are_the_same_dynamics():
+    single, batch = gym.make("MovementBandits-v0"), batched(num_envs=1)
+    single.unwrapped.set_task(1)
+    batch.set_task(1)
+    obs, _ = single.reset(seed=11)
+    batch.reset(seed=0)
+    batch.unwrapped._rngs = [np.random.Generator(np.random.PCG64(11))]
+    assert np.array_equal(obs, batch.reset()[0][0].numpy())
+    for t in range(50):
+        a = single.step(t % 5)
+        b = batch.step(torch.tensor([t % 5]))
+        assert np.array_equal(a[0], b[0][0].numpy())
+        assert a[1:4] == tuple(x.item() for x in b[1:4])
+    assert a[3]
+    assert isinstance(a[1], float) and isinstance(a[2], bool)
+
+
+def test_sampled_tasks_cover_the_family():
+    env = batched("MovementBandits4-v0", 1).unwrapped
+    rng = np.random.default_rng(0)
+    assert {env.sample_task(rng) for _ in range(50)} == {0, 1, 2, 3}
+
+
+def test_rendering_shows_agent_goals_and_the_right_one():
+    env = batched(num_envs=2, render_mode="rgb_array")
+    env.set_task([0, 1])
+    env.reset(seed=1)
+    env.unwrapped.goals[:] = torch.tensor([[100.0, 300.0], [300.0, 300.0]])
+    env.unwrapped.agent[:] = torch.tensor([200.0, 50.0])
+    frames = env.render()
+    assert len(frames) == 2 and frames[0].shape == (400, 400, 3) and frames[0].dtype == np.uint8
+
+    def at(frame, x, y):  # y upwards
+        return frame[400 - y, x].tolist()
+
+    for frame, task in zip(frames, (0, 1), strict=True):
+        assert at(frame, 200, 50) == at(frame, 209, 50) == [128, 204, 128]
+        assert at(frame, 211, 50) == at(frame, 200, 350) == [255, 255, 255]
+        assert at(frame, 100, 300) == at(frame, 119, 300) == [128, 128, 0]
+        assert at(frame, 300, 300) == at(frame, 319, 300) == [128, 128, 204]
+        ringed = [at(frame, x + 25, 300) != [255, 255, 255] for x in (100, 300)]
+        assert ringed == [task == 0, task == 1]
+
+
+def test_human_rendering_opens_a_window_and_closes_it():
+    env = gym.make("MovementBandits-v0", render_mode="human")
+    env.reset(seed=0)
+    env.step(1)
+    env.close()
+
+
+def test_make_env_refuses_what_cannot_be_trained():
+    with pytest.raises(UserError, match="MovementBandits-v0"):
+        make_env(Config(env="NoSuchThing-v0"), 1)
+    with pytest.raises(UserError, match="unknown"):
+        make_env(Config(env="no_such_module:Thing-v0"), 1)
+    with pytest.raises(UserError, match="no task distribution"):
+        make_env(Config(env="CartPole-v1"), 1)
+
+
+def test_horizon_comes_from_the_configuration():
+    env = make_env(Config(T=3), 2)
+    env.reset(seed=0)
+    ends = [env.step(torch.tensor([0, 0]))[3].tolist() for _ in range(3)]
+    assert ends == [[False] * 2, [False] * 2, [True] * 2]

@@ -1,0 +1,150 @@
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box, Discrete
+
+from mlsh.models import ActorCritic
+from mlsh.ppo import Batch, gae, minibatches, normalise, update
+
+ALWAYS = dict(epsilon=0.2, c1=0.5, c2=0.01)
+
+
+def rngs(n, seed=0):
+    return [np.random.default_rng((seed, g)) for g in range(n)]
+
+
+def batch(policy, members, groups=None, seed=0):
+    """Samples drawn from `policy` itself, with random advantages and targets."""
+    torch.manual_seed(seed)
+    members = torch.as_tensor(members)
+    obs = torch.randn(len(members), 3)
+    with torch.no_grad():
+        params = policy.params(obs.expand(policy.n, -1, -1))[members, torch.arange(len(members))]
+        distribution = policy.distribution(params)
+        action = distribution.sample()
+    numbers = torch.randn(3, len(members))
+    groups = torch.zeros_like(members) if groups is None else torch.as_tensor(groups)
+    return Batch(obs, action, distribution.log_prob(action), *numbers, members, groups)
+
+
+def actor_critic(n, space=None):
+    policy = ActorCritic(n, 3, space or Discrete(4), hidden=8)
+    policy.reset(rngs(n))
+    return policy
+
+
+def test_gae_by_hand():
+    reward = torch.tensor([[1.0], [2.0], [3.0]])
+    value = torch.tensor([[0.5], [1.0], [2.0], [4.0]])
+    goes_on = torch.ones(3, 1)
+    # δ = r + 0.5 V' − V: 1, 2, 3; A_2 = 3, A_1 = 2 + 0.25 · 3, A_0 = 1 + 0.25 · 2.75
+    expected = torch.tensor([[1.6875], [2.75], [3.0]])
+    torch.testing.assert_close(gae(reward, value, goes_on, 0.5, 0.5), expected)
+
+
+def test_gae_stops_at_a_termination_and_bootstraps_at_a_time_limit():
+    reward = torch.tensor([[1.0, 1.0], [2.0, 2.0], [9.0, 3.0]])
+    value = torch.tensor([[0.5, 0.5], [1.0, 1.0], [7.0, 2.0], [7.0, 4.0]])
+    goes_on = torch.tensor([[1.0, 1.0], [0.0, 1.0], [1.0, 1.0]])
+    advantage = gae(reward, value, goes_on, 0.5, 0.5)
+    # episode 0 ends with its second step: δ_1 = 2 − 1, δ_0 = 1 + 0.5 · 1 − 0.5
+    torch.testing.assert_close(advantage[:2, 0], torch.tensor([1.25, 1.0]))
+    torch.testing.assert_close(advantage[:, 1], torch.tensor([1.6875, 2.75, 3.0]))
+
+
+def test_minibatches_hold_every_sample_once_an_epoch_in_its_members_row():
+    draw = np.random.default_rng(1)
+    member, group = draw.integers(3, size=100), draw.integers(2, size=100)
+    index, weight = minibatches(member, group, n=3, parts=4, epochs=5, rngs=rngs(2))
+    assert index.shape[:2] == weight.shape[:2] == (20, 3)
+    for epoch in range(5):
+        rows = slice(4 * epoch, 4 * epoch + 4)
+        assert sorted(index[rows][weight[rows] > 0]) == list(range(100))
+    for k in range(3):
+        assert (member[index[:, k]][weight[:, k] > 0] == k).all()
+        for g in range(2):  # a cell's samples lie evenly over the parts
+            counts = ((group[index[:, k]] == g) & (weight[:, k] > 0)).sum(1)
+            assert counts.max() - counts.min() <= 1
+    np.testing.assert_allclose(weight.sum(2), 1, rtol=1e-5)
+    assert (index[0] != index[4]).any()
+
+
+def test_minibatches_of_a_group_do_not_depend_on_the_others():
+    member = np.zeros(40, int)
+    group = np.repeat([0, 1], 20)
+    both, _ = minibatches(member, group, 1, parts=3, epochs=2, rngs=rngs(2))
+    alone, _ = minibatches(member[:20], group[:20], 1, parts=3, epochs=2, rngs=rngs(1))
+    for together, single in zip(both, alone, strict=True):
+        assert set(single[0]) == set(together[together < 20])
+
+
+def test_normalise_within_each_cell():
+    advantage = torch.tensor([1.0, 3.0, 10.0, 30.0, 5.0])
+    out = normalise(advantage, torch.tensor([0, 0, 2, 2, 1]), 4)
+    torch.testing.assert_close(out, torch.tensor([-1.0, 1.0, -1.0, 1.0, 0.0]))
+
+
+@pytest.mark.parametrize("space", [Discrete(4), Box(-1, 1, (2,))])
+def test_update_is_ppo_of_each_member_alone(space):
+    """The stacked policy against one-network policies, the textbook loss and Adam, one full-batch step."""
+    policy = actor_critic(2, space)
+    data = batch(policy, [0] * 6 + [1] * 9)
+    data = data._replace(log_prob=data.log_prob + torch.linspace(-0.5, 0.5, 15))  # some ratios beyond the clip
+    expected = []
+    for k in range(2):
+        single = policy.only([k])
+        mine = data.member == k
+        advantage = data.advantage[mine]
+        advantage = (advantage - advantage.mean()) / advantage.std(correction=0)
+        optimizer = torch.optim.Adam(single.parameters(), 0.01)
+        params, value = single(data.obs[None, mine])
+        new = single.distribution(params)
+        ratio = (new.log_prob(data.action[mine]) - data.log_prob[mine]).exp()
+        policy_loss = -torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage).mean()
+        loss = policy_loss + 0.5 * (value - data.value_target[mine]).square().mean() - 0.01 * new.entropy().mean()
+        loss.backward()
+        optimizer.step()
+        expected.append(single)
+    update(policy, torch.optim.Adam(policy.parameters(), 0.01), data, rngs(1), parts=1, epochs=1, **ALWAYS)
+    for k in range(2):
+        for name, tensor in expected[k].state_dict().items():
+            torch.testing.assert_close(policy.state_dict()[name][k], tensor[0], atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("members", [[0] * 20, [0] * 20 + [1]], ids=["never chosen", "chosen once"])
+def test_a_member_with_too_few_samples_is_left_as_it_is(members):
+    policy = actor_critic(2)
+    optimizer = torch.optim.Adam(policy.parameters(), 0.01)
+    update(policy, optimizer, batch(policy, [0, 1] * 10), rngs(1), parts=3, epochs=2, **ALWAYS)
+
+    def tensors(k):
+        moments = [s[key][k] for s in optimizer.state.values() for key in ("exp_avg", "exp_avg_sq")]
+        return [t.detach().clone() for t in [*(p[k] for p in policy.parameters()), *moments]]
+
+    before = tensors(0), tensors(1)
+    stats = update(policy, optimizer, batch(policy, members, seed=1), rngs(1), parts=3, epochs=2, **ALWAYS)
+    assert all(torch.equal(a, b) for a, b in zip(before[1], tensors(1), strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(before[0], tensors(0), strict=True))
+    assert all(x.isfinite().all() for x in stats.values())
+
+
+def test_a_ratio_beyond_the_clip_gives_the_policy_no_gradient():
+    policy = actor_critic(1)
+    data = batch(policy, [0, 0])._replace(advantage=torch.tensor([1.0, -1.0]))
+    data = data._replace(log_prob=data.log_prob - torch.tensor([1.0, -1.0]))  # ratio e with A > 0, 1/e with A < 0
+    weights = policy.policy_weight.detach().clone(), policy.value_weight.detach().clone()
+    optimizer = torch.optim.SGD(policy.parameters(), 0.1)
+    stats = update(policy, optimizer, data, rngs(1), parts=1, epochs=1, epsilon=0.2, c1=0.5, c2=0)
+    assert torch.equal(policy.policy_weight, weights[0])
+    assert not torch.equal(policy.value_weight, weights[1])
+    assert stats["clip_fraction"] == 1
+
+
+def test_stats_by_hand():
+    policy = actor_critic(1)
+    data = batch(policy, [0] * 4)
+    stats = update(policy, torch.optim.SGD(policy.parameters(), 0.0), data, rngs(1), parts=2, epochs=1, **ALWAYS)
+    assert stats["kl"] == pytest.approx(0, abs=1e-6) and stats["clip_fraction"] == 0
+    assert stats["entropy"] == pytest.approx(np.log(4), abs=1e-2)
+    value = policy.value(data.obs[None])[0]
+    assert stats["value_loss"].item() == pytest.approx((value - data.value_target).square().mean().item(), rel=1e-4)

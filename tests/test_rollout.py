@@ -1,0 +1,159 @@
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box, Discrete
+
+from mlsh.config import Config
+from mlsh.envs import make_env
+from mlsh.envs.base import VectorTasks
+from mlsh.models import Hierarchy
+from mlsh.ppo import gae
+from mlsh.rollout import balanced_tasks, collect, film, streams
+
+SETTINGS = dict(T=7, high_len=3, gamma=0.9, lam=0.8)
+
+
+class Ladder(VectorTasks):
+    """Reward t + 1 at step t; episode e terminates after its lifetime[e] steps; observes (t, e)."""
+
+    train_tasks = [0]
+
+    def __init__(self, lifetime, space=None):
+        self.single_observation_space = Box(-9, 99, (2,), np.float32)
+        self.single_action_space = space or Discrete(3)
+        super().__init__(len(lifetime), None, None, "cpu")
+        self.lifetime = torch.tensor(lifetime)
+        self.actions = []
+
+    def _reset(self):
+        return self._observation()
+
+    def _observation(self):
+        return torch.stack((torch.full((self.num_envs,), float(self._elapsed)), torch.arange(self.num_envs)), 1)
+
+    def _step(self, actions):
+        self.actions.append(actions)
+        reward = torch.full((self.num_envs,), float(self._elapsed))
+        return self._observation(), reward, self._elapsed >= self.lifetime, {}
+
+
+def agent_for(env, groups, num_low=2, seed=0):
+    cfg = Config(groups=groups, num_low=num_low, hidden=8, normalise=False)
+    agent = Hierarchy.build(cfg, env)
+    agent.master.reset(streams(seed, 0, "master", range(groups)))
+    agent.subs.reset(streams(seed, 0, "subs", range(num_low)))
+    return agent
+
+
+@pytest.mark.parametrize("space", [Discrete(3), Box(-1, 1, (2,))])
+def test_two_timescales_by_hand(space):
+    """T = 7 is no multiple of the master's period 3: its last transition has one step."""
+    env = Ladder([99, 99, 99, 99], space)
+    agent = agent_for(env, groups=2)
+    out = collect(env, agent, streams(1, 2, "x", range(2)), **SETTINGS, reward_scale=0.5)
+    master, low = out.master, out.low
+    assert out.steps == 28 and out.episode_return.tolist() == [[28, 28], [28, 28]]
+    # decisions at t = 0, 3, 6 in every episode, time-major
+    assert master.obs[:, 0].tolist() == [0] * 4 + [3] * 4 + [6] * 4
+    assert master.member.tolist() == master.group.tolist() == [0, 0, 1, 1] * 3
+    macro = torch.tensor([6.0, 15.0, 7.0])[:, None].expand(3, 4) / 2  # 1+2+3, 4+5+6, 7, scaled
+    at = torch.tensor([[t, e] for t in (0, 3, 6, 7) for e in range(4)], dtype=torch.float32)
+    value = agent.master.value(at.expand(2, -1, -1))[[0, 0, 1, 1] * 4, range(16)].view(4, 4)
+    advantage = gae(macro, value, torch.ones(3, 4), 0.9, 0.8)
+    torch.testing.assert_close(master.advantage.view(3, 4), advantage)
+    torch.testing.assert_close(master.value_target, master.value + master.advantage)
+    # the sub-policy a decision named acts for its three steps
+    z = master.action.view(3, 4)
+    assert low.member.view(7, 4).tolist() == z[[0, 0, 0, 1, 1, 1, 2]].tolist()
+    assert torch.equal(low.action, torch.cat(env.actions))
+    assert low.obs[:, 0].tolist() == [t for t in range(7) for _ in range(4)]
+    # low-level values are those of the sub-policy then active, across switches, with a bootstrap at the end
+    at = torch.tensor([[t, e] for t in range(8) for e in range(4)], dtype=torch.float32)
+    members = low.member.view(7, 4)[[0, 1, 2, 3, 4, 5, 6, 6]].flatten()
+    value = agent.subs.value(at.expand(2, -1, -1))[members, range(32)].view(8, 4)
+    advantage = gae(torch.arange(1.0, 8)[:, None].expand(7, 4) / 2, value, torch.ones(7, 4), 0.9, 0.8)
+    torch.testing.assert_close(low.advantage.view(7, 4), advantage)
+    share = (members[:28].view(7, 2, 2) == 0).float().mean((0, 2))
+    torch.testing.assert_close(out.share[:, 0], share)
+
+
+def test_log_probs_are_of_the_actions_taken():
+    env = Ladder([99] * 4)
+    agent = agent_for(env, groups=2)
+    out = collect(env, agent, streams(1, 2, "x", range(2)), **SETTINGS)
+    for batch, policy in ((out.master, agent.master), (out.low, agent.subs)):
+        params = policy.params(batch.obs.expand(2, -1, -1))[batch.member, range(len(batch.obs))]
+        torch.testing.assert_close(batch.log_prob, params.log_softmax(-1)[range(len(batch.obs)), batch.action])
+
+
+def test_what_comes_after_a_termination_does_not_count():
+    env = Ladder([2, 99, 3, 99])
+    agent = agent_for(env, groups=1)
+    out = collect(env, agent, streams(1, 2, "x", range(1)), **SETTINGS)
+    assert out.episode_return.tolist() == [[3, 28, 6, 28]]
+    assert out.master.obs.tolist() == [[0, e] for e in range(4)] + [[3, 1], [3, 3], [6, 1], [6, 3]]
+    assert len(out.low.obs) == 2 + 7 + 3 + 7 == len(out.obs)
+    assert sorted(out.low.obs[out.low.obs[:, 1] == 2][:, 0].tolist()) == [0, 1, 2]
+    # no bootstrap: the last real step's advantage is its reward minus its value
+    last = out.low.obs.tolist().index([1, 0])
+    torch.testing.assert_close(out.low.advantage[last], 2 - out.low.value[last])
+    torch.testing.assert_close(out.master.advantage[0], 3 - out.master.value[0])
+    assert out.share.sum() == pytest.approx(1)
+
+
+def test_a_group_does_not_depend_on_the_others():
+    cfg = Config(T=7)
+    one, two = make_env(cfg, 3), make_env(cfg, 6)
+    one.set_task(0)
+    two.set_task([0, 1])
+    alone = collect(one, agent_for(one, 1), streams(1, 2, "x", [0]), **SETTINGS)
+    both = collect(two, agent_for(two, 2), streams(1, 2, "x", [0, 1]), **SETTINGS)
+    mine = both.low.group == 0
+    for a, b in zip(alone.low, both.low, strict=True):
+        torch.testing.assert_close(a, b[mine])
+    assert torch.equal(alone.episode_return[0], both.episode_return[0])
+
+
+def test_streams_differ_in_every_key_and_repeat():
+    keys = [(1, 2, "a", 0), (2, 2, "a", 0), (1, 3, "a", 0), (1, 2, "b", 0), (1, 2, "a", 1)]
+    draws = [streams(s, i, p, [g])[0].integers(2**62) for s, i, p, g in keys]
+    assert len(set(draws)) == len(keys)
+    assert draws[0] == streams(1, 2, "a", range(1))[0].integers(2**62)
+
+
+def test_random_decisions_are_as_many_as_asked():
+    env = Ladder([99] * 400)
+    agent = agent_for(env, groups=1)
+    with torch.no_grad():
+        agent.master.policy_bias[..., 0] = 50.0  # always sub-policy 0
+    share = {x: collect(env, agent, streams(1, 2, "x", [0]), explore=x, **SETTINGS).share for x in (0.0, 0.2, 1.0)}
+    assert share[0.0].tolist() == [[1, 0]]
+    assert share[0.2][0, 1].item() == pytest.approx(0.1, abs=0.03)
+    assert share[1.0][0, 1].item() == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize(("num_low", "high_len"), [(1, 3), (3, 1), (4, 7), (2, 99)])
+def test_any_number_of_sub_policies_and_any_period(num_low, high_len):
+    env = make_env(Config(T=7), 6)
+    out = collect(env, agent_for(env, 2, num_low), streams(1, 2, "x", range(2)), **SETTINGS | {"high_len": high_len})
+    assert len(out.master.obs) == 6 * -(-7 // high_len) and len(out.low.obs) == 42
+    assert out.share.shape == (2, num_low)
+
+
+def test_balanced_tasks():
+    env = make_env(Config(env="MovementBandits4-v0"), 1)
+    for groups, most, least in ((8, 2, 2), (6, 2, 1), (3, 1, 0)):
+        for i in range(5):
+            tasks = balanced_tasks(env, 0, i, groups)
+            counts = np.bincount(tasks, minlength=4)
+            assert len(tasks) == groups and counts.max() == most and counts.min() == least
+    assert len({tuple(balanced_tasks(env, 0, i, 1)) for i in range(30)}) == 4
+
+
+def test_film_shows_each_task_once():
+    cfg = Config(T=4, groups=3)
+    agent = agent_for(make_env(cfg, 3), 3)
+    films = list(film(cfg, agent, [1, 0, 1], streams(0, 0, "film", range(3)), episodes=2))
+    assert [task for task, _, _ in films] == [1, 0]
+    for _, frames, fps in films:
+        assert len(frames) == 2 * 5 and frames[0].shape == (400, 400, 3) and fps == 10
