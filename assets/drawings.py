@@ -1,0 +1,83 @@
+"""Draw the README's architecture.png and algorithm.png into this folder: python assets/drawings.py"""
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+
+HERE = Path(__file__).parent
+MASTER, SUB, WORLD = "#f6d9b8", "#cfe3f5", "#dcefd3"
+
+
+def canvas(width, height):
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, width), ylim=(0, height))
+    axes.axis("off")
+    return figure, axes
+
+
+def box(axes, x, y, width, height, text, colour):
+    patch = FancyBboxPatch((x, y), width, height, boxstyle="round,pad=0.02,rounding_size=0.1", fc=colour, ec="#444")
+    axes.add_patch(patch)
+    axes.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=10)
+
+
+def arrow(axes, start, end, text="", at=None, colour="#444", style="-"):
+    axes.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=14, color=colour, linestyle=style))
+    if text:
+        x, y = at or ((start[0] + end[0]) / 2, (start[1] + end[1]) / 2)
+        axes.text(x, y, text, ha="center", va="center", fontsize=9, color=colour)
+
+
+def architecture():
+    figure, axes = canvas(8, 4.4)
+    box(axes, 2.6, 3.4, 2.8, 0.75, "master policy  θ\nlearned anew for every task", MASTER)
+    xs, names = (0.5, 2.9, 5.3), (r"sub-policy  $\phi_1$", r"sub-policy  $\phi_2$", r"sub-policy  $\phi_K$")
+    for x, name in zip(xs, names, strict=True):
+        box(axes, x, 1.75, 2.2, 0.65, name, SUB)
+        chosen = name == names[1]
+        arrow(axes, (4, 3.4), (x + 1.1, 2.42), colour="#b35900" if chosen else "#bbb", style="-" if chosen else "--")
+    axes.text(5.2, 2.09, "…", ha="center", va="center", fontsize=10)
+    axes.text(5.6, 3.2, "every N steps (`high_len`): which one runs", fontsize=9, color="#b35900", ha="left")
+    axes.text(7.6, 1.75, "shared\nby all\ntasks", fontsize=9, ha="left", va="bottom", color="#336699")
+    box(axes, 2.6, 0.25, 2.8, 0.65, "environment of the sampled task", WORLD)
+    arrow(axes, (4.0, 1.73), (4.0, 0.93), "action, every step", (4.95, 1.33), "#b35900")
+    axes.plot((2.58, 0.2, 0.2), (0.57, 0.57, 3.77), color="#444", lw=1.2)
+    arrow(axes, (0.2, 3.77), (2.58, 3.77), "observation", (1.2, 3.92))
+    arrow(axes, (0.2, 2.07), (0.48, 2.07))
+    figure.savefig(HERE / "architecture.png", dpi=110)
+
+
+ALGORITHM = (
+    (0, "initialise the K sub-policies φ", ""),
+    (0, "repeat, until they serve every task:", ""),
+    (1, "sample a task (one for each group)", "master"),
+    (1, "initialise the master θ and its optimiser", "master"),
+    (1, "W times:", "warm-up"),
+    (2, "play N episodes: θ picks a sub-policy every `high_len` steps", ""),
+    (2, "update θ by PPO, a transition a decision", "master"),
+    (1, "U times:", "joint"),
+    (2, "play N episodes likewise", ""),
+    (2, "update θ by PPO, a transition a decision", "master"),
+    (2, "update each φₖ by PPO, from the steps that it acted in", "sub"),
+    (0, "at test time: φ frozen, only a new θ learns", ""),
+)
+
+
+def algorithm():
+    height = 0.32 * len(ALGORITHM) + 0.3
+    figure, axes = canvas(7.2, height)
+    for i, (depth, line, mark) in enumerate(ALGORITHM):
+        y = height - 0.3 - 0.32 * i
+        colour = {"master": MASTER, "sub": SUB}.get(mark)
+        background = {"bbox": {"fc": colour, "ec": "none", "pad": 2}} if colour else {}
+        axes.text(0.3 + 0.45 * depth, y, line, fontsize=11, va="center", **background)
+        if mark in ("warm-up", "joint"):
+            axes.text(6.9, y, f"{mark} period", fontsize=10, va="center", ha="right", color="#777")
+    figure.savefig(HERE / "algorithm.png", dpi=110)
+
+
+if __name__ == "__main__":
+    architecture()
+    algorithm()
