@@ -1,6 +1,6 @@
 import torch
 
-from mlsh.adapt import adapt, final_test
+from mlsh.adapt import adapt, alone, final_test
 from mlsh.envs import make_env
 from mlsh.models import Hierarchy
 from mlsh.rollout import streams
@@ -40,8 +40,23 @@ def test_adapting_trains_new_masters_and_nothing_else(cfg):
 
 def test_final_test_reports_each_task(cfg):
     rows, steps = final_test(agent_for(cfg), [0, 1], cfg)
-    assert steps == 2 * cfg.T * (cfg.W * cfg.N + cfg.test_episodes)
+    assert steps == 2 * cfg.T * (cfg.W * cfg.N + cfg.test_episodes * (1 + cfg.num_low))
     assert [row["task"] for row in rows] == [0, 1] and [row["label"] for row in rows] == ["yellow", "purple"]
     for row in rows:
         assert 0 <= row["return"] <= cfg.T and row["standard_error"] >= 0
+        assert len(row["sub_policy_returns"]) == 2
         assert len(row["share"]) == 2 and abs(sum(row["share"]) - 1) < 1e-6
+
+
+def test_alone_runs_one_sub_policy_only(cfg):
+    agent = agent_for(cfg)
+    with torch.no_grad():  # sub-policy 0 stays, sub-policy 1 walks away to the right
+        for k, action in enumerate((0, 1)):
+            agent.subs.policy_weight[k] = 0
+            agent.subs.policy_bias[k, 0, action] = 1e3
+    cfg.T, cfg.test_episodes = 50, 400
+    returns, steps = alone(agent, [0, 1], cfg)
+    assert steps == 2 * 2 * 400 * 50
+    near_the_start = 50 * torch.pi * 2500 / 400**2  # the goal is within 50 pixels of the start
+    for stays, walks in returns:
+        assert abs(stays - near_the_start) < 1.5 and 0 < walks < stays

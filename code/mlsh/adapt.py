@@ -31,26 +31,44 @@ def adapt(agent, env, tasks, cfg, updates):
     return agent, steps
 
 
+def play(agent, tasks, cfg, purpose):
+    """`cfg.test_episodes` episodes of each of `tasks`, one a master. Returns a `Rollout`."""
+    env = make_env(cfg, cfg.test_episodes * len(tasks))
+    env.set_task(tasks)
+    return collect(env, agent, streams(cfg.seed, 0, purpose, range(len(tasks))), low=False, **cfg.rollout)
+
+
+def alone(agent, tasks, cfg):
+    """Mean return of each sub-policy when it runs all the time, a list [tasks][K], and the env steps taken."""
+    K = agent.subs.n
+    stubborn = agent.master.like(len(tasks) * K)  # weights zero: the bias decides
+    with torch.no_grad():
+        stubborn.policy_bias[:, 0] = 1e3 * torch.eye(K, device=stubborn.policy_bias.device).repeat(len(tasks), 1)
+    agent = agent._replace(master=stubborn)
+    played = play(agent, [task for task in tasks for _ in range(K)], cfg, "test: alone")
+    return played.episode_return.mean(1).view(len(tasks), K).tolist(), played.steps
+
+
 def final_test(agent, tasks, cfg):
     """For each task W updates of a new master, then `cfg.test_episodes` episodes with it.
 
     Returns a list of dicts (task and its label, mean return, its standard error, share of the steps of each
-    sub-policy) and the env steps taken.
+    sub-policy, return of each sub-policy alone) and the env steps taken.
     """
-    env = make_env(cfg, cfg.N * len(tasks))
-    agent, steps = adapt(agent, env, tasks, cfg, cfg.W)
-    env = make_env(cfg, cfg.test_episodes * len(tasks))
-    env.set_task(tasks)
-    played = collect(env, agent, streams(cfg.seed, 0, "test: play", range(len(tasks))), low=False, **cfg.rollout)
+    trained, steps = adapt(agent, make_env(cfg, cfg.N * len(tasks)), tasks, cfg, cfg.W)
+    played = play(trained, tasks, cfg, "test: play")
+    of_subs, alone_steps = alone(agent, tasks, cfg)
+    label = make_env(cfg, 1).unwrapped.task_label
     returns = played.episode_return.double()  # [tasks, episodes]
     rows = [
         {
             "task": task,
-            "label": env.unwrapped.task_label(task),
+            "label": label(task),
             "return": returns[j].mean().item(),
             "standard_error": returns[j].std().item() / cfg.test_episodes**0.5,
             "share": [round(x, 4) for x in played.share[j].tolist()],
+            "sub_policy_returns": [round(x, 4) for x in of_subs[j]],
         }
         for j, task in enumerate(tasks)
     ]
-    return rows, steps + played.steps
+    return rows, steps + played.steps + alone_steps

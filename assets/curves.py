@@ -1,0 +1,51 @@
+"""Draw the README's learning curves from run folders: python assets/curves.py NAME RUN [RUN ...]
+
+Writes TASK_trained_reward_NAME.png for each task and trained_reward_NAME.png for all into this folder: trained reward against env
+steps, a thin line a run and a thick one their median.
+"""
+
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from mlsh.logger import read_metrics
+
+HERE = Path(__file__).parent
+BEST = {"mb": 43.80}  # the best possible return, where it is known
+
+
+def curve(run, task):
+    """Env steps and mean trained reward of one task (None: of all) over the outer iterations of a run."""
+    values, steps = defaultdict(list), {}
+    for row in read_metrics(run):
+        if task in (None, row["task"]):
+            values[int(row["iteration"])].append(float(row["trained_reward"]))
+            steps[int(row["iteration"])] = int(row["env_steps"]) / 1e6
+    return list(steps.values()), [np.mean(values[i]) for i in steps]
+
+
+def main():
+    name, *runs = sys.argv[1:]
+    tasks = sorted({row["task"] for row in read_metrics(runs[0])})
+    for task in [*tasks, None]:
+        figure = Figure(figsize=(4, 3), layout="constrained")
+        axes = figure.subplots()
+        curves = [curve(run, task) for run in runs]
+        for steps, reward in curves:
+            axes.plot(steps, reward, color="C0", lw=0.7, alpha=0.5)
+        length = min(len(steps) for steps, _ in curves)
+        middle = [np.median([series[k][:length] for series in curves], axis=0) for k in (0, 1)]
+        axes.plot(*middle, color="C0", lw=2.2, label=f"median of {len(runs)} seeds")
+        if name in BEST:
+            axes.axhline(BEST[name], color="C7", ls=":", label="best possible")
+        axes.set(xlabel="million env steps", ylabel="trained reward", title=f"task {task}" if task else "all tasks")
+        axes.grid(alpha=0.3)
+        axes.legend(loc="lower right", fontsize=8)
+        figure.savefig(HERE / f"{f'{task}_' if task else ''}trained_reward_{name}.png", dpi=100)
+
+
+if __name__ == "__main__":
+    main()
