@@ -1,7 +1,7 @@
 """Draw the README's learning curves from run folders: python assets/curves.py NAME RUN [RUN ...]
 
-Writes TASK_trained_reward_NAME.png for each task and trained_reward_NAME.png for all into this folder: trained reward against env
-steps, a thin line a run and a thick one their median.
+Writes TASK_trained_reward_NAME.png for each task and trained_reward_NAME.png for all into this folder: trained
+reward against env steps, a thin line a run and a thick one their median.
 """
 
 import sys

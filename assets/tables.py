@@ -49,7 +49,8 @@ def main():
     runs = sorted(variants.get("preset", []), key=lambda run: run[0]["seed"])
     if runs:
         labels = [f"task {row['task']} ({row['label']})" for row in runs[0][0]["test"]]
-        print(f"| seed | {' | '.join(labels)} | shares | to {THRESHOLD}: env steps | seconds | in all: env steps | seconds |")
+        last = f"shares | to {THRESHOLD}: env steps | seconds | in all: env steps | seconds"
+        print(f"| seed | {' | '.join(labels)} | {last} |")
         print("|--" * (len(labels) + 6) + "|")
         for results, at in runs:
             cells = [f"{row['return']:.2f} ± {row['standard_error']:.2f}" for row in results["test"]]
@@ -63,13 +64,14 @@ def main():
                 print(f"\n{name} to {THRESHOLD}: {steps / 1e6:.1f} M env steps, {seconds:.0f} s")
         print()
 
-    print(f"| variant | runs | every task ≥ {PASSED} | every task > {SEPARATED:.0f} | mean of the worse task | env steps |")
+    print(f"| variant | runs | all tasks ≥ {PASSED} | all tasks > {SEPARATED:.0f} | worse task, mean | env steps |")
     print("|--|--|--|--|--|--|")
     for name, runs in variants.items():
         worse = [min(row["return"] for row in results["test"]) for results, _ in runs]
         passed, separated = sum(w >= PASSED for w in worse), sum(w > SEPARATED for w in worse)
         steps = statistics.mean(results["env_steps"] for results, _ in runs)
-        print(f"| `{name}` | {len(runs)} | {passed} | {separated} | {statistics.mean(worse):.1f} | {steps / 1e6:.1f} M |")
+        mean = statistics.mean(worse)
+        print(f"| `{name}` | {len(runs)} | {passed} | {separated} | {mean:.1f} | {steps / 1e6:.1f} M |")
 
 
 if __name__ == "__main__":

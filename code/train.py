@@ -1,5 +1,6 @@
 """Algorithm 1 of "Meta Learning Shared Hierarchies" (Frans et al. 2018): python train.py --help"""
 
+import functools
 import secrets
 import sys
 import time
@@ -16,6 +17,15 @@ from mlsh.rollout import balanced_tasks, collect, film, streams
 SAVE_SECONDS = 5  # between checkpoints, at least
 
 
+def only_look(cfg, env, agent, log, i, tasks, moment, env_steps):
+    """Play episodes from which nobody learns; every cfg.record outer iterations film some more."""
+    groups = range(cfg.groups)
+    if cfg.record and (i % cfg.record == 0 or i == cfg.tasks - 1):
+        for task, frames, fps in film(cfg, agent, tasks, streams(cfg.seed, i, f"film {moment}", groups)):
+            log.video(i, f"{moment}-video-{task}", frames, fps, env_steps)
+    return collect(env, agent, streams(cfg.seed, i, moment, groups), low=False, **cfg.rollout)
+
+
 def train(cfg, env, agent, low_optimizer, log, progress):
     """Run the outer iterations that `progress` lacks; after each, yield how many there were and all env steps."""
     groups = range(cfg.groups)
@@ -27,22 +37,16 @@ def train(cfg, env, agent, low_optimizer, log, progress):
         master_optimizer = adam(agent.master, cfg.hlr)
         low_stats = {}
         explore = cfg.explore * cfg.faded(i)
+        look = functools.partial(only_look, cfg, env, agent, log, i, tasks)
 
-        def play(moment, i=i):
-            """Episodes that are only looked at, and films of some more."""
-            if cfg.record and (i % cfg.record == 0 or i == cfg.tasks - 1):
-                for task, frames, fps in film(cfg, agent, tasks, streams(cfg.seed, i, f"film {moment}", groups)):
-                    log.video(i, f"{moment}-video-{task}", frames, fps, env_steps)
-            return collect(env, agent, streams(cfg.seed, i, moment, groups), low=False, **cfg.rollout)
-
-        pretrain = play("pretrain")
+        pretrain = look("pretrain", env_steps)
         for w in range(cfg.W):  # warm-up: only θ learns
             rngs = streams(cfg.seed, i, f"warmup {w}", groups)
             rollout = collect(env, agent, rngs, low=False, explore=explore, **cfg.rollout)
             master_stats = update(agent.master, master_optimizer, rollout.master, rngs, **cfg.master_ppo)
             env_steps += rollout.steps
             log.step(i, "warm-up", rollout, env_steps)
-        trained = play("warmup")
+        trained = look("warmup", env_steps)
         for u in range(cfg.U):  # joint: θ and φ learn
             rngs = streams(cfg.seed, i, f"joint {u}", groups)
             rollout = collect(env, agent, rngs, explore=explore, **cfg.rollout)
@@ -51,7 +55,7 @@ def train(cfg, env, agent, low_optimizer, log, progress):
             agent.normaliser.update(rollout.obs)
             env_steps += rollout.steps
             log.step(i, "joint", rollout, env_steps)
-        joint = play("afterjoint")
+        joint = look("afterjoint", env_steps)
 
         env_steps += pretrain.steps + trained.steps + joint.steps
         log.task_done(i, tasks, (pretrain, trained, joint), master_stats, low_stats, env_steps)
@@ -70,8 +74,9 @@ def main():
         progress = {name: saved[name] for name in progress}
     folder = make_run_folder(cfg)
     path = folder / "checkpoint.pt"
-    log = Logger(cfg, folder, progress)
     state, written = checkpoint.snapshot(cfg, agent, low_optimizer, progress), time.monotonic()
+    checkpoint.save(state, path)  # a disk that cannot take it shows now
+    log = Logger(cfg, folder, progress)
     try:
         for iteration, env_steps in train(cfg, env, agent, low_optimizer, log, progress):
             progress |= {"iteration": iteration, "env_steps": env_steps, "seconds": log.seconds}

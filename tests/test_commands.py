@@ -11,8 +11,8 @@ import time
 import imageio.v3 as iio
 import pytest
 import torch
-from conftest import CODE, TINY
 
+from conftest import CODE, TINY
 from mlsh import checkpoint
 from mlsh.envs import make_env
 from mlsh.models import Hierarchy

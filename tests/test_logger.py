@@ -120,6 +120,23 @@ def test_a_wandb_that_does_not_start_is_reported(cfg, folder, monkeypatch, capfd
     assert "going on without it: no network" in capfd.readouterr().err
 
 
+def test_auto_goes_offline_where_wandb_cannot_be_reached(cfg, folder, monkeypatch, capfd):
+    modes = []
+
+    def init(cfg, folder, run_id, mode):
+        modes.append(mode)
+        raise OSError("no network")
+
+    cfg.wandb = "auto"
+    monkeypatch.setattr(logger.wandb, "login", lambda prompt: True)
+    monkeypatch.setattr(logger, "init_wandb", init)
+    assert logger.start_wandb(cfg, folder, "id") is None
+    assert modes == ["online", "offline"]
+    monkeypatch.setattr(logger.wandb, "login", lambda prompt: False)
+    logger.start_wandb(cfg, folder, "id")
+    assert modes[2:] == ["offline"]
+
+
 @pytest.mark.parametrize("ending", ["gif", "mp4"])
 def test_videos(tmp_path, ending):
     frames = [np.full((64, 64, 3), shade, np.uint8) for shade in (0, 90, 200)]

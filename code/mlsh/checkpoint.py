@@ -51,7 +51,7 @@ def load(path):
         if data["format"] != FORMAT:
             raise UserError(f"{path} has checkpoint format {data['format']}, this version reads {FORMAT}")
         data["config"] = Config.from_dict(data["config"])
-    except (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} is damaged or no checkpoint of train.py ({reason:.80}); use another one") from None
     return data

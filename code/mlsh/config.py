@@ -16,6 +16,9 @@ def short(letter):
     return tyro.conf.arg(aliases=[f"-{letter}"])
 
 
+def flag_of(name):
+    return f"-{name}" if len(name) == 1 else f"--{name}"
+
 
 @dataclass
 class Config:
@@ -152,8 +155,7 @@ class Config:
 
     def _demand(self, name, holds, remedy):
         if not holds:
-            flag = f"-{name}" if len(name) == 1 else f"--{name}"
-            raise UserError(f"{flag} is {getattr(self, name)}: {remedy}")
+            raise UserError(f"{flag_of(name)} is {getattr(self, name)}: {remedy}")
 
 
 PRESETS = {
@@ -202,6 +204,7 @@ def parse(argv, load):
     for name, value in default.as_dict().items() if saved else ():
         if name not in CHANGEABLE and getattr(cfg, name) != value:
             allowed = ", ".join(f"--{n}" for n in CHANGEABLE[:4])
-            raise UserError(f"--{name} {getattr(cfg, name)} contradicts the run ({value}); with -c only {allowed} may change")
+            flag = f"{flag_of(name)} {getattr(cfg, name)}"
+            raise UserError(f"{flag} contradicts the run's {value}; with -c only {allowed} may change")
     cfg.validate()
     return cfg, saved

@@ -1,6 +1,7 @@
 """Where a run's figures go: metrics.csv, curves, videos, the progress bar and wandb."""
 
 import csv
+import dataclasses
 import datetime
 import json
 import os
@@ -41,10 +42,9 @@ def describe_machine():
     """Commit, versions and hardware, for config.json."""
     here = Path(__file__).parent
     git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
-    try:
-        names = [line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
-    except OSError:
-        names = []
+    cpuinfo = Path("/proc/cpuinfo")  # Linux
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return {
         "commit": git.stdout.strip(),
         "python": platform.python_version(),
@@ -78,7 +78,7 @@ class Logger:
         config = {"run_id": run_id, "config": cfg.as_dict(), "machine": describe_machine()}
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         kept = [row for row in read_metrics(folder) if int(row["iteration"]) < begun] if begun else []
-        self._file = open(folder / "metrics.csv", "w", newline="")
+        self._file = open(folder / "metrics.csv", "w", newline="")  # noqa: SIM115
         self._writer = csv.DictWriter(self._file, columns)
         self._writer.writeheader()
         self._writer.writerows(kept)
@@ -178,33 +178,43 @@ class Logger:
 
 
 def start_wandb(cfg, folder, run_id):
-    """The wandb run, or None: online, offline or disabled as --wandb says; auto never asks for a login."""
+    """The wandb run, or None: online, offline or disabled as --wandb says.
+
+    auto never asks for a login, and falls back to offline where there is none or wandb cannot be reached.
+    """
     if cfg.wandb == "disabled":
         return None
     mode = cfg.wandb
     try:
         if mode == "auto":
             mode = "online" if wandb.login(prompt=False) else "offline"
-        run = wandb.init(
-            project=cfg.wandb_project,
-            group=cfg.wandb_group or cfg.env.split(":")[-1],
-            name=cfg.wandb_name or folder.name,
-            id=run_id,
-            resume="allow",
-            dir=str(folder),
-            mode=mode,
-            config=cfg.as_dict(),
-            settings=wandb.Settings(silent=True, console="off", init_timeout=30),
-        )
-        run.define_metric("env_steps")
-        run.define_metric("*", step_metric="env_steps")
+        run = init_wandb(cfg, folder, run_id, mode)
     except Exception as error:
+        if cfg.wandb == "auto" and mode == "online":
+            return start_wandb(dataclasses.replace(cfg, wandb="offline"), folder, run_id)
         print(f"wandb did not start, going on without it: {' '.join(str(error).split())}", file=sys.stderr)
         return None
     if run.offline:
         print(f"wandb is offline; `wandb login`, then `wandb sync {Path(run.dir).parent}` to see it", file=sys.stderr)
     else:
         print(f"wandb: {run.url}", file=sys.stderr)
+    return run
+
+
+def init_wandb(cfg, folder, run_id, mode):
+    run = wandb.init(
+        project=cfg.wandb_project,
+        group=cfg.wandb_group or cfg.env.split(":")[-1],
+        name=cfg.wandb_name or folder.name,
+        id=run_id,
+        resume="allow",
+        dir=str(folder),
+        mode=mode,
+        config=cfg.as_dict(),
+        settings=wandb.Settings(silent=True, console="off", init_timeout=30),
+    )
+    run.define_metric("env_steps")
+    run.define_metric("*", step_metric="env_steps")
     return run
 
 

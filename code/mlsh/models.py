@@ -8,7 +8,6 @@ import torch
 from gymnasium.spaces import Discrete
 from torch import nn
 
-
 MINUS_ONE = torch.tensor(-1.0)
 
 

@@ -99,9 +99,8 @@ def collect(env, agent, rngs, *, T, high_len, gamma, lam, explore=0.0, reward_sc
     value = agent.master.value(at.transpose(0, 1).reshape(G, N * (M + 1), -1)).view(E, M + 1).T  # [M + 1, E]
     ends = torch.cat((valid[starts[1:]], alive[None]))  # [M, E], the episode goes on after this transition
     advantage = gae(macro * reward_scale, value, ends, gamma, lam)
-    master = flat_batch(
-        valid[starts], at[:-1], z, torch.stack(master_params), agent.master, advantage, value[:-1], group, group
-    )
+    params = torch.stack(master_params)
+    master = flat_batch(valid[starts], at[:-1], z, params, agent.master, advantage, value[:-1], group, group)
     z = z.repeat_interleave(high_len, 0)[:T]  # [T, E]
     used = torch.nn.functional.one_hot(z, K) * valid[..., None]  # [T, E, K]
     share = used.view(T, G, N, K).sum((0, 2), dtype=torch.float32)
@@ -112,10 +111,10 @@ def collect(env, agent, rngs, *, T, high_len, gamma, lam, explore=0.0, reward_sc
         value = values.gather(0, z_after[None])[0]  # [T + 1, E], each by the sub-policy then active
         ends = torch.cat((valid[1:], alive[None]))
         advantage = gae(reward * reward_scale, value, ends, gamma, lam)
-        low_batch = flat_batch(
-            valid, inputs[:-1], torch.stack(actions), torch.stack(low_params), agent.subs, advantage, value[:-1], z, group
-        )
-    return Rollout(master, low_batch, reward.sum(0).view(G, N), share / share.sum(1, keepdim=True), seen[:-1][valid], T * E)
+        params, action = torch.stack(low_params), torch.stack(actions)
+        low_batch = flat_batch(valid, inputs[:-1], action, params, agent.subs, advantage, value[:-1], z, group)
+    share /= share.sum(1, keepdim=True)
+    return Rollout(master, low_batch, reward.sum(0).view(G, N), share, seen[:-1][valid], T * E)
 
 
 def flat_batch(valid, obs, action, params, policy, advantage, value, member, group):

@@ -53,7 +53,7 @@ class MovementBanditsVector(VectorTasks):
 
     def task_label(self, task):
         """The task's name for people: the colour of its goal."""
-        return ("yellow", "blue", "violet", "magenta")[task] if len(self.train_tasks) > 2 else ("yellow", "purple")[task]
+        return {2: ("yellow", "purple"), 4: ("yellow", "khaki", "grey", "purple")}[len(self.train_tasks)][task]
 
     def _reset(self):
         goals = len(self.train_tasks)
@@ -100,7 +100,7 @@ class MovementBanditsVector(VectorTasks):
             pygame.draw.circle(surface, colour, (x, WORLD - y), radius, width)
 
         for i, goal in enumerate(self.goals[e]):
-            circle(goal, 20, (0.5, 0.5, min(0.8 * i, 1)))
+            circle(goal, 20, (0.5, 0.5, 0.8 * i / (len(self.train_tasks) - 1)))
         circle(self.goals[e, self.task[e]], 26, (0.85, 0.1, 0.1), width=3)
         circle(self.agent[e], 10, (0.5, 0.8, 0.5))
         return surface
