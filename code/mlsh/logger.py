@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from mlsh.errors import UserError
 
-PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "pygame-ce", "wandb", "imageio", "matplotlib")
+PACKAGES = ("torch", "numpy", "gymnasium", "pygame-ce", "wandb", "imageio", "matplotlib")
 REWARDS = ("pretrain_reward", "trained_reward", "joint_reward")
 LOSSES = ("policy_loss", "value_loss", "kl", "clip_fraction", "entropy")
 
