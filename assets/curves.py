@@ -5,35 +5,27 @@ reward against env steps, a thin line a run and a thick one their median.
 """
 
 import sys
-from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from mlsh.logger import read_metrics
+from mlsh.logger import curve, read_metrics
 
 HERE = Path(__file__).parent
 BEST = {"mb": 43.80}  # the best possible return, where it is known
 
 
-def curve(run, task):
-    """Env steps and mean trained reward of one task (None: of all) over the outer iterations of a run."""
-    values, steps = defaultdict(list), {}
-    for row in read_metrics(run):
-        if task in (None, row["task"]):
-            values[int(row["iteration"])].append(float(row["trained_reward"]))
-            steps[int(row["iteration"])] = int(row["env_steps"]) / 1e6
-    return list(steps.values()), [np.mean(values[i]) for i in steps]
-
-
 def main():
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
     name, *runs = sys.argv[1:]
-    tasks = sorted({row["task"] for row in read_metrics(runs[0])})
+    runs = [read_metrics(run) for run in runs]
+    tasks = sorted({row["task"] for row in runs[0]})
     for task in [*tasks, None]:
         figure = Figure(figsize=(4, 3), layout="constrained")
         axes = figure.subplots()
-        curves = [curve(run, task) for run in runs]
+        curves = [curve(run, task, "trained_reward") for run in runs]
         for steps, reward in curves:
             axes.plot(steps, reward, color="C0", lw=0.7, alpha=0.5)
         length = min(len(steps) for steps, _ in curves)

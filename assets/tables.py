@@ -40,10 +40,14 @@ def reached(run):
 
 
 def main():
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
     variants = defaultdict(list)
     for run in map(Path, sys.argv[1:]):
         results = json.loads((run / "results.json").read_text())
         config = json.loads((run / "config.json").read_text())["config"]
+        if not config["env"].startswith("MovementBandits"):
+            sys.exit(f"{run} is of {config['env']}; the thresholds here are MovementBandits'")
         variants[variant(config)].append((results, reached(run)))
 
     runs = sorted(variants.get("preset", []), key=lambda run: run[0]["seed"])

@@ -11,8 +11,9 @@ from mlsh import checkpoint
 from mlsh.adapt import adapt
 from mlsh.envs import make_env
 from mlsh.errors import UserError, run_command
+from mlsh.film import film
 from mlsh.logger import write_video
-from mlsh.rollout import film, streams
+from mlsh.rollout import streams
 
 
 @dataclass
@@ -24,34 +25,38 @@ class Args:
     task: str = "0"
     """Task: a number 0 … n−1 in a finite family, else JSON."""
     out: str = ""
-    """NAME.gif or NAME.mp4; NAME-initialised and NAME-trained are written. Default: task-<task>.gif beside the run."""
+    """NAME.gif or .mp4; writes NAME-initialised and NAME-trained. Default: task-<task>.gif in the run folder."""
     episodes: int = 1
     """Episodes in a video."""
     device: str = "cpu"
     """Torch device."""
 
 
+def find_task(family, text):
+    """The task that `text` names: one of the finite `family`, or if that is None, JSON."""
+    try:
+        return json.loads(text) if family is None else {str(task): task for task in family}[text]
+    except (KeyError, json.JSONDecodeError):
+        known = "JSON" if family is None else ", ".join(map(str, family))
+        raise UserError(f"--task is {text}: use {known}") from None
+
+
 def main():
     args = tyro.cli(Args)
     if args.episodes < 1:
         raise UserError(f"--episodes is {args.episodes}: use 1 or more")
+    data = checkpoint.load(args.run)
+    cfg = data["config"]
+    cfg.device = args.device
+    cfg.validate()
+    env = make_env(cfg, cfg.N)
+    task = find_task(env.train_tasks, args.task)
     folder = args.run if args.run.is_dir() else args.run.parent
     out = Path(args.out or folder / f"task-{args.task}.gif")
     if out.suffix not in (".gif", ".mp4"):
         raise UserError(f"--out is {out}: use a name that ends in .gif or .mp4")
     if not out.parent.is_dir():
         raise UserError(f"--out is {out}, but there is no folder {out.parent}; make it first")
-    data = checkpoint.load(args.run)
-    cfg = data["config"]
-    cfg.device = args.device
-    cfg.validate()
-    env = make_env(cfg, cfg.N)
-    try:
-        task = json.loads(args.task)
-    except json.JSONDecodeError:
-        task = args.task
-    if env.unwrapped.train_tasks is not None and task not in env.unwrapped.train_tasks:
-        raise UserError(f"--task is {args.task}: {cfg.env} has the tasks {env.unwrapped.train_tasks}")
     agent = checkpoint.agent_of(data, env)
     for name, updates in (("initialised", 0), ("trained", cfg.W)):
         pupil, _ = adapt(agent, env, [task], cfg, updates)

@@ -1,35 +1,34 @@
 """Algorithm 1 of "Meta Learning Shared Hierarchies" (Frans et al. 2018): python train.py --help"""
 
-import functools
 import secrets
 import sys
 import time
 
 from mlsh import checkpoint, config
-from mlsh.adapt import adam, final_test
+from mlsh.adapt import final_test
 from mlsh.envs import make_env
 from mlsh.errors import run_command
+from mlsh.film import film
 from mlsh.logger import Logger, make_run_folder
 from mlsh.models import Hierarchy
-from mlsh.ppo import update
-from mlsh.rollout import balanced_tasks, collect, film, streams
+from mlsh.ppo import adam, update
+from mlsh.rollout import balanced_tasks, collect, streams
 
 SAVE_SECONDS = 5  # between checkpoints, at least
-
-
-def only_look(cfg, env, agent, log, i, tasks, moment, env_steps):
-    """Play episodes from which nobody learns; every cfg.record outer iterations film some more."""
-    groups = range(cfg.groups)
-    if cfg.record and (i % cfg.record == 0 or i == cfg.tasks - 1):
-        for task, frames, fps in film(cfg, agent, tasks, streams(cfg.seed, i, f"film {moment}", groups)):
-            log.video(i, f"{moment}-video-{task}", frames, fps, env_steps)
-    return collect(env, agent, streams(cfg.seed, i, moment, groups), low=False, **cfg.rollout)
 
 
 def train(cfg, env, agent, low_optimizer, log, progress):
     """Run the outer iterations that `progress` lacks; after each, yield how many there were and all env steps."""
     groups = range(cfg.groups)
     env_steps = progress["env_steps"]
+
+    def look(moment):
+        """Play episodes of outer iteration i from which nobody learns; every cfg.record of them film some more."""
+        if cfg.record and (i % cfg.record == 0 or i == cfg.tasks - 1):
+            for task, frames, fps in film(cfg, agent, tasks, streams(cfg.seed, i, f"film {moment}", groups)):
+                log.video(i, f"{moment}-video-{task}", frames, fps, env_steps)
+        return collect(env, agent, streams(cfg.seed, i, moment, groups), low=False, **cfg.rollout)
+
     for i in range(progress["iteration"], cfg.tasks):
         tasks = balanced_tasks(env, cfg.seed, i, cfg.groups)
         env.set_task(tasks)
@@ -37,16 +36,15 @@ def train(cfg, env, agent, low_optimizer, log, progress):
         master_optimizer = adam(agent.master, cfg.hlr)
         low_stats = {}
         explore = cfg.explore * cfg.faded(i)
-        look = functools.partial(only_look, cfg, env, agent, log, i, tasks)
 
-        pretrain = look("pretrain", env_steps)
+        pretrain = look("pretrain")
         for w in range(cfg.W):  # warm-up: only θ learns
             rngs = streams(cfg.seed, i, f"warmup {w}", groups)
             rollout = collect(env, agent, rngs, low=False, explore=explore, **cfg.rollout)
             master_stats = update(agent.master, master_optimizer, rollout.master, rngs, **cfg.master_ppo)
             env_steps += rollout.steps
             log.step(i, "warm-up", rollout, env_steps)
-        trained = look("warmup", env_steps)
+        trained = look("warmup")
         for u in range(cfg.U):  # joint: θ and φ learn
             rngs = streams(cfg.seed, i, f"joint {u}", groups)
             rollout = collect(env, agent, rngs, explore=explore, **cfg.rollout)
@@ -55,7 +53,7 @@ def train(cfg, env, agent, low_optimizer, log, progress):
             agent.normaliser.update(rollout.obs)
             env_steps += rollout.steps
             log.step(i, "joint", rollout, env_steps)
-        joint = look("afterjoint", env_steps)
+        joint = look("afterjoint")
 
         env_steps += pretrain.steps + trained.steps + joint.steps
         log.task_done(i, tasks, (pretrain, trained, joint), master_stats, low_stats, env_steps)
@@ -90,6 +88,7 @@ def main():
     except KeyboardInterrupt:  # the outer iteration under way is dropped; -c begins it again
         checkpoint.save(state, path)
         log.finish()
+        print(f"saved after {state['iteration']} of {cfg.tasks} tasks; -c --out {folder} goes on", file=sys.stderr)
         raise
     log.finish({"env": cfg.env, "seed": cfg.seed, **progress, "test_env_steps": test_steps, "test": rows})
     for row in rows:

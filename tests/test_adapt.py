@@ -1,9 +1,12 @@
+import numpy as np
 import torch
+from gymnasium.spaces import Box, Discrete
 
 from mlsh.adapt import adapt, alone, final_test
 from mlsh.envs import make_env
+from mlsh.envs.base import VectorTasks
 from mlsh.models import Hierarchy
-from mlsh.rollout import streams
+from mlsh.rollout import collect, streams
 
 
 def agent_for(cfg):
@@ -46,6 +49,36 @@ def test_final_test_reports_each_task(cfg):
         assert 0 <= row["return"] <= cfg.T and row["standard_error"] >= 0
         assert len(row["sub_policy_returns"]) == 2
         assert len(row["share"]) == 2 and abs(sum(row["share"]) - 1) < 1e-6
+
+
+class Guess(VectorTasks):
+    """Pays 1 a step for the action whose number is the task's."""
+
+    train_tasks = [0, 1, 2]
+
+    def __init__(self, num_envs):
+        self.single_observation_space = Box(-1, 1, (2,), np.float32)
+        self.single_action_space = Discrete(3)
+        super().__init__(num_envs, None, None, "cpu")
+
+    def _reset(self):
+        return torch.zeros(self.num_envs, 2)
+
+    def _step(self, actions):
+        paid = (actions == torch.tensor(self.task)).float()
+        return torch.zeros(self.num_envs, 2), paid, torch.zeros(self.num_envs, dtype=torch.bool), {}
+
+
+def test_a_new_master_finds_the_sub_policy_of_each_task(cfg):
+    """Sub-policy k always takes action k; ten updates teach the master of task k to run k."""
+    cfg.num_low, cfg.N, cfg.K = 3, 20, 10
+    env = Guess(60)
+    agent = Hierarchy.build(cfg, env)
+    agent.subs.policy_bias.data[:, 0] = 1e3 * torch.eye(3)
+    trained, _ = adapt(agent, env, [0, 1, 2], cfg, 10)
+    played = collect(env, trained, streams(0, 0, "test", range(3)), **cfg.rollout)
+    torch.testing.assert_close(played.share, torch.eye(3), atol=0.05, rtol=0)
+    assert played.episode_return.mean() > 0.95 * cfg.T
 
 
 def test_alone_runs_one_sub_policy_only(cfg):

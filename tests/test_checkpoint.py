@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from mlsh import checkpoint
-from mlsh.adapt import adam
 from mlsh.envs import make_env
 from mlsh.errors import UserError
 from mlsh.models import Hierarchy
+from mlsh.ppo import adam
 from mlsh.rollout import streams
 
 PROGRESS = {"iteration": 3, "env_steps": 12, "seconds": 1.5, "run_id": "abc"}
@@ -77,13 +77,17 @@ def test_what_is_no_checkpoint_is_refused_and_not_run(parts, tmp_path, capsys):
     good = path.read_bytes()
     torch.save({"format": 1, "config": Evil()}, tmp_path / "evil.pt")
     torch.save({"weights": torch.zeros(3)}, tmp_path / "foreign.pt")
+    snapshot = checkpoint.snapshot(cfg, agent, optimizer, PROGRESS)
+    torch.save(snapshot | {"iteration": "3"}, tmp_path / "text.pt")
+    torch.save(snapshot | {"config": snapshot["config"] | {"num_low": "two"}}, tmp_path / "two.pt")
+    torch.save(snapshot | {"format": 99}, tmp_path / "newer.pt")
     files = {
         "truncated": good[: len(good) // 2],
         "empty": b"",
         "text": b"hello",
         "pickle": pickle.dumps(Evil()),
         "evil": (tmp_path / "evil.pt").read_bytes(),
-        "foreign": (tmp_path / "foreign.pt").read_bytes(),
+        **{name: (tmp_path / f"{name}.pt").read_bytes() for name in ("foreign", "text", "two", "newer")},
     }
     for content in files.values():
         path.write_bytes(content)

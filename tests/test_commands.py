@@ -96,6 +96,18 @@ def test_continuing_ends_where_an_uninterrupted_run_ends(command, tmp_path):
     assert tests[0] == tests[1]
 
 
+def test_continuing_without_metrics_and_with_another_wandb_part(command, tmp_path):
+    offline = [*TINY[:-1], "offline"]
+    assert command("train.py", *offline, "--out", tmp_path)[0] == 0
+    (tmp_path / "metrics.csv").unlink()
+    code, _, err = command("train.py", "-c", "--out", tmp_path, "--tasks", 3)
+    assert code == 0, err
+    assert {row["iteration"] for row in rows(tmp_path)} == {"2"}
+    run_id = checkpoint.load(tmp_path)["run_id"]
+    parts = list((tmp_path / "wandb").glob(f"offline-run-*-{run_id}"))
+    assert len(parts) == 2 and f"offline-run-*-{run_id}" in err
+
+
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_the_run_continues(tmp_path, sent):
     flags = [*TINY, "--tasks", "1000000", "--out", str(tmp_path)]
@@ -109,7 +121,7 @@ def test_a_signal_saves_and_the_run_continues(tmp_path, sent):
     _, err = run.communicate(timeout=60)
     assert run.returncode == 130 and "Traceback" not in err
     done = checkpoint.load(tmp_path)["iteration"]
-    assert done >= 3 and (tmp_path / "curves.png").exists()
+    assert done >= 3 and (tmp_path / "curves.png").exists() and f"saved after {done} of" in err
     go_on = [sys.executable, "train.py", "-c", "--out", str(tmp_path), "--tasks", str(done + 1), "--wandb", "disabled"]
     run = subprocess.run(go_on, cwd=CODE, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
@@ -159,7 +171,8 @@ def test_rendering(command, tmp_path):
     assert command("render.py", tmp_path / "alone.pt", "--out", tmp_path / "y.mp4")[0] == 0
     assert (tmp_path / "y-trained.mp4").stat().st_size > 0
     refused = {
-        ("--task", 7): "has the tasks [0, 1]",
+        ("--task", 7): "--task is 7: use 0, 1",
+        ("--task", "true"): "use 0, 1",
         ("--out", tmp_path / "x.jpeg"): ".gif or .mp4",
         ("--out", tmp_path / "no" / "x.gif"): "no folder",
         ("--episodes", 0): "--episodes is 0",

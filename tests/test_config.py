@@ -42,6 +42,8 @@ BAD = [
         for flag in ("--llr", "--hlr", "--epsilon", "--reward_scale")
         for value in ("0", "-1", "nan", "inf")
     ),
+    ("--test_episodes", "1"),
+    ("--device", "meta"),
     ("--gamma", "1.01"),
     ("--lam", "nan"),
     ("--c2", "inf"),
@@ -69,12 +71,15 @@ def test_w_and_u_both_0_are_refused():
 
 def test_continuing_takes_the_checkpoints_configuration():
     run = dataclasses.replace(Config(), W=7, tasks=5)
-    cfg, saved = parse("-c --out there --tasks 9 --record 0 --wandb disabled -W 7".split(), lambda _: {"config": run})
-    assert saved == {"config": run}
+    saved_run = {"config": run, "iteration": 4}
+    cfg, saved = parse("-c --out there --tasks 9 --record 0 --wandb disabled -W 7".split(), lambda _: saved_run)
+    assert saved == saved_run
     assert (cfg.W, cfg.tasks, cfg.record, cfg.wandb, cfg.out, cfg.resume) == (7, 9, 0, "disabled", "there", True)
     for flags in ("-W 8", "--seed 1", "--env MovementBandits4-v0", "--llr 1.0"):
         with pytest.raises(UserError, match=f"^{flags} contradicts"):
-            parse(f"-c --out there {flags}".split(), lambda _: {"config": run})
+            parse(f"-c --out there {flags}".split(), lambda _: saved_run)
+    with pytest.raises(UserError, match="--tasks is 3: the run has had 4"):
+        parse("-c --out there --tasks 3".split(), lambda _: saved_run)
     with pytest.raises(UserError, match="add --out"):
         parse(["-c"], nothing_saved)
     with pytest.raises(UserError, match="no checkpoint"):

@@ -8,13 +8,13 @@ from mlsh.envs import make_env
 from mlsh.envs.base import VectorTasks
 from mlsh.models import Hierarchy
 from mlsh.ppo import gae
-from mlsh.rollout import balanced_tasks, collect, film, streams
+from mlsh.rollout import balanced_tasks, collect, streams
 
 SETTINGS = dict(T=7, high_len=3, gamma=0.9, lam=0.8)
 
 
 class Ladder(VectorTasks):
-    """Reward t + 1 at step t; episode e terminates after its lifetime[e] steps; observes (t, e)."""
+    """Reward t + 1 at step t; episode e ends after its lifetime[e] steps, then all is NaN; observes (t, e)."""
 
     train_tasks = [0]
 
@@ -34,7 +34,10 @@ class Ladder(VectorTasks):
     def _step(self, actions):
         self.actions.append(actions)
         reward = torch.full((self.num_envs,), float(self._elapsed))
-        return self._observation(), reward, self._elapsed >= self.lifetime, {}
+        reward[self._elapsed > self.lifetime] = torch.nan
+        observation = self._observation()
+        observation[self._elapsed > self.lifetime] = torch.nan
+        return observation, reward, self._elapsed >= self.lifetime, {}
 
 
 def agent_for(env, groups, num_low=2, seed=0):
@@ -90,7 +93,8 @@ def test_what_comes_after_a_termination_does_not_count():
     env = Ladder([2, 99, 3, 99])
     agent = agent_for(env, groups=1)
     out = collect(env, agent, streams(1, 2, "x", range(1)), **SETTINGS)
-    assert out.episode_return.tolist() == [[3, 28, 6, 28]]
+    assert out.episode_return.tolist() == [[3, 28, 6, 28]] and out.steps == 2 + 7 + 3 + 7
+    assert all(x.isfinite().all() for batch in (out.master, out.low) for x in batch)
     assert out.master.obs.tolist() == [[0, e] for e in range(4)] + [[3, 1], [3, 3], [6, 1], [6, 3]]
     assert len(out.low.obs) == 2 + 7 + 3 + 7 == len(out.obs)
     assert sorted(out.low.obs[out.low.obs[:, 1] == 2][:, 0].tolist()) == [0, 1, 2]
@@ -148,12 +152,3 @@ def test_balanced_tasks():
             counts = np.bincount(tasks, minlength=4)
             assert len(tasks) == groups and counts.max() == most and counts.min() == least
     assert len({tuple(balanced_tasks(env, 0, i, 1)) for i in range(30)}) == 4
-
-
-def test_film_shows_each_task_once():
-    cfg = Config(T=4, groups=3)
-    agent = agent_for(make_env(cfg, 3), 3)
-    films = list(film(cfg, agent, [1, 0, 1], streams(0, 0, "film", range(3)), episodes=2))
-    assert [task for task, _, _ in films] == [1, 0]
-    for _, frames, fps in films:
-        assert len(frames) == 2 * 5 and frames[0].shape == (400, 400, 3) and fps == 10

@@ -3,12 +3,8 @@
 import torch
 
 from mlsh.envs import make_env
-from mlsh.ppo import update
+from mlsh.ppo import adam, update
 from mlsh.rollout import collect, streams
-
-
-def adam(policy, learning_rate):
-    return torch.optim.Adam(policy.parameters(), learning_rate, eps=1e-5, fused=True)
 
 
 def adapt(agent, env, tasks, cfg, updates):
@@ -58,7 +54,7 @@ def final_test(agent, tasks, cfg):
     trained, steps = adapt(agent, make_env(cfg, cfg.N * len(tasks)), tasks, cfg, cfg.W)
     played = play(trained, tasks, cfg, "test: play")
     of_subs, alone_steps = alone(agent, tasks, cfg)
-    label = make_env(cfg, 1).unwrapped.task_label
+    label = make_env(cfg, 1).task_label
     returns = played.episode_return.double()  # [tasks, episodes]
     rows = [
         {

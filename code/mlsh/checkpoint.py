@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import warnings
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from mlsh.errors import UserError
 from mlsh.models import Hierarchy
 
 FORMAT = 1
+PLAIN = {"format": int, "config": dict, "iteration": int, "env_steps": int, "seconds": float, "run_id": str}
 
 
 def snapshot(cfg, agent, optimizer, progress):
@@ -47,9 +49,14 @@ def load(path):
     if not path.is_file():
         raise UserError(f"there is no checkpoint at {path}; give a run folder or a checkpoint.pt of train.py")
     try:
-        data = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's guess at what a foreign file is
+            data = torch.load(path, map_location="cpu", weights_only=True)
+        for name, kind in PLAIN.items():
+            if type(data[name]) is not kind:
+                raise TypeError(f"{name} is {data[name]!r}")
         if data["format"] != FORMAT:
-            raise UserError(f"{path} has checkpoint format {data['format']}, this version reads {FORMAT}")
+            raise ValueError(f"it has format {data['format']}, this version reads {FORMAT}")
         data["config"] = Config.from_dict(data["config"])
     except (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -128,13 +128,18 @@ class Config:
 
     @classmethod
     def from_dict(cls, values):
+        """The inverse of `as_dict`; TypeError if a value is of another type than its default."""
+        for field in dataclasses.fields(cls):
+            if type(values[field.name]) is not type(field.default):
+                raise TypeError(f"{field.name} is {values[field.name]!r}")
         return cls(**values)
 
     def validate(self):
         """Raise a UserError that names the first flag with a value that cannot work."""
-        counts = ("N", "tasks", "K", "T", "high_len", "num_low", "groups", "bs", "parts_low", "hidden", "test_episodes")
+        counts = ("N", "tasks", "K", "T", "high_len", "num_low", "groups", "bs", "parts_low", "hidden")
         for name in counts:
             self._demand(name, getattr(self, name) >= 1, "use 1 or more")
+        self._demand("test_episodes", self.test_episodes >= 2, "use 2 or more")
         for name in ("W", "U", "record", "fade", "seed"):
             self._demand(name, getattr(self, name) >= 0, "use 0 or more")
         if self.W == self.U == 0:
@@ -149,7 +154,7 @@ class Config:
             self._demand(name, math.isfinite(value) and value >= 0, "use 0 or a positive number")
         self._demand("log_std", math.isfinite(self.log_std), "use a finite number")
         try:
-            torch.empty(0, device=self.device)
+            torch.zeros(1, device=self.device).item()
         except (RuntimeError, AssertionError):
             raise UserError(f"--device {self.device} is not available here; use cpu, or cuda with a GPU") from None
 
@@ -163,7 +168,7 @@ PRESETS = {
         "N": 40,
         "W": 60,
         "U": 1,
-        "tasks": 26,
+        "tasks": 32,
         "T": 50,
         "high_len": 10,
         "groups": 8,
@@ -207,4 +212,6 @@ def parse(argv, load):
             flag = f"{flag_of(name)} {getattr(cfg, name)}"
             raise UserError(f"{flag} contradicts the run's {value}; with -c only {allowed} may change")
     cfg.validate()
+    if saved and cfg.tasks < saved["iteration"]:
+        raise UserError(f"--tasks is {cfg.tasks}: the run has had {saved['iteration']}; use that or more")
     return cfg, saved

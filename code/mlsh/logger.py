@@ -9,6 +9,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -38,15 +39,29 @@ def make_run_folder(cfg):
     return folder
 
 
+def commit():
+    """This file's git commit, or None where it is in no repository."""
+    here = Path(__file__)
+
+    def git(*args):
+        return subprocess.run(
+            ["git", *args], cwd=here.parent, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", here.name)
+        return git("describe", "--always", "--dirty")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
 def describe_machine():
     """Commit, versions and hardware, for config.json."""
-    here = Path(__file__).parent
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
     cpuinfo = Path("/proc/cpuinfo")  # Linux
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return {
-        "commit": git.stdout.strip(),
+        "commit": commit(),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
         "processor": names[0] if names else platform.processor(),
@@ -58,6 +73,8 @@ def describe_machine():
 
 def read_metrics(folder):
     """The rows of a run folder's metrics.csv as dicts of strings; a last line cut short by a kill is left out."""
+    if not (Path(folder) / "metrics.csv").exists():
+        return []
     with open(Path(folder) / "metrics.csv", newline="") as file:
         return [row for row in csv.DictReader(file) if None not in row.values()]
 
@@ -78,11 +95,13 @@ class Logger:
         config = {"run_id": run_id, "config": cfg.as_dict(), "machine": describe_machine()}
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         kept = [row for row in read_metrics(folder) if int(row["iteration"]) < begun] if begun else []
-        self._file = open(folder / "metrics.csv", "w", newline="")  # noqa: SIM115
+        with open(folder / "metrics.csv.tmp", "w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(kept)
+        os.replace(folder / "metrics.csv.tmp", folder / "metrics.csv")
+        self._file = open(folder / "metrics.csv", "a", newline="")  # noqa: SIM115
         self._writer = csv.DictWriter(self._file, columns)
-        self._writer.writeheader()
-        self._writer.writerows(kept)
-        self._file.flush()
         self._wandb = start_wandb(cfg, folder, run_id)
         inner = cfg.W + cfg.U
         self._bar = tqdm(total=cfg.tasks * inner, initial=begun * inner, unit="it", dynamic_ncols=True)
@@ -195,7 +214,8 @@ def start_wandb(cfg, folder, run_id):
         print(f"wandb did not start, going on without it: {' '.join(str(error).split())}", file=sys.stderr)
         return None
     if run.offline:
-        print(f"wandb is offline; `wandb login`, then `wandb sync {Path(run.dir).parent}` to see it", file=sys.stderr)
+        parts = Path(run.dir).parent.parent / f"offline-run-*-{run_id}"
+        print(f"wandb is offline; to see it, `wandb login`, then `wandb sync {parts}`", file=sys.stderr)
     else:
         print(f"wandb: {run.url}", file=sys.stderr)
     return run
@@ -229,20 +249,27 @@ def write_video(path, frames, fps):
         raise UserError(f"cannot write {path} ({error}); use a writable path that ends in .gif or .mp4") from None
 
 
+def curve(rows, task, reward):
+    """Env steps (millions) and mean `reward` of the groups on `task` (None: on any), of each outer iteration."""
+    values, steps = defaultdict(list), {}
+    for row in rows:
+        if task in (None, row["task"]):
+            values[row["iteration"]].append(float(row[reward]))
+            steps[row["iteration"]] = int(row["env_steps"]) / 1e6
+    return list(steps.values()), [np.mean(values[i]) for i in steps]
+
+
 def draw_curves(folder):
     """curves.png from metrics.csv: a panel a task (of at most six) and one for all, return against env steps."""
     from matplotlib.figure import Figure
 
     rows = read_metrics(folder)
-    panels = list(dict.fromkeys(sorted(row["task"] for row in rows)))
-    panels = [*(panels if len(panels) <= 6 else []), None]
+    tasks = sorted({row["task"] for row in rows})
+    panels = [*(tasks if len(tasks) <= 6 else []), None]
     figure = Figure(figsize=(4 * len(panels), 3.2), layout="constrained")
     for axes, task in zip(figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels, strict=True):
-        mine = [row for row in rows if task in (None, row["task"])]
-        steps = sorted({int(row["env_steps"]) for row in mine})
-        for name, style in zip(REWARDS, ("C7:", "C0-", "C1--"), strict=True):
-            mean = [np.mean([float(row[name]) for row in mine if int(row["env_steps"]) == s]) for s in steps]
-            axes.plot(np.divide(steps, 1e6), mean, style, label=name.replace("_reward", ""))
+        for reward, style in zip(REWARDS, ("C7:", "C0-", "C1--"), strict=True):
+            axes.plot(*curve(rows, task, reward), style, label=reward.replace("_reward", ""))
         axes.set(title="all tasks" if task is None else f"task {task}", xlabel="million env steps")
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("mean episode return")

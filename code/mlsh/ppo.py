@@ -69,22 +69,21 @@ def minibatches(member, group, n, parts, epochs, rngs):
 def update(policy, optimizer, batch, rngs, *, parts, epochs, epsilon, c1, c2):
     """PPO with the clipped objective: `epochs` passes over `batch` in `parts` minibatches each.
 
-    Every sample moves its own member's parameters only. A member with fewer than two samples keeps its parameters
-    and optimiser state. Advantages are normalised within a group and member. Returns a dict of [n] tensors,
-    measured over the whole batch after the update: policy_loss, value_loss, entropy, kl, clip_fraction.
+    Every sample moves its own member's parameters only; a minibatch without a sample of a member leaves its
+    parameters and Adam moments alone, and so does a batch with a single one. Advantages are normalised within a group
+    and member. Returns a dict of [n] tensors, measured over the whole batch after the update (NaN for a member left
+    alone): policy_loss, value_loss, entropy, kl, clip_fraction.
     """
     n = policy.n
     member, group = batch.member.cpu().numpy(), batch.group.cpu().numpy()
     index, weight = minibatches(member, group, n, parts, epochs, rngs)
-    index, weight = (torch.from_numpy(a).to(batch.obs.device) for a in (index, weight))
     batch = batch._replace(advantage=normalise(batch.advantage, batch.group * n + batch.member, n * len(rngs)))
-    few = np.flatnonzero(np.bincount(member, minlength=n) < 2)
-    weight[:, few] = 0
-    kept = [(t, t[few].clone()) for t in tensors(policy, optimizer)] if len(few) else []
-
+    weight[:, np.bincount(member, minlength=n) < 2] = 0
+    idle = [np.flatnonzero(~row) for row in weight.any(2)]  # of each minibatch, the members without a sample
+    index, weight = (torch.from_numpy(a).to(batch.obs.device) for a in (index, weight))
     fields = (batch.obs, batch.action, batch.log_prob, batch.advantage, batch.value_target)
     fields = [f[index] for f in fields]  # [epochs * parts, n, width, ...]
-    for obs, action, log_prob, advantage, value_target, w in zip(*fields, weight, strict=True):
+    for obs, action, log_prob, advantage, value_target, w, still in zip(*fields, weight, idle, strict=True):
         params, value = policy(obs)
         new = policy.distribution(params)
         ratio = torch.exp(new.log_prob(action) - log_prob)
@@ -94,14 +93,16 @@ def update(policy, optimizer, batch, rngs, *, parts, epochs, epsilon, c1, c2):
             loss = loss - c2 * new.entropy()
         optimizer.zero_grad()
         (loss * w).sum().backward()
+        kept = [(t, t[still].clone()) for t in tensors(policy, optimizer)] if len(still) else []
         optimizer.step()
+        for t, rows in kept:  # without a gradient Adam's momentum would still move them
+            t[still] = rows
 
     with torch.no_grad():
-        for t, rows in kept:
-            t[few] = rows
         # the last epoch has every sample once: [parts, n, width, ...] -> [n, parts * width, ...]
-        last = [f[-parts:].transpose(0, 1).flatten(1, 2) for f in (*fields, weight / parts)]
+        last = [f[-parts:].transpose(0, 1).flatten(1, 2) for f in (*fields, weight > 0)]
         obs, action, log_prob, advantage, value_target, w = last
+        w = w / w.sum(1, keepdim=True)
         params, value = policy(obs)
         new = policy.distribution(params)
         log_ratio = new.log_prob(action) - log_prob
@@ -114,6 +115,11 @@ def update(policy, optimizer, batch, rngs, *, parts, epochs, epsilon, c1, c2):
             "clip_fraction": ((ratio - 1).abs() > epsilon).float(),
         }
         return {name: (x * w).sum(1) for name, x in means.items()}
+
+
+def adam(policy, learning_rate):
+    """The optimiser of masters and sub-policies alike."""
+    return torch.optim.Adam(policy.parameters(), learning_rate, eps=1e-5, fused=True)
 
 
 def tensors(policy, optimizer):

@@ -6,7 +6,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from mlsh.envs import make_env
 from mlsh.ppo import Batch, gae
 
 
@@ -33,7 +32,7 @@ class Rollout(NamedTuple):
     episode_return: torch.Tensor  # [G, N], undiscounted, unscaled
     share: torch.Tensor  # [G, K], of the steps
     obs: torch.Tensor  # [S, obs], as the environment gave them, for the normaliser
-    steps: int  # env steps simulated
+    steps: int  # env steps, up to the end of each episode
 
 
 @torch.no_grad()
@@ -43,7 +42,8 @@ def collect(env, agent, rngs, *, T, high_len, gamma, lam, explore=0.0, reward_sc
     Every `high_len` steps a group's master picks a sub-policy (with probability `explore` a uniformly random one,
     stored as if it were the master's own, as in the original); its rewards of these steps are summed to one reward.
     GAE runs over both time-ordered grids before anything is sorted by sub-policy; low-level GAE runs across
-    switches, as in the original. At a time limit the value is bootstrapped, at a termination not.
+    switches, as in the original. At a time limit the value is bootstrapped, at a termination not;
+    the environment must not truncate before step `T` (`make_env` gives it that limit).
 
     `rngs`: one NumPy generator a group. `low`: also make the sub-policies' batch. `on_step()` is called after the
     reset and after each step (for filming). Returns a `Rollout`; its batches hold the real samples only.
@@ -82,9 +82,10 @@ def collect(env, agent, rngs, *, T, high_len, gamma, lam, explore=0.0, reward_sc
         low_params.append(params)
         actions.append(action)
         valid.append(alive)
-        obs, reward, terminated, _, _ = env.step(action)
-        rewards.append(reward * alive)
+        new_obs, reward, terminated, _, _ = env.step(action)
+        rewards.append(torch.where(alive, reward, 0))
         alive = alive & ~terminated
+        obs = torch.where(alive[:, None], new_obs, obs)  # whatever comes after an end stays out
         if on_step:
             on_step()
     seen = torch.stack([*seen, obs])  # [T + 1, E, obs]
@@ -114,7 +115,7 @@ def collect(env, agent, rngs, *, T, high_len, gamma, lam, explore=0.0, reward_sc
         params, action = torch.stack(low_params), torch.stack(actions)
         low_batch = flat_batch(valid, inputs[:-1], action, params, agent.subs, advantage, value[:-1], z, group)
     share /= share.sum(1, keepdim=True)
-    return Rollout(master, low_batch, reward.sum(0).view(G, N), share, seen[:-1][valid], T * E)
+    return Rollout(master, low_batch, reward.sum(0).view(G, N), share, seen[:-1][valid], int(valid.sum()))
 
 
 def flat_batch(valid, obs, action, params, policy, advantage, value, member, group):
@@ -123,23 +124,3 @@ def flat_batch(valid, obs, action, params, policy, advantage, value, member, gro
     fields = (obs, action, log_prob, advantage, value, value + advantage)
     indices = (member.expand_as(valid), group.expand_as(valid))
     return Batch(*(x[valid] for x in (*fields, *indices)))
-
-
-def film(cfg, agent, tasks, rngs, episodes=1, most=4):
-    """Film `episodes` episodes of each distinct task among `tasks` (one a master), of at most `most` of them.
-
-    Yields task, frames (uint8 [H, W, 3]) and frames per second.
-    """
-    first = {}
-    for g, task in enumerate(tasks):
-        first.setdefault(str(task), g)
-    shown = list(first.values())[:most]
-    env = make_env(cfg, len(shown) * episodes, render_mode="rgb_array")
-    env.set_task([tasks[g] for g in shown])
-    agent = agent._replace(master=agent.master.only(shown))
-    frames = []  # [T + 1] of [len(shown) * episodes]
-    collect(env, agent, [rngs[g] for g in shown], low=False, on_step=lambda: frames.append(env.render()), **cfg.rollout)
-    fps = env.metadata["render_fps"]
-    env.close()
-    for j, g in enumerate(shown):
-        yield tasks[g], [frame[e] for e in range(j * episodes, (j + 1) * episodes) for frame in frames], fps

@@ -31,11 +31,11 @@ def make_env(cfg, num_envs, render_mode=None):
         creator = gym.spec(env_id).vector_entry_point
         if isinstance(creator, str):
             creator = load_env_creator(creator)
-    except (gym.error.Error, ImportError) as error:
+    except Exception as error:  # an imported module may raise anything
         reason = " ".join(str(error).split())
         raise UserError(f"--env {cfg.env} is unknown ({reason}); the package's own are {', '.join(IDS)}") from None
     if not (hasattr(creator, "set_task") and hasattr(creator, "sample_task")):
-        raise UserError(f"--env {cfg.env} has no task distribution; its batched class needs sample_task and set_task")
+        raise UserError(f"--env {cfg.env} has no task distribution; it needs a batched class like VectorTasks")
     return gym.make_vec(
         env_id,
         num_envs=num_envs,
