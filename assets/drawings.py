@@ -31,31 +31,32 @@ def arrow(axes, start, end, text="", at=None, colour="#444", style="-"):
 
 
 def architecture():
-    figure, axes = canvas(8, 4.4)
+    figure, axes = canvas(8.6, 4.4)
     box(axes, 2.6, 3.4, 2.8, 0.75, "master policy  θ\nlearned anew for every task", MASTER)
-    xs, names = (0.5, 2.9, 5.3), (r"sub-policy  $\phi_1$", r"sub-policy  $\phi_2$", r"sub-policy  $\phi_K$")
+    xs, names = (0.6, 3.0, 5.4), (r"sub-policy  $\phi_1$", r"sub-policy  $\phi_2$", r"sub-policy  $\phi_K$")
     for x, name in zip(xs, names, strict=True):
-        box(axes, x, 1.75, 2.2, 0.65, name, SUB)
+        box(axes, x, 1.75, 2.0, 0.65, name, SUB)
         chosen = name == names[1]
-        arrow(axes, (4, 3.4), (x + 1.1, 2.42), colour="#b35900" if chosen else "#bbb", style="-" if chosen else "--")
-    axes.text(5.2, 2.09, "…", ha="center", va="center", fontsize=10)
-    axes.text(5.6, 3.2, "every N steps (`high_len`): which one runs", fontsize=9, color="#b35900", ha="left")
-    axes.text(7.6, 1.75, "shared\nby all\ntasks", fontsize=9, ha="left", va="bottom", color="#336699")
-    box(axes, 2.6, 0.25, 2.8, 0.65, "environment of the sampled task", WORLD)
-    arrow(axes, (4.0, 1.73), (4.0, 0.93), "action, every step", (4.95, 1.33), "#b35900")
-    axes.plot((2.58, 0.2, 0.2), (0.57, 0.57, 3.77), color="#444", lw=1.2)
+        arrow(axes, (4, 3.4), (x + 1, 2.42), colour="#b35900" if chosen else "#bbb", style="-" if chosen else "--")
+        arrow(axes, (x + 0.3, 1.2), (x + 0.3, 1.73))  # the observation goes to each of them
+    axes.text(5.2, 2.07, "…", ha="center", va="center")
+    axes.text(5.6, 3.2, "every high_len steps: which one runs", fontsize=9, color="#b35900")
+    axes.text(7.55, 2.07, "shared by\nall tasks", fontsize=9, va="center", color="#336699")
+    box(axes, 2.6, 0.2, 2.8, 0.65, "environment of the sampled task", WORLD)
+    arrow(axes, (4.0, 1.73), (4.0, 0.88), "action, every step", (4.85, 1.4), "#b35900")
+    axes.plot((2.58, 0.2, 0.2), (0.52, 0.52, 3.77), color="#444", lw=1.2)
+    axes.plot((0.2, xs[-1] + 0.3), (1.2, 1.2), color="#444", lw=1.2)
     arrow(axes, (0.2, 3.77), (2.58, 3.77), "observation", (1.2, 3.92))
-    arrow(axes, (0.2, 2.07), (0.48, 2.07))
     figure.savefig(HERE / "architecture.png", dpi=110)
 
 
 ALGORITHM = (
     (0, "initialise the K sub-policies φ", ""),
     (0, "repeat, until they serve every task:", ""),
-    (1, "sample a task (one for each group)", "master"),
+    (1, "sample a task (one for each group)", ""),
     (1, "initialise the master θ and its optimiser", "master"),
     (1, "W times:", "warm-up"),
-    (2, "play N episodes: θ picks a sub-policy every `high_len` steps", ""),
+    (2, "play N episodes: θ picks a sub-policy every high_len steps", ""),
     (2, "update θ by PPO, a transition a decision", "master"),
     (1, "U times:", "joint"),
     (2, "play N episodes likewise", ""),

@@ -79,6 +79,10 @@ def test_warm_up_leaves_the_sub_policies_as_they_are(command, tmp_path):
 def test_ablations_run(command, tmp_path, flags):
     code, _, err = command("train.py", *TINY, *flags.split(), "--out", tmp_path)
     assert code == 0, err
+    for row in rows(tmp_path):
+        shares = [float(x) for name, x in row.items() if name.startswith("share_")]
+        assert sum(shares) == pytest.approx(1, abs=1e-5)
+        assert float(row["env_steps"]) > 0 and 0 <= float(row["trained_reward"]) <= 7
 
 
 def test_continuing_ends_where_an_uninterrupted_run_ends(command, tmp_path):
@@ -199,4 +203,8 @@ def test_no_environment_variables_are_needed(tmp_path):
 def test_benchmark(command):
     code, out, err = command("benchmark.py", "--groups", 1, "--tasks", 2)
     assert code == 0, err
-    assert "env steps/s, whole loop" in out and "update master" in out
+    shares = [int(line.split()[-2]) for line in out.splitlines()[1:]]
+    assert out.startswith("MovementBandits-v0 --groups 1, ") and "env steps/s" in out
+    assert len(shares) == 6 and shares[-1] == 100 and abs(sum(shares[:-1]) - 100) <= 3
+    code, _, err = command("benchmark.py", "--tasks", 1)
+    assert code == 2 and "use 2 or more" in err

@@ -40,7 +40,8 @@ class MovementBanditsVector(VectorTasks):
 
     ## Arguments
     `num_goals`; `num_envs` and `device` (batched view only); `max_episode_steps`; `render_mode`, "human" or
-    "rgb_array": 400 × 400, y upwards, the right goal ringed.
+    "rgb_array": 400 × 400, y upwards, the right goal ringed in red. Goal i of n has the colour (.5, .5, .8·i/(n−1)),
+    for two goals the original's.
     """
 
     def __init__(self, num_envs=1, num_goals=2, max_episode_steps=None, render_mode=None, device="cpu"):
