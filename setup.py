@@ -12,6 +12,8 @@ setup(
         "torch>=2.6",
         "numpy>=2.0",
         "gymnasium>=1.1",
+        "mujoco>=3.3",
+        "packaging",  # of Gymnasium's MuJoCo renderer
         "pygame-ce>=2.5",
         "imageio[ffmpeg]>=2.34",
         "wandb>=0.19",

@@ -7,7 +7,7 @@ import time
 from mlsh import checkpoint, config
 from mlsh.adapt import final_test
 from mlsh.envs import make_env
-from mlsh.errors import run_command
+from mlsh.errors import RenderingUnavailable, run_command
 from mlsh.film import film
 from mlsh.logger import Logger, make_run_folder
 from mlsh.models import Hierarchy
@@ -20,13 +20,18 @@ SAVE_SECONDS = 5  # between checkpoints, at least
 def train(cfg, env, agent, low_optimizer, log, progress):
     """Run the outer iterations that `progress` lacks; after each, yield how many there were and all env steps."""
     groups = range(cfg.groups)
-    env_steps = progress["env_steps"]
+    env_steps, record = progress["env_steps"], cfg.record
 
     def look(moment):
         """Play episodes of outer iteration i from which nobody learns; every cfg.record of them film some more."""
-        if cfg.record and (i % cfg.record == 0 or i == cfg.tasks - 1):
-            for task, frames, fps in film(cfg, agent, tasks, streams(cfg.seed, i, f"film {moment}", groups)):
-                log.video(i, f"{moment}-video-{task}", frames, fps, env_steps)
+        nonlocal record
+        if record and (i % record == 0 or i == cfg.tasks - 1):
+            try:
+                for task, frames, fps in film(cfg, agent, tasks, streams(cfg.seed, i, f"film {moment}", groups)):
+                    log.video(i, f"{moment}-video-{task}", frames, fps, env_steps)
+            except RenderingUnavailable as error:
+                log.say(f"no videos: {error}")
+                record = 0
         return collect(env, agent, streams(cfg.seed, i, moment, groups), low=False, **cfg.rollout)
 
     for i in range(progress["iteration"], cfg.tasks):

@@ -57,6 +57,21 @@ def test_training_fills_the_run_folder(command, tmp_path):
     assert [row["task"] for row in results["test"]] == [0, 1]
 
 
+def test_continuous_actions_train_and_continue(command, tmp_path):
+    flags = [*TINY, "--env", "AntBandits-v1", "--record", 1]
+    code, out, err = command("train.py", *flags, "--out", tmp_path)
+    assert code == 0, err
+    assert "task 0 (right)" in out and "task 1 (up)" in out
+    films = len(list((tmp_path / "videos").iterdir()))
+    assert films == 12 or (films == 0 and err.count("no videos: no OpenGL") == 1)
+    assert {row["diverged"] for row in rows(tmp_path)} == {"0"}
+    before, normaliser = subs(tmp_path), checkpoint.load(tmp_path)["normaliser"]
+    assert normaliser["count"] == 2 * 2 * 2 * 7  # the two joint iterations' observations
+    assert command("train.py", "-c", "--out", tmp_path, "--tasks", 3, "--record", 0)[0] == 0
+    after = subs(tmp_path)
+    assert not any(torch.equal(before[name], after[name]) for name in before)
+
+
 def test_same_seed_same_run_and_another_seed_another(command, tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         assert command("train.py", *TINY, "--record", 0, "--seed", seed, "--out", tmp_path / name)[0] == 0

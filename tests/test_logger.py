@@ -19,6 +19,7 @@ class Played:
     def __init__(self, *returns):
         self.episode_return = torch.tensor(returns, dtype=torch.float32)
         self.share = torch.tensor([[0.25, 0.75], [1.0, 0.0]])
+        self.diverged = torch.tensor([0, 2])
 
 
 def stats(n):
@@ -56,6 +57,7 @@ def test_metrics_config_and_curves(cfg, folder):
     ]
     assert [float(rows[0][f"{m}_reward"]) for m in ("pretrain", "trained", "joint")] == [2, 3, 4]
     assert [float(rows[0][f"share_{k}"]) for k in (0, 1)] == [0.25, 0.75]
+    assert [row["diverged"] for row in rows] == ["0", "2", "0", "2"]
     assert float(rows[1]["master_kl"]) == 1 and float(rows[0]["sub1_entropy"]) == 1
     config = json.loads((folder / "config.json").read_text())
     assert config["config"]["N"] == cfg.N and config["machine"]["packages"]["torch"]

@@ -182,6 +182,21 @@ PRESETS = {
         "reward_scale": 0.1,
     },
 }
+PRESETS["AntBandits-v1"] = {  # a starting point: not tuned, no result yet
+    "N": 10,
+    "W": 20,
+    "U": 10,
+    "tasks": 50,
+    "T": 300,
+    "high_len": 60,
+    "groups": 4,
+    "parts_low": 32,
+    "explore": 0.1,
+    "fade": 30,
+    "log_std": -0.5,
+    "reward_scale": 300.0,
+    "test_episodes": 100,
+}
 PRESETS["MovementBandits4-v0"] = PRESETS["MovementBandits-v0"] | {"num_low": 4}
 
 CHANGEABLE = ("tasks", "record", "wandb", "device", "resume", "out")  # by -c

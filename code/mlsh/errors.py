@@ -8,6 +8,10 @@ class UserError(Exception):
     """What went wrong and the remedy, in one line; the command prints it and exits with 2."""
 
 
+class RenderingUnavailable(UserError):
+    """This machine cannot draw the environment."""
+
+
 def run_command(main):
     """Call `main()` as a command's whole program: no traceback for a UserError, Ctrl-C and SIGTERM alike.
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from mlsh.errors import UserError
 
-PACKAGES = ("torch", "numpy", "gymnasium", "pygame-ce", "wandb", "imageio", "matplotlib")
+PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "pygame-ce", "wandb", "imageio", "matplotlib")
 REWARDS = ("pretrain_reward", "trained_reward", "joint_reward")
 LOSSES = ("policy_loss", "value_loss", "kl", "clip_fraction", "entropy")
 
@@ -89,7 +89,7 @@ class Logger:
         begun, run_id = progress["iteration"], progress["run_id"]
         self.cfg = cfg
         self.folder = folder
-        columns = ["iteration", "group", "task", *REWARDS, "env_steps", "seconds"]
+        columns = ["iteration", "group", "task", *REWARDS, "env_steps", "seconds", "diverged"]
         columns += [f"share_{k}" for k in range(cfg.num_low)]
         columns += [f"{who}_{name}" for who in ("master", *self._subs()) for name in LOSSES]
         config = {"run_id": run_id, "config": cfg.as_dict(), "machine": describe_machine()}
@@ -105,7 +105,7 @@ class Logger:
         self._wandb = start_wandb(cfg, folder, run_id)
         inner = cfg.W + cfg.U
         self._bar = tqdm(total=cfg.tasks * inner, initial=begun * inner, unit="it", dynamic_ncols=True)
-        self._trained, self._rate_from = "", None
+        self._trained, self._rate_from, self._diverged = "", None, 0
         self._start = time.monotonic() - progress["seconds"]
 
     @property
@@ -118,6 +118,7 @@ class Logger:
 
     def step(self, iteration, phase, rollout, env_steps):
         """After an inner iteration: the bar, and wandb's `reward`."""
+        self._diverged = self._diverged + rollout.diverged
         now = time.monotonic()
         if self._rate_from is None:
             self._rate_from = env_steps, now
@@ -141,6 +142,7 @@ class Logger:
         logged = dict(subs)
         for g, task in enumerate(tasks):
             row = {"iteration": iteration, "group": g, "task": task, "env_steps": env_steps, "seconds": self.seconds}
+            row["diverged"] = int(self._diverged[g])
             row |= {name: x[g] for name, x in (rewards | masters).items()} | subs
             row |= {f"share_{k}": x for k, x in enumerate(share[g])}
             self._writer.writerow({k: f"{x:.6g}" if isinstance(x, float) else x for k, x in row.items()})
@@ -152,9 +154,15 @@ class Logger:
                 logged[f"{task}_{name}"] = sum(rewards[name][g] for g in of_task) / len(of_task)
             for k in range(self.cfg.num_low):
                 logged[f"{task}_share_{k}"] = sum(share[g][k] for g in of_task) / len(of_task)
+        logged["diverged"] = int(self._diverged.sum())
+        self._diverged = 0
         self._file.flush()
         self._trained = f"trained reward {logged['trained_reward']:.2f}"
         self._log(logged | {"env_steps": env_steps})
+
+    def say(self, text):
+        """A line above the progress bar."""
+        self._bar.write(text, file=sys.stderr)
 
     def video(self, iteration, name, frames, fps, env_steps):
         """Write frames (uint8 [H, W, 3] each) to videos/ and to wandb under `name`."""
@@ -193,7 +201,7 @@ class Logger:
             call(*args)
         except Exception as error:
             self._wandb = None
-            self._bar.write(f"wandb failed and is off from here on: {error}", file=sys.stderr)
+            self.say(f"wandb failed and is off from here on: {error}")
 
 
 def start_wandb(cfg, folder, run_id):

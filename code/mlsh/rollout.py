@@ -33,6 +33,7 @@ class Rollout(NamedTuple):
     share: torch.Tensor  # [G, K], of the steps
     obs: torch.Tensor  # [S, obs], as the environment gave them, for the normaliser
     steps: int  # env steps, up to the end of each episode
+    diverged: torch.Tensor  # [G], episodes whose simulation diverged
 
 
 @torch.no_grad()
@@ -63,6 +64,7 @@ def collect(env, agent, rngs, *, T, high_len, gamma, lam, explore=0.0, reward_sc
         uniform = draw(lambda rng: rng.integers(K, size=(M, N)))
     episode = torch.arange(E, device=device)
     alive = torch.ones(E, dtype=torch.bool, device=device)
+    diverged = torch.zeros(E, dtype=torch.bool, device=device)
     seen, valid, rewards, low_params, actions = [], [], [], [], []  # [T] of [E, ...]
     choices, master_params = [], []  # [M] of [E, ...]
     if on_step:
@@ -82,7 +84,9 @@ def collect(env, agent, rngs, *, T, high_len, gamma, lam, explore=0.0, reward_sc
         low_params.append(params)
         actions.append(action)
         valid.append(alive)
-        new_obs, reward, terminated, _, _ = env.step(action)
+        new_obs, reward, terminated, _, info = env.step(action)
+        if "diverged" in info:
+            diverged = diverged | (info["diverged"] & alive)
         rewards.append(torch.where(alive, reward, 0))
         alive = alive & ~terminated
         obs = torch.where(alive[:, None], new_obs, obs)  # whatever comes after an end stays out
@@ -115,7 +119,8 @@ def collect(env, agent, rngs, *, T, high_len, gamma, lam, explore=0.0, reward_sc
         params, action = torch.stack(low_params), torch.stack(actions)
         low_batch = flat_batch(valid, inputs[:-1], action, params, agent.subs, advantage, value[:-1], z, group)
     share /= share.sum(1, keepdim=True)
-    return Rollout(master, low_batch, reward.sum(0).view(G, N), share, seen[:-1][valid], int(valid.sum()))
+    diverged = diverged.view(G, N).sum(1)
+    return Rollout(master, low_batch, reward.sum(0).view(G, N), share, seen[:-1][valid], int(valid.sum()), diverged)
 
 
 def flat_batch(valid, obs, action, params, policy, advantage, value, member, group):

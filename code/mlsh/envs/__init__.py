@@ -7,7 +7,7 @@ from gymnasium.envs.registration import load_env_creator
 
 from mlsh.errors import UserError
 
-IDS = ("MovementBandits-v0", "MovementBandits4-v0")
+IDS = ("MovementBandits-v0", "MovementBandits4-v0", "AntBandits-v1")
 
 for goals, env_id in ((2, "MovementBandits-v0"), (4, "MovementBandits4-v0")):
     gym.register(
@@ -17,6 +17,12 @@ for goals, env_id in ((2, "MovementBandits-v0"), (4, "MovementBandits4-v0")):
         max_episode_steps=50,
         kwargs={"num_goals": goals},
     )
+gym.register(
+    "AntBandits-v1",
+    entry_point="mlsh.envs.ant_bandits:AntBandits",
+    vector_entry_point="mlsh.envs.ant_bandits:AntBanditsVector",
+    max_episode_steps=1000,
+)
 
 
 def make_env(cfg, num_envs, render_mode=None):

@@ -68,10 +68,12 @@ class VectorTasks(VectorEnv):
         return observation, reward, terminated, truncated, info
 
     def _draw(self, sample):
-        """`sample(rng, size)` for every block, stacked to a float32 tensor of [E, …]."""
+        """`sample(rng, size)` for every block, stacked to an array of [E, …]."""
         block = self._block(len(self._rngs), "seeds")
-        drawn = np.concatenate([sample(rng, block) for rng in self._rngs])
-        return torch.as_tensor(drawn, dtype=torch.float32, device=self.device)
+        return np.concatenate([sample(rng, block) for rng in self._rngs])
+
+    def _tensor(self, array):
+        return torch.as_tensor(array, dtype=torch.float32, device=self.device)
 
     def _block(self, count, what):
         if self.num_envs % count:

@@ -58,7 +58,7 @@ class MovementBanditsVector(VectorTasks):
 
     def _reset(self):
         goals = len(self.train_tasks)
-        self.goals = self._draw(lambda rng, n: rng.uniform(0, WORLD, (n, goals, 2)))  # [E, goals, 2]
+        self.goals = self._tensor(self._draw(lambda rng, n: rng.uniform(0, WORLD, (n, goals, 2))))  # [E, goals, 2]
         self.agent = torch.full((self.num_envs, 2), START, device=self.device)
         task = torch.tensor(self.task, device=self.device)
         self._right = self.goals[torch.arange(self.num_envs, device=self.device), task]  # [E, 2]

@@ -1,0 +1,97 @@
+"""AntBandits ("Twowalk"): an ant that must walk right or up, and is not told which."""
+
+from pathlib import Path
+
+import gymnasium.envs.mujoco
+import mujoco
+import numpy as np
+from gymnasium.spaces import Box
+
+from mlsh.envs.base import SingleEnv
+from mlsh.envs.mujoco_tasks import MujocoTasks
+
+TARGETS = ((5.0, 0.0), (0.0, 5.0))  # of the target's two slide joints
+FRAME = 10.0  # half the side of the square that is drawn around the world
+
+
+def build_model():
+    """Gymnasium's ant, the hidden target, a drawn frame, and a sensor of the ant's centre of mass."""
+    ant = Path(gymnasium.envs.mujoco.__file__).parent / "assets" / "ant.xml"
+    spec = mujoco.MjSpec.from_string(ant.read_text().replace('coordinate="local"', ""))
+    ghost = {"contype": 0, "conaffinity": 0}
+    target = spec.worldbody.add_body(name="target", pos=(0.19, -0.19, 0.01))
+    for name, axis, ref in (("target_x", (1, 0, 0), 0.1), ("target_y", (0, 1, 0), -0.1)):
+        slide = {"type": mujoco.mjtJoint.mjJNT_SLIDE, "axis": axis, "ref": ref, "range": (-9, 9), "limited": True}
+        target.add_joint(name=name, armature=1, damping=1, **slide)
+    sphere = {"type": mujoco.mjtGeom.mjGEOM_SPHERE, "size": (0.4, 0, 0), "pos": (0, 0, 1), "rgba": (0.9, 0.1, 0.1, 1)}
+    target.add_geom(name="target_geom", **sphere, **ghost)
+    corners = [(x * FRAME, y * FRAME, 0.01) for x, y in ((-1, -1), (1, -1), (1, 1), (-1, 1))]
+    for start, end in zip(corners, corners[1:] + corners[:1], strict=True):
+        bar = {"type": mujoco.mjtGeom.mjGEOM_CAPSULE, "fromto": (*start, *end), "size": (0.1, 0, 0)}
+        spec.worldbody.add_geom(rgba=(0.9, 0.4, 0.6, 1), **bar, **ghost)
+    for body in ("torso", "target"):
+        objtype = mujoco.mjtObj.mjOBJ_BODY
+        spec.add_sensor(name=f"{body}_com", type=mujoco.mjtSensor.mjSENS_SUBTREECOM, objtype=objtype, objname=body)
+    return spec.compile()
+
+
+class AntBanditsVector(MujocoTasks):
+    """
+    ## Description
+    Paper, "Twowalk", with the constants of the original's `AntBandits-v1`. A four-legged ant starts near the origin;
+    the target is a red ball 5 m to the right or 5 m up. Which one is the task, and hidden.
+
+    ## Action Space
+    `Box(-1, 1, (8,))`: the torques of hip 4, ankle 4, hip 1, ankle 1, hip 2, ankle 2, hip 3, ankle 3, times
+    150. Clipped.
+
+    ## Observation Space
+    `Box(30)`: the ant's qpos (15, absolute x and y included), its qvel (14), and a constant 0.
+
+    ## Rewards
+    −√d / 3000, with d the distance in metres between the centres of mass of ant and target. MuJoCo's sensor of the
+    centre of mass is one substep (10 ms) old.
+
+    ## Starting State
+    qpos uniform within ±0.1 of the model's, qvel uniform in ±0.005, the target at its place, at rest.
+
+    ## Episode End
+    Truncated after 1000 steps of 50 ms. Terminated only if the simulation diverges.
+
+    ## Arguments
+    `num_envs`, `device` and `sim_threads` (batched view only; all cores); `max_episode_steps`; `render_mode`, "human"
+    or "rgb_array".
+    """
+
+    metadata = MujocoTasks.metadata | {"render_fps": 20}
+    train_tasks = [0, 1]
+    frame_skip = 5
+    camera = {"distance": 14.0, "elevation": -50.0, "azimuth": 90.0, "lookat": np.array((2.5, 2.5, 0.0))}
+    single_observation_space = Box(-np.inf, np.inf, (30,), np.float32)
+    single_action_space = Box(-1, 1, (8,), np.float32)
+
+    def __init__(self, num_envs=1, max_episode_steps=None, render_mode=None, device="cpu", sim_threads=None):
+        super().__init__(build_model(), num_envs, max_episode_steps, render_mode, device, sim_threads)
+
+    def task_label(self, task):
+        return ("right", "up")[task]
+
+    def _initial(self):
+        shape = self.model.nq - 2, self.model.nv - 2
+        qpos = self._draw(lambda rng, n: rng.uniform(-0.1, 0.1, (n, shape[0])))
+        qvel = self._draw(lambda rng, n: rng.uniform(-0.005, 0.005, (n, shape[1])))
+        target = np.array([TARGETS[task] for task in self.task])
+        still = np.zeros_like(target)
+        qpos = np.concatenate((self.model.qpos0[:-2] + qpos, target), 1)
+        return qpos, np.concatenate((qvel, still), 1)
+
+    def _observe(self, qpos, qvel):
+        return np.concatenate((qpos[:, :-2], qvel[:, :-2], np.zeros((self.num_envs, 1))), 1)
+
+    def _reward(self, qpos, qvel, sensors):
+        return -np.sqrt(np.linalg.norm(sensors[:, :3] - sensors[:, 3:], axis=1)) / 3000
+
+
+class AntBandits(SingleEnv):
+    __doc__ = AntBanditsVector.__doc__
+    vector_class = AntBanditsVector

@@ -1,0 +1,112 @@
+"""What the MuJoCo families share: stepping a batch on a pool of threads, episodes that diverge, rendering."""
+
+import os
+import sys
+from ctypes.util import find_library
+
+import mujoco
+import mujoco.rollout
+import numpy as np
+import torch
+from gymnasium.envs.mujoco.mujoco_rendering import MujocoRenderer
+
+from mlsh.envs.base import VectorTasks
+from mlsh.errors import RenderingUnavailable
+
+NO_OPENGL = "no OpenGL for drawing; on Debian, apt install libegl1 or libosmesa6"
+TOO_LARGE = 1e6  # of a position or velocity: the simulation has diverged
+
+
+def choose_opengl(human):
+    """Set MUJOCO_GL, if the user has not, to what this machine has: a display, else EGL, else OSMesa.
+
+    Asking for a window (`human`) without a display, or for a picture without any of them, is RenderingUnavailable;
+    GLFW would abort the process.
+    """
+    display = sys.platform != "linux" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    if human and not display:
+        raise RenderingUnavailable("no display for a window; use render_mode rgb_array")
+    if "MUJOCO_GL" in os.environ:
+        return
+    if display:
+        os.environ["MUJOCO_GL"] = "glfw"
+    elif find_library("EGL"):
+        os.environ["MUJOCO_GL"] = "egl"
+    elif find_library("OSMesa"):
+        os.environ["MUJOCO_GL"] = "osmesa"
+    else:
+        raise RenderingUnavailable(NO_OPENGL)
+
+
+class MujocoTasks(VectorTasks):
+    """A family of tasks simulated by MuJoCo; control and state live on the CPU, as MuJoCo does.
+
+    An episode whose state stops being finite, or exceeds 1e6, has diverged: it keeps its last good state, terminates,
+    is flagged in `info["diverged"]`, and is paid its last good reward for every step that it misses, so that blowing up
+    is worth no more than standing still.
+
+    A subclass sets `frame_skip` and `camera` (MuJoCo camera attributes) and defines `_initial` -> qpos, qvel (each
+    [E, …]), `_observe(qpos, qvel)` -> [E, obs] and `_reward(qpos, qvel, sensors)` -> [E].
+    """
+
+    frame_skip: int
+    camera: dict
+    width, height = 320, 240
+
+    def __init__(self, model, num_envs, max_episode_steps, render_mode, device, sim_threads):
+        super().__init__(num_envs, max_episode_steps, render_mode, device)
+        self.model = model
+        model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET  # would hide a divergence
+        threads = min(sim_threads or os.cpu_count(), num_envs)
+        mujoco.set_mju_user_warning(lambda message: None)  # else written to MUJOCO_LOG.TXT where the user stands
+        self._pool = mujoco.rollout.Rollout(nthread=threads if threads > 1 else 0)
+        self._data = [mujoco.MjData(model) for _ in range(threads)]
+        self._renderer = None
+
+    def _reset(self):
+        qpos, qvel = self._initial()
+        self._state = np.concatenate((np.zeros((self.num_envs, 1)), qpos, qvel), 1)  # time, qpos, qvel
+        self._paid = np.zeros(self.num_envs)
+        return self._tensor(self._observe(qpos, qvel))
+
+    def _step(self, actions):
+        control = np.clip(actions.cpu().numpy().astype(np.float64), *self.model.actuator_ctrlrange.T)
+        control = np.repeat(control[:, None], self.frame_skip, 1)  # [E, frame_skip, nu]
+        states, sensors = self._pool.rollout(self.model, self._data, self._state, control)
+        state = states[:, -1]
+        diverged = ~(np.abs(state[:, 1:]) < TOO_LARGE).all(1)  # NaN included
+        state[diverged] = self._state[diverged]
+        self._state = state
+        qpos, qvel = np.split(state[:, 1:], [self.model.nq], 1)
+        missed = (self.max_episode_steps or self._elapsed) - self._elapsed + 1
+        reward = np.where(diverged, self._paid * missed, self._reward(qpos, qvel, sensors[:, -1]))
+        self._paid = np.where(diverged, self._paid, reward)
+        diverged = torch.from_numpy(diverged).to(self.device)
+        return self._tensor(self._observe(qpos, qvel)), self._tensor(reward), diverged, {"diverged": diverged}
+
+    def render(self):
+        """A tuple of E frames, uint8 [240, 320, 3] ("rgb_array"), or the first episode in a window ("human").
+
+        Raises RenderingUnavailable if this machine has no OpenGL.
+        """
+        human = self.render_mode == "human"
+        if self._renderer is None:
+            choose_opengl(human)
+            self._shown = mujoco.MjData(self.model)
+            self._renderer = MujocoRenderer(self.model, self._shown, self.camera, self.width, self.height)
+        try:
+            frames = tuple(self._render_episode(e) for e in range(1 if human else self.num_envs))
+        except Exception as error:  # each backend fails in its own way
+            raise RenderingUnavailable(f"{NO_OPENGL} ({' '.join(str(error).split())})") from None
+        return None if human else frames
+
+    def _render_episode(self, e):
+        self._shown.qpos, self._shown.qvel = np.split(self._state[e, 1:], [self.model.nq])
+        mujoco.mj_forward(self.model, self._shown)
+        return self._renderer.render(self.render_mode)
+
+    def close_extras(self, **kwargs):
+        self._pool.close()
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None

@@ -1,0 +1,143 @@
+import gymnasium as gym
+import mujoco
+import numpy as np
+import pytest
+import torch
+
+from mlsh.config import Config
+from mlsh.envs import make_env
+from mlsh.envs.ant_bandits import build_model
+from mlsh.errors import RenderingUnavailable
+
+
+def ants(num_envs=4, **kwargs):
+    return gym.make_vec(
+        "AntBandits-v1", num_envs=num_envs, vectorization_mode="vector_entry_point", **{"sim_threads": 2} | kwargs
+    )
+
+
+def com(model, data, body):
+    return data.subtree_com[mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_BODY, body)]
+
+
+def test_model_constants():
+    model = build_model()
+    assert (model.nq, model.nv, model.nu) == (17, 16, 8)
+    assert model.opt.integrator == mujoco.mjtIntegrator.mjINT_RK4 and model.opt.timestep == 0.01
+    torso = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_BODY, "torso")
+    assert model.body_subtreemass[torso] == pytest.approx(0.91, abs=0.05)
+    joints = [model.joint(model.actuator_trnid[i, 0]).name for i in range(8)]
+    assert joints == ["hip_4", "ankle_4", "hip_1", "ankle_1", "hip_2", "ankle_2", "hip_3", "ankle_3"]
+    assert (model.actuator_gear[:, 0] == 150).all()
+    assert (model.actuator_ctrlrange == [-1, 1]).all()
+    assert np.degrees(model.joint("hip_1").range).tolist() == pytest.approx([-30, 30])
+    assert np.degrees(model.joint("ankle_1").range).tolist() == pytest.approx([30, 70])
+    assert model.joint("target_x").range.tolist() == [-9, 9]
+    drawn = [i for i in range(model.ngeom) if model.geom_bodyid[i] == 0 and i != model.geom("floor").id]
+    for i in (model.geom("target_geom").id, *drawn):
+        assert model.geom_contype[i] == model.geom_conaffinity[i] == 0
+    assert len(drawn) == 4 and model.geom("target_geom").size[0] == 0.4
+
+
+def test_target_stands_where_the_original_has_it():
+    model = build_model()
+    data = mujoco.MjData(model)
+    data.qpos[-2:] = 5, 0
+    mujoco.mj_forward(model, data)
+    np.testing.assert_allclose(com(model, data, "target"), (5.09, -0.09, 1.01), atol=1e-9)
+
+
+def test_batched_steps_are_plain_mj_steps():
+    env = ants()
+    env.set_task([0, 1])
+    obs, _ = env.reset(seed=[7, 8])
+    model = build_model()
+    plain = []
+    for e in range(4):
+        data = mujoco.MjData(model)
+        data.qpos[:], data.qvel[:] = np.split(env._state[e, 1:], [17])
+        plain.append(data)
+    draw = np.random.default_rng(0)
+    for _ in range(40):
+        action = draw.uniform(-2, 2, (4, 8))  # beyond the limits: clipped
+        obs, reward, terminated, truncated, info = env.step(torch.tensor(action))
+        for e, data in enumerate(plain):
+            data.ctrl = np.clip(action[e], -1, 1)
+            for _ in range(5):
+                mujoco.mj_step(model, data)
+            expected = np.concatenate((data.qpos[:-2], data.qvel[:-2], [0]))
+            np.testing.assert_allclose(obs[e], expected, atol=1e-4)
+            fresh = mujoco.MjData(model)
+            fresh.qpos, fresh.qvel = data.qpos, data.qvel
+            mujoco.mj_forward(model, fresh)
+            distance = np.linalg.norm(com(model, fresh, "torso") - com(model, fresh, "target"))
+            assert reward[e].item() == pytest.approx(-np.sqrt(distance) / 3000, rel=0.02)  # the sensor is 10 ms old
+        assert not terminated.any() and not truncated.any() and not info["diverged"].any()
+
+
+def test_reset_noise_and_targets():
+    env = ants(400)
+    env.set_task([0, 1])
+    obs, _ = env.reset(seed=1)
+    assert obs.shape == (400, 30) and (obs[:, 29] == 0).all()
+    start = np.array([0, 0, 0.75, 1, 0, 0, 0] + [0] * 8)
+    assert np.abs(obs[:, :15].numpy() - start).max() == pytest.approx(0.1, abs=1e-3)
+    assert obs[:, 15:29].abs().max().item() == pytest.approx(0.005, abs=1e-4)
+    assert env._state[0, 16:18].tolist() == [5, 0] and env._state[399, 16:18].tolist() == [0, 5]
+    assert (env._state[:, -2:] == 0).all()
+
+
+def test_standing_still_returns_what_spec_says():
+    env = make_env(Config(env="AntBandits-v1", T=300), 2)
+    env.set_task([0, 1])
+    env.reset(seed=0)
+    total = sum(env.step(torch.zeros(2, 8))[1] for _ in range(300))
+    assert total.tolist() == pytest.approx([-0.23, -0.23], abs=0.01)
+
+
+def test_result_does_not_depend_on_the_number_of_threads():
+    results = []
+    for threads in (1, 2):
+        env = ants(6, sim_threads=threads)
+        env.reset(seed=3)
+        for i in range(20):
+            obs = env.step(torch.full((6, 8), 0.1 * i - 1))[0]
+        results.append(obs)
+    assert torch.equal(*results)
+
+
+def test_a_diverged_episode_ends_and_stays_finite(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    env = ants(3, max_episode_steps=10)
+    env.reset(seed=0)
+    good = env.step(torch.zeros(3, 8))
+    env._state[0, 20] = np.nan
+    env._state[1, 20] = 1e9
+    obs, reward, terminated, _, info = env.step(torch.zeros(3, 8))
+    assert info["diverged"].tolist() == terminated.tolist() == [True, True, False]
+    assert reward[0].item() == pytest.approx(9 * good[1][0].item(), rel=1e-5)  # steps 2 … 10
+    assert obs[2].isfinite().all() and reward.isfinite().all()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_window_without_a_display_is_a_clear_error(monkeypatch):
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    env = ants(1, render_mode="human")
+    env.reset(seed=0)
+    with pytest.raises(RenderingUnavailable, match="no display"):
+        env.render()
+
+
+def test_rendering_or_a_clear_word():
+    env = ants(2, render_mode="rgb_array")
+    env.set_task([0, 1])
+    env.reset(seed=0)
+    try:
+        frames = env.render()
+    except RenderingUnavailable as error:
+        assert "libegl1" in str(error)
+        pytest.skip("no OpenGL here")
+    assert frames[0].shape == (240, 320, 3) and frames[0].std() > 10
+    red = [np.argwhere((f[..., 0] > 150) & (f[..., 1] < 90) & (f[..., 2] < 90)).mean(0) for f in frames]
+    assert red[0][1] > red[1][1] + 20 and red[0][0] > red[1][0] + 20  # right: further right; up: higher
