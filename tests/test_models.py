@@ -15,6 +15,8 @@ def actor_critic(space, n=3):
 
 def test_members_are_separate_networks_with_separate_values():
     policy = actor_critic(Discrete(5))
+    for parameter in policy.parameters():
+        parameter.data += torch.randn_like(parameter)
     obs = torch.randn(3, 6, 4)
     params, value = policy(obs)
     assert params.shape == (3, 6, 5) and value.shape == (3, 6)

@@ -88,6 +88,7 @@ def test_normalise_within_each_cell():
 def test_update_is_ppo_of_each_member_alone(space):
     """The stacked policy against one-network policies, the textbook loss and Adam, one full-batch step."""
     policy = actor_critic(2, space)
+    policy.policy_weight.data *= 100  # far from uniform, so that entropy has a gradient
     data = batch(policy, [0] * 6 + [1] * 9)
     data = data._replace(log_prob=data.log_prob + torch.linspace(-0.5, 0.5, 15))  # some ratios beyond the clip
     expected = []
@@ -101,11 +102,12 @@ def test_update_is_ppo_of_each_member_alone(space):
         new = single.distribution(params)
         ratio = (new.log_prob(data.action[mine]) - data.log_prob[mine]).exp()
         policy_loss = -torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage).mean()
-        loss = policy_loss + 0.5 * (value - data.value_target[mine]).square().mean() - 0.01 * new.entropy().mean()
+        loss = policy_loss + 0.5 * (value - data.value_target[mine]).square().mean() - 0.3 * new.entropy().mean()
         loss.backward()
         optimizer.step()
         expected.append(single)
-    update(policy, torch.optim.Adam(policy.parameters(), 0.01), data, rngs(1), parts=1, epochs=1, **ALWAYS)
+    optimizer = torch.optim.Adam(policy.parameters(), 0.01)
+    update(policy, optimizer, data, rngs(1), parts=1, epochs=1, epsilon=0.2, c1=0.5, c2=0.3)
     for k in range(2):
         for name, tensor in expected[k].state_dict().items():
             torch.testing.assert_close(policy.state_dict()[name][k], tensor[0], atol=1e-5, rtol=1e-3)

@@ -70,7 +70,7 @@ class MujocoTasks(VectorTasks):
         return self._tensor(self._observe(qpos, qvel))
 
     def _step(self, actions):
-        control = np.clip(actions.cpu().numpy().astype(np.float64), *self.model.actuator_ctrlrange.T)
+        control = actions.cpu().numpy().astype(np.float64)  # MuJoCo clips it to the actuators' range
         control = np.repeat(control[:, None], self.frame_skip, 1)  # [E, frame_skip, nu]
         states, sensors = self._pool.rollout(self.model, self._data, self._state, control)
         state = states[:, -1]
