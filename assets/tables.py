@@ -44,6 +44,9 @@ def main():
         sys.exit(__doc__)
     variants = defaultdict(list)
     for run in map(Path, sys.argv[1:]):
+        if not (run / "results.json").exists():
+            print(f"{run} has no results.json, left out", file=sys.stderr)
+            continue
         results = json.loads((run / "results.json").read_text())
         config = json.loads((run / "config.json").read_text())["config"]
         if not config["env"].startswith("MovementBandits"):

@@ -144,6 +144,23 @@ def test_any_number_of_sub_policies_and_any_period(num_low, high_len):
     assert out.share.shape == (2, num_low)
 
 
+class Endless(Ladder):
+    """A continuous family."""
+
+    train_tasks = None
+
+    def sample_task(self, rng):
+        return rng.uniform(0, 5, 2).tolist()
+
+
+def test_a_continuous_family_draws_each_groups_task_from_its_own_stream():
+    env = Endless([9, 9])
+    three, two = balanced_tasks(env, 0, 4, 3), balanced_tasks(env, 0, 4, 2)
+    assert three[:2] == two and len({tuple(task) for task in three}) == 3
+    env.set_task(two)
+    assert env.task == two
+
+
 def test_balanced_tasks():
     env = make_env(Config(env="MovementBandits4-v0"), 1)
     for groups, most, least in ((8, 2, 2), (6, 2, 1), (3, 1, 0)):

@@ -30,13 +30,9 @@ class VectorTasks(VectorEnv):
         self.device = torch.device(device)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self.task = [self.default_task] * num_envs
+        first = self.train_tasks[0] if self.train_tasks else self.sample_task(np.random.default_rng(0))
+        self.task = [first] * num_envs
         self._rngs = [np.random.default_rng()]
-
-    @property
-    def default_task(self):
-        """The task before anybody called `set_task`."""
-        return self.train_tasks[0]
 
     def sample_task(self, rng):
         """Draw a task with the NumPy generator `rng`."""
