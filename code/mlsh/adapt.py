@@ -31,7 +31,9 @@ def play(agent, tasks, cfg, purpose):
     """`cfg.test_episodes` episodes of each of `tasks`, one a master. Returns a `Rollout`."""
     env = make_env(cfg, cfg.test_episodes * len(tasks))
     env.set_task(tasks)
-    return collect(env, agent, streams(cfg.seed, 0, purpose, range(len(tasks))), low=False, **cfg.rollout)
+    played = collect(env, agent, streams(cfg.seed, 0, purpose, range(len(tasks))), low=False, **cfg.rollout)
+    env.close()
+    return played
 
 
 def alone(agent, tasks, cfg):
@@ -51,15 +53,16 @@ def final_test(agent, tasks, cfg):
     Returns a list of dicts (task and its label, mean return, its standard error, share of the steps of each
     sub-policy, return of each sub-policy alone) and the env steps taken.
     """
-    trained, steps = adapt(agent, make_env(cfg, cfg.N * len(tasks)), tasks, cfg, cfg.W)
+    env = make_env(cfg, cfg.N * len(tasks))
+    trained, steps = adapt(agent, env, tasks, cfg, cfg.W)
+    env.close()
     played = play(trained, tasks, cfg, "test: play")
     of_subs, alone_steps = alone(agent, tasks, cfg)
-    label = make_env(cfg, 1).task_label
     returns = played.episode_return.double()  # [tasks, episodes]
     rows = [
         {
             "task": task,
-            "label": label(task),
+            "label": env.task_label(task),
             "return": returns[j].mean().item(),
             "standard_error": returns[j].std().item() / cfg.test_episodes**0.5,
             "share": [round(x, 4) for x in played.share[j].tolist()],

@@ -43,8 +43,8 @@ def collect(env, agent, rngs, *, T, high_len, gamma, lam, explore=0.0, reward_sc
     Every `high_len` steps a group's master picks a sub-policy (with probability `explore` a uniformly random one,
     stored as if it were the master's own, as in the original); its rewards of these steps are summed to one reward.
     GAE runs over both time-ordered grids before anything is sorted by sub-policy; low-level GAE runs across
-    switches, as in the original. At a time limit the value is bootstrapped, at a termination not;
-    the environment must not truncate before step `T` (`make_env` gives it that limit).
+    switches, as in the original. At a time limit the value is bootstrapped, at a termination not; the environment must
+    not truncate before step `T` (`make_env` gives it that limit).
 
     `rngs`: one NumPy generator a group. `low`: also make the sub-policies' batch. `on_step()` is called after the
     reset and after each step (for filming). Returns a `Rollout`; its batches hold the real samples only.
@@ -102,8 +102,8 @@ def collect(env, agent, rngs, *, T, high_len, gamma, lam, explore=0.0, reward_sc
     macro = torch.zeros(M, E, device=device).index_add(0, torch.arange(T, device=device) // high_len, reward)
     at = inputs[[*range(0, T, high_len), T]]  # [M + 1, E, obs]
     value = agent.master.value(at.transpose(0, 1).reshape(G, N * (M + 1), -1)).view(E, M + 1).T  # [M + 1, E]
-    ends = torch.cat((valid[starts[1:]], alive[None]))  # [M, E], the episode goes on after this transition
-    advantage = gae(macro * reward_scale, value, ends, gamma, lam)
+    goes_on = torch.cat((valid[starts[1:]], alive[None]))  # [M, E], not terminated in this transition
+    advantage = gae(macro * reward_scale, value, goes_on, gamma, lam)
     params = torch.stack(master_params)
     master = flat_batch(valid[starts], at[:-1], z, params, agent.master, advantage, value[:-1], group, group)
     z = z.repeat_interleave(high_len, 0)[:T]  # [T, E]
@@ -114,8 +114,8 @@ def collect(env, agent, rngs, *, T, high_len, gamma, lam, explore=0.0, reward_sc
         values = agent.subs.value(inputs.view(1, (T + 1) * E, -1).expand(K, -1, -1)).view(K, T + 1, E)
         z_after = torch.cat((z, z[-1:]))
         value = values.gather(0, z_after[None])[0]  # [T + 1, E], each by the sub-policy then active
-        ends = torch.cat((valid[1:], alive[None]))
-        advantage = gae(reward * reward_scale, value, ends, gamma, lam)
+        goes_on = torch.cat((valid[1:], alive[None]))
+        advantage = gae(reward * reward_scale, value, goes_on, gamma, lam)
         params, action = torch.stack(low_params), torch.stack(actions)
         low_batch = flat_batch(valid, inputs[:-1], action, params, agent.subs, advantage, value[:-1], z, group)
     share /= share.sum(1, keepdim=True)
