@@ -137,7 +137,10 @@ def test_a_signal_saves_and_the_run_continues(tmp_path, sent):
         assert run.poll() is None, run.stderr.read()
         time.sleep(0.05)
     run.send_signal(sent)
-    _, err = run.communicate(timeout=60)
+    try:
+        _, err = run.communicate(timeout=60)
+    finally:
+        run.kill()  # if it did not listen
     assert run.returncode == 130 and "Traceback" not in err
     done = checkpoint.load(tmp_path)["iteration"]
     assert done >= 3 and (tmp_path / "curves.png").exists() and f"saved after {done} of" in err

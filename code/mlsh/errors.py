@@ -17,7 +17,8 @@ def run_command(main):
 
     Both signals reach `main` as KeyboardInterrupt; if it lets that out, the exit code is 130.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background job starts with SIGINT ignored
+        signal.signal(number, signal.default_int_handler)
     try:
         main()
     except UserError as error:
