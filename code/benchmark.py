@@ -1,5 +1,6 @@
 """Throughput of training, and where its time goes: python benchmark.py --env MovementBandits-v0"""
 
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -12,13 +13,14 @@ import tyro
 
 from mlsh import config
 from mlsh.envs import make_env
+from mlsh.envs.mujoco_tasks import MujocoTasks
 from mlsh.errors import UserError, run_command
 from mlsh.logger import read_metrics
 from mlsh.models import Hierarchy
 from mlsh.ppo import adam, update
 from mlsh.rollout import collect, streams
 
-REPEATS = 10
+SECONDS = 2  # to repeat a call for, at least
 
 
 @dataclass
@@ -27,12 +29,14 @@ class Args:
 
     env: str = "MovementBandits-v0"
     """Gymnasium id of a task family."""
-    groups: tuple[int, ...] = (1, 10)
-    """Numbers of task groups to measure."""
+    groups: tuple[int, ...] = ()
+    """Numbers of task groups to measure; the preset's if none is given."""
     device: str = "cpu"
     """Torch device."""
     tasks: int = 4
     """Outer iterations of train.py, two or more; the first is not counted."""
+    sim_threads: int = 0
+    """Threads that simulate, in MuJoCo's families; 0 for all cores."""
 
 
 def whole_loop(flags, tasks):
@@ -47,24 +51,29 @@ def whole_loop(flags, tasks):
     return [(float(rows[-1][name]) - float(rows[0][name])) / (tasks - 1) for name in ("env_steps", "seconds")]
 
 
+def new_agent(cfg, env):
+    agent = Hierarchy.build(cfg, env)
+    agent.master.reset(streams(0, 0, "master", range(cfg.groups)))
+    agent.subs.reset(streams(0, 0, "sub-policies", range(cfg.num_low)))
+    return agent
+
+
 def parts(cfg):
     """Seconds an outer iteration spends in the environment, the rest of collecting, and the updates of θ and φ."""
-    groups = range(cfg.groups)
     env = make_env(cfg, cfg.groups * cfg.N)
-    agent = Hierarchy.build(cfg, env)
-    agent.master.reset(streams(0, 0, "master", groups))
-    agent.subs.reset(streams(0, 0, "sub-policies", range(cfg.num_low)))
+    agent = new_agent(cfg, env)
     master_optimizer, low_optimizer = adam(agent.master, cfg.hlr), adam(agent.subs, cfg.llr)
-    rngs = streams(0, 0, "benchmark", groups)
+    rngs = streams(0, 0, "benchmark", range(cfg.groups))
     action = collect(env, agent, rngs, **cfg.rollout).low.action[: env.num_envs]
 
-    def seconds(call, repeats=REPEATS):
-        start = time.perf_counter()
-        for _ in range(repeats):
+    def seconds(call):
+        start, repeats, spent = time.perf_counter(), 0, 0.0
+        while spent < SECONDS:
             result = call()
-        if cfg.device.startswith("cuda"):
-            torch.cuda.synchronize()
-        return (time.perf_counter() - start) / repeats, result
+            if cfg.device.startswith("cuda"):
+                torch.cuda.synchronize()
+            repeats, spent = repeats + 1, time.perf_counter() - start
+        return spent / repeats, result
 
     def step_through():
         env.reset(seed=0)
@@ -75,7 +84,7 @@ def parts(cfg):
     warm_up, rollout = seconds(lambda: collect(env, agent, rngs, low=False, explore=cfg.explore, **cfg.rollout))
     theta, _ = seconds(lambda: update(agent.master, master_optimizer, rollout.master, rngs, **cfg.master_ppo))
     joint, rollout = seconds(lambda: collect(env, agent, rngs, explore=cfg.explore, **cfg.rollout))
-    phi, _ = seconds(lambda: update(agent.subs, low_optimizer, rollout.low, rngs, **cfg.low_ppo(0)), repeats=2)
+    phi, _ = seconds(lambda: update(agent.subs, low_optimizer, rollout.low, rngs, **cfg.low_ppo(0)))
     rollouts, looks = cfg.W + cfg.U, 3  # train.py plays three times only to measure
     return {
         "environment": (rollouts + looks) * bare,
@@ -85,18 +94,54 @@ def parts(cfg):
     }
 
 
+def against_the_simulator(cfg, spent):
+    """Add to `spent` the seconds a step of bare MuJoCo, and of a rollout through the same states, same actions.
+
+    Both use the same threads. The rollout goes first, then MuJoCo alone repeats it.
+    """
+    env = make_env(cfg, cfg.groups * cfg.N)
+    agent = new_agent(cfg, env)
+    states = []
+    rngs = streams(0, 0, "benchmark", range(cfg.groups))
+    start = time.perf_counter()
+    rollout = collect(env, agent, rngs, on_step=lambda: states.append(env.state), **cfg.rollout)
+    spent["collection"].append((time.perf_counter() - start) / rollout.steps)
+    if rollout.steps < cfg.T * env.num_envs:
+        raise UserError("a simulation diverged, and left less than whole episodes to compare")
+    controls = [env.control(action) for action in rollout.low.action.view(cfg.T, env.num_envs, -1)]
+    start = time.perf_counter()
+    for state, control in zip(states, controls, strict=False):  # from the last state there is no step
+        env.simulate(state, control)
+    spent["bare MuJoCo"].append((time.perf_counter() - start) / rollout.steps)
+    env.close()
+
+
 def main():
     args = tyro.cli(Args, use_underscores=True)
     if args.tasks < 2:
         raise UserError(f"--tasks is {args.tasks}: use 2 or more")
-    for groups in args.groups:
-        flags = ["--env", args.env, "--groups", str(groups), "--device", args.device]
+    for groups in args.groups or (None,):
+        flags = ["--env", args.env, "--device", args.device, "--sim_threads", str(args.sim_threads)]
+        flags += ["--groups", str(groups)] if groups else []
         cfg, _ = config.parse(flags, load=None)
-        steps, whole = whole_loop(flags, args.tasks)
-        print(f"{args.env} --groups {groups}, {torch.get_num_threads()} threads: {steps / whole:,.0f} env steps/s")
-        spent = parts(cfg)
-        spent["log, wandb, new masters, the rest"] = whole - sum(spent.values())
-        for part, seconds in spent.items():
+        env = make_env(cfg, 1)
+        spent = {"bare MuJoCo": [], "collection": []}
+        for again in range(6):  # before and after the loop, as a machine's speed may change
+            if again == 3:
+                steps, whole = whole_loop(flags, args.tasks)
+            if isinstance(env, MujocoTasks):
+                against_the_simulator(cfg, spent)
+        threads = f"{torch.get_num_threads()} threads"
+        print(f"{args.env} --groups {cfg.groups}, {threads}: {steps / whole:,.0f} env steps/s")
+        if spent["collection"]:
+            bare, collection = (1 / statistics.mean(x) for x in spent.values())
+            print(
+                f"  bare MuJoCo {bare:,.0f}, collection {collection:,.0f} ({100 * collection / bare:.0f} %), "
+                f"the whole loop {steps / whole:,.0f} ({100 * steps / whole / bare:.0f} %)"
+            )
+        shares = parts(cfg)
+        shares["log, wandb, new masters, the rest"] = whole - sum(shares.values())
+        for part, seconds in shares.items():
             print(f"  {part:<34}{seconds:7.2f} s {100 * seconds / whole:4.0f} %")
         print(f"  {'an outer iteration':<34}{whole:7.2f} s  100 %", flush=True)
 

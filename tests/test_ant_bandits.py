@@ -1,3 +1,5 @@
+import os
+
 import gymnasium as gym
 import mujoco
 import numpy as np
@@ -72,6 +74,7 @@ def test_batched_steps_are_plain_mj_steps():
             mujoco.mj_forward(model, fresh)
             distance = np.linalg.norm(com(model, fresh, "torso") - com(model, fresh, "target"))
             assert reward[e].item() == pytest.approx(-np.sqrt(distance) / 3000, rel=0.02)  # the sensor is 10 ms old
+            assert info["distance"][e].item() == pytest.approx(distance, rel=0.04)
         assert not terminated.any() and not truncated.any() and not info["diverged"].any()
 
 
@@ -106,6 +109,13 @@ def test_result_does_not_depend_on_the_number_of_threads():
     assert torch.equal(*results)
 
 
+def test_sim_threads_is_a_flag():
+    for flag, threads in ((1, 1), (2, 2), (0, os.cpu_count())):
+        env = make_env(Config(env="AntBandits-v1", sim_threads=flag), 64)
+        assert len(env._data) == threads
+        env.close()
+
+
 def test_a_diverged_episode_ends_and_stays_finite(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     env = ants(3, max_episode_steps=10)
@@ -120,6 +130,7 @@ def test_a_diverged_episode_ends_and_stays_finite(tmp_path, monkeypatch):
 
     monkeypatch.setattr(env._pool, "rollout", explode)
     obs, reward, terminated, _, info = env.step(torch.zeros(3, 8))
+    assert info["distance"].isfinite().all()
     assert info["diverged"].tolist() == terminated.tolist() == [True, True, False]
     assert torch.equal(obs[:2], last_obs[:2]) and not torch.equal(obs[2], last_obs[2])
     torch.testing.assert_close(reward[:2], 9 * last_reward[:2])  # steps 2 … 10

@@ -80,6 +80,32 @@ def test_two_timescales_by_hand(space):
     torch.testing.assert_close(out.share[:, 0], share)
 
 
+def test_without_bootstrap_the_limit_ends_the_episode_for_the_master_alone():
+    env = Ladder([99] * 4)
+    agent = agent_for(env, groups=2)
+    with_it, without = (
+        collect(env, agent, streams(1, 2, "x", range(2)), **SETTINGS, bootstrap=b) for b in (True, False)
+    )
+    assert torch.equal(with_it.low.advantage, without.low.advantage)
+    expected = gae(
+        torch.tensor([6.0, 15.0, 7.0])[:, None].expand(3, 4),  # 1+2+3, 4+5+6, 7
+        torch.cat((without.master.value.view(3, 4), torch.zeros(1, 4))),
+        torch.ones(3, 4),
+        0.9,
+        0.8,
+    )
+    torch.testing.assert_close(without.master.advantage.view(3, 4), expected)
+    assert not torch.allclose(with_it.master.advantage.view(3, 4)[-1], expected[-1], atol=1e-4)
+
+
+def test_the_environments_last_info_is_kept():
+    env = Ladder([99] * 4)
+    step = env._step
+    env._step = lambda actions: (*step(actions)[:3], {"height": torch.arange(4.0) + env._elapsed})
+    out = collect(env, agent_for(env, groups=2), streams(1, 2, "x", range(2)), **SETTINGS)
+    assert {name: x.tolist() for name, x in out.final.items()} == {"height": [[7, 8], [9, 10]]}
+
+
 def test_log_probs_are_of_the_actions_taken():
     env = Ladder([99] * 4)
     agent = agent_for(env, groups=2)

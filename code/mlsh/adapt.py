@@ -51,7 +51,8 @@ def final_test(agent, tasks, cfg):
     """For each task W updates of a new master, then `cfg.test_episodes` episodes with it.
 
     Returns a list of dicts (task and its label, mean return, its standard error, share of the steps of each
-    sub-policy, return of each sub-policy alone) and the env steps taken.
+    sub-policy, return of each sub-policy alone, mean of what the environment's info has at the last step) and the env
+    steps taken.
     """
     env = make_env(cfg, cfg.N * len(tasks))
     trained, steps = adapt(agent, env, tasks, cfg, cfg.W)
@@ -67,6 +68,7 @@ def final_test(agent, tasks, cfg):
             "standard_error": returns[j].std().item() / cfg.test_episodes**0.5,
             "share": [round(x, 4) for x in played.share[j].tolist()],
             "sub_policy_returns": [round(x, 4) for x in of_subs[j]],
+            **{f"final_{name}": x[j].mean().item() for name, x in played.final.items()},
         }
         for j, task in enumerate(tasks)
     ]

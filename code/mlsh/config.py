@@ -59,6 +59,8 @@ class Config:
     """Discount γ, of a step for the sub-policies and of a decision for the master."""
     lam: float = 0.95
     """λ of generalised advantage estimation, at both timescales."""
+    bootstrap: bool = True
+    """Bootstrap the master's value at the time limit; without, the episode ends there for it."""
     epsilon: float = 0.2
     """ε of PPO's clipped ratio."""
     c1: float = 0.5
@@ -87,6 +89,8 @@ class Config:
     """Seed of everything random."""
     device: str = "cpu"
     """Torch device of networks and, where it is written in torch, environment."""
+    sim_threads: int = 0
+    """Threads that simulate, in MuJoCo's families; 0 for all cores. Results do not depend on it."""
     out: str = ""
     """Run folder; runs/<env>-<time> if empty."""
     resume: Annotated[bool, short("c"), tyro.conf.FlagCreatePairsOff] = False
@@ -103,7 +107,7 @@ class Config:
     @property
     def rollout(self):
         """Keyword arguments of `collect`."""
-        return {k: getattr(self, k) for k in ("T", "high_len", "gamma", "lam", "reward_scale")}
+        return {k: getattr(self, k) for k in ("T", "high_len", "gamma", "lam", "reward_scale", "bootstrap")}
 
     @property
     def master_ppo(self):
@@ -140,7 +144,7 @@ class Config:
         for name in counts:
             self._demand(name, getattr(self, name) >= 1, "use 1 or more")
         self._demand("test_episodes", self.test_episodes >= 2, "use 2 or more")
-        for name in ("W", "U", "record", "fade", "seed"):
+        for name in ("W", "U", "record", "fade", "seed", "sim_threads"):
             self._demand(name, getattr(self, name) >= 0, "use 0 or more")
         if self.W == self.U == 0:
             raise UserError("-W 0 and -U 0 together learn nothing; make one of them positive")
@@ -199,7 +203,7 @@ PRESETS["AntBandits-v1"] = {  # a starting point: not tuned, no result yet
 }
 PRESETS["MovementBandits4-v0"] = PRESETS["MovementBandits-v0"] | {"num_low": 4}
 
-CHANGEABLE = ("tasks", "record", "wandb", "device", "resume", "out")  # by -c
+CHANGEABLE = ("tasks", "record", "wandb", "device", "sim_threads", "resume", "out")  # by -c
 
 
 def parse(argv, load):
@@ -223,7 +227,7 @@ def parse(argv, load):
     cfg = tyro.cli(Config, args=argv, default=default, use_underscores=True)
     for name, value in default.as_dict().items() if saved else ():
         if name not in CHANGEABLE and getattr(cfg, name) != value:
-            allowed = ", ".join(f"--{n}" for n in CHANGEABLE[:4])
+            allowed = ", ".join(f"--{n}" for n in CHANGEABLE[:5])
             flag = f"{flag_of(name)} {getattr(cfg, name)}"
             raise UserError(f"{flag} contradicts the run's {value}; with -c only {allowed} may change")
     cfg.validate()

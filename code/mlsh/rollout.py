@@ -34,17 +34,20 @@ class Rollout(NamedTuple):
     obs: torch.Tensor  # [S, obs], as the environment gave them, for the normaliser
     steps: int  # env steps, up to the end of each episode
     diverged: torch.Tensor  # [G], episodes whose simulation diverged
+    final: dict  # what else the environment's info has, at the last step: name -> [G, N]
 
 
 @torch.no_grad()
-def collect(env, agent, rngs, *, T, high_len, gamma, lam, explore=0.0, reward_scale=1.0, low=True, on_step=None):
+def collect(
+    env, agent, rngs, *, T, high_len, gamma, lam, explore=0.0, reward_scale=1.0, bootstrap=True, low=True, on_step=None
+):
     """Play one episode of at most `T` steps in each of the env's E = G × N slots, group by group neighbours.
 
     Every `high_len` steps a group's master picks a sub-policy (with probability `explore` a uniformly random one,
     stored as if it were the master's own, as in the original); its rewards of these steps are summed to one reward.
     GAE runs over both time-ordered grids before anything is sorted by sub-policy; low-level GAE runs across
-    switches, as in the original. At a time limit the value is bootstrapped, at a termination not; the environment must
-    not truncate before step `T` (`make_env` gives it that limit).
+    switches, as in the original. At a time limit the value is bootstrapped (the master's only if `bootstrap`), at a
+    termination not; the environment must not truncate before step `T` (`make_env` gives it that limit).
 
     `rngs`: one NumPy generator a group. `low`: also make the sub-policies' batch. `on_step()` is called after the
     reset and after each step (for filming). Returns a `Rollout`; its batches hold the real samples only.
@@ -102,7 +105,7 @@ def collect(env, agent, rngs, *, T, high_len, gamma, lam, explore=0.0, reward_sc
     macro = torch.zeros(M, E, device=device).index_add(0, torch.arange(T, device=device) // high_len, reward)
     at = inputs[[*range(0, T, high_len), T]]  # [M + 1, E, obs]
     value = agent.master.value(at.transpose(0, 1).reshape(G, N * (M + 1), -1)).view(E, M + 1).T  # [M + 1, E]
-    goes_on = torch.cat((valid[starts[1:]], alive[None]))  # [M, E], not terminated in this transition
+    goes_on = torch.cat((valid[starts[1:]], alive[None] & bootstrap))  # [M, E], not terminated in this transition
     advantage = gae(macro * reward_scale, value, goes_on, gamma, lam)
     params = torch.stack(master_params)
     master = flat_batch(valid[starts], at[:-1], z, params, agent.master, advantage, value[:-1], group, group)
@@ -120,7 +123,9 @@ def collect(env, agent, rngs, *, T, high_len, gamma, lam, explore=0.0, reward_sc
         low_batch = flat_batch(valid, inputs[:-1], action, params, agent.subs, advantage, value[:-1], z, group)
     share /= share.sum(1, keepdim=True)
     diverged = diverged.view(G, N).sum(1)
-    return Rollout(master, low_batch, reward.sum(0).view(G, N), share, seen[:-1][valid], int(valid.sum()), diverged)
+    final = {name: x.view(G, N) for name, x in info.items() if name != "diverged"}
+    total = reward.sum(0).view(G, N)
+    return Rollout(master, low_batch, total, share, seen[:-1][valid], int(valid.sum()), diverged, final)
 
 
 def flat_batch(valid, obs, action, params, policy, advantage, value, member, group):

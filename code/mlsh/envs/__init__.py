@@ -1,6 +1,7 @@
 """The task families, registered with Gymnasium on import."""
 
 import importlib
+import inspect
 
 import gymnasium as gym
 from gymnasium.envs.registration import load_env_creator
@@ -42,6 +43,8 @@ def make_env(cfg, num_envs, render_mode=None):
         raise UserError(f"--env {cfg.env} is unknown ({reason}); the package's own are {', '.join(IDS)}") from None
     if not (hasattr(creator, "set_task") and hasattr(creator, "sample_task")):
         raise UserError(f"--env {cfg.env} has no task distribution; it needs a batched class like VectorTasks")
+    known = inspect.signature(creator).parameters
+    threads = {"sim_threads": cfg.sim_threads} if "sim_threads" in known else {}
     return gym.make_vec(
         env_id,
         num_envs=num_envs,
@@ -49,4 +52,5 @@ def make_env(cfg, num_envs, render_mode=None):
         max_episode_steps=cfg.T,
         render_mode=render_mode,
         device=cfg.device,
+        **threads,
     )

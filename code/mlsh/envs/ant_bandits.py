@@ -50,7 +50,7 @@ class AntBanditsVector(MujocoTasks):
 
     ## Rewards
     −√d / 3000, with d the distance in metres between the centres of mass of ant and target. MuJoCo's sensor of the
-    centre of mass is one substep (10 ms) old.
+    centre of mass is one substep (10 ms) old. `info["distance"]` is d.
 
     ## Starting State
     qpos uniform within ±0.1 of the model's, qvel uniform in ±0.005, the target at its place, at rest.
@@ -87,6 +87,10 @@ class AntBanditsVector(MujocoTasks):
 
     def _observe(self, qpos, qvel):
         return np.concatenate((qpos[:, :-2], qvel[:, :-2], np.zeros((self.num_envs, 1))), 1)
+
+    def _step(self, actions):
+        *result, info = super()._step(actions)
+        return *result, info | {"distance": self._tensor((3000 * self._paid) ** 2)}  # of which it was paid -√d / 3000
 
     def _reward(self, qpos, qvel, sensors):
         return -np.sqrt(np.linalg.norm(sensors[:, :3] - sensors[:, 3:], axis=1)) / 3000

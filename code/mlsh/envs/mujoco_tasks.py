@@ -69,10 +69,21 @@ class MujocoTasks(VectorTasks):
         self._paid = np.zeros(self.num_envs)
         return self._tensor(self._observe(qpos, qvel))
 
+    @property
+    def state(self):
+        """Time, qpos and qvel of every episode, float64 [E, 1 + nq + nv]."""
+        return self._state
+
+    def control(self, actions):
+        """Actions [E, nu] as MuJoCo wants them, float64 [E, frame_skip, nu]; it clips them to the actuators' range."""
+        return np.repeat(actions.cpu().numpy().astype(np.float64)[:, None], self.frame_skip, 1)
+
+    def simulate(self, state, control):
+        """A control step from `state` for every episode: states [E, frame_skip, …] and sensors, of each substep."""
+        return self._pool.rollout(self.model, self._data, state, control)
+
     def _step(self, actions):
-        control = actions.cpu().numpy().astype(np.float64)  # MuJoCo clips it to the actuators' range
-        control = np.repeat(control[:, None], self.frame_skip, 1)  # [E, frame_skip, nu]
-        states, sensors = self._pool.rollout(self.model, self._data, self._state, control)
+        states, sensors = self.simulate(self._state, self.control(actions))
         state = states[:, -1]
         diverged = ~(np.abs(state[:, 1:]) < TOO_LARGE).all(1)  # NaN included
         state[diverged] = self._state[diverged]
