@@ -36,7 +36,8 @@ BAD = [
         (flag, "-1")
         for flag in ("-W", "-U", "--record", "--fade", "--seed", "--explore", "--c1", "--c2_low", "--gamma")
     ),
-    *((flag, "0") for flag in ("-N", "-K", "-T", "--tasks", "--high_len", "--bs", "--num_low", "--groups", "--hidden")),
+    *((flag, "0") for flag in ("-N", "-K", "-T", "--tasks", "--high_len", "--bs", "--groups", "--hidden")),
+    *((flag, "-1") for flag in ("--num_low", "--sim_threads")),
     *(
         (flag, value)
         for flag in ("--llr", "--hlr", "--epsilon", "--reward_scale")
@@ -67,6 +68,22 @@ def test_w_and_u_both_0_are_refused():
         parse("-W 0 -U 0".split(), nothing_saved)
     assert parse("-W 0 -U 1".split(), nothing_saved)[0].W == 0
     assert parse("-W 1 -U 0".split(), nothing_saved)[0].U == 0
+
+
+def test_without_sub_policies_nothing_is_joint():
+    with pytest.raises(UserError, match="-U is 1: .*use -U 0"):
+        parse("--num_low 0 -U 1".split(), nothing_saved)
+    cfg, _ = parse("--num_low 0 -U 0 -N 4 -T 50 --bs 100".split(), nothing_saved)
+    assert cfg.master_ppo["parts"] == 2  # a decision at each of 200 steps
+
+
+def test_a_flag_that_an_old_checkpoint_lacks_has_its_default():
+    values = Config(N=7).as_dict()
+    del values["sim_threads"]
+    assert Config.from_dict(values) == Config(N=7)
+    for wrong in ({"N": "7"}, {"abacus": 1}):
+        with pytest.raises(TypeError):
+            Config.from_dict(values | wrong)
 
 
 def test_continuing_takes_the_checkpoints_configuration():

@@ -106,6 +106,24 @@ def test_the_environments_last_info_is_kept():
     assert {name: x.tolist() for name, x in out.final.items()} == {"height": [[7, 8], [9, 10]]}
 
 
+@pytest.mark.parametrize("space", [Discrete(3), Box(-1, 1, (2,))])
+def test_without_sub_policies_the_masters_act_at_every_step(space):
+    env = Ladder([99, 3, 99, 99], space)
+    cfg = Config(groups=2, num_low=0, hidden=8)
+    agent = Hierarchy.build(cfg, env)
+    agent.master.reset(streams(0, 0, "master", range(2)))
+    out = collect(env, agent, streams(1, 2, "x", range(2)), **SETTINGS)
+    assert out.low is None and out.share.shape == (2, 0) and out.steps == 24
+    assert out.episode_return.tolist() == [[28, 6], [28, 28]]
+    first = out.master.action[:4]
+    assert torch.equal(first, env.actions[0])  # what the environment got is what is learned from
+    at = torch.tensor([[0.0, e] for e in range(4)])
+    params = agent.master.params(at.view(2, 2, 2)).view(4, -1)
+    log_prob = agent.master.distribution(params).log_prob(first)
+    torch.testing.assert_close(out.master.log_prob[:4], log_prob)
+    assert out.master.member.tolist() == [0, 0, 1, 1] * 3 + [0, 1, 1] * 4
+
+
 def test_log_probs_are_of_the_actions_taken():
     env = Ladder([99] * 4)
     agent = agent_for(env, groups=2)

@@ -39,6 +39,8 @@ def play(agent, tasks, cfg, purpose):
 def alone(agent, tasks, cfg):
     """Mean return of each sub-policy when it runs all the time, a list [tasks][K], and the env steps taken."""
     K = agent.subs.n
+    if not K:
+        return [[] for _ in tasks], 0
     stubborn = agent.master.like(len(tasks) * K)  # weights zero: the bias decides
     with torch.no_grad():
         stubborn.policy_bias[:, 0] = 1e3 * torch.eye(K, device=stubborn.policy_bias.device).repeat(len(tasks), 1)

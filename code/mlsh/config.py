@@ -44,7 +44,7 @@ class Config:
     high_len: int = 10
     """Env steps between two decisions of the master (paper: N)."""
     num_low: int = 2
-    """Number of sub-policies (paper: K)."""
+    """Number of sub-policies (paper: K); with 0 the master is a flat policy that acts itself, at every step."""
     groups: int = 1
     """Task groups in step, each with its own task and master; they share the sub-policies (paper: 10)."""
     bs: int = 64
@@ -112,7 +112,7 @@ class Config:
     @property
     def master_ppo(self):
         """Keyword arguments of `update` for the masters."""
-        decisions = self.N * -(-self.T // self.high_len)
+        decisions = self.N * -(-self.T // (self.high_len if self.num_low else 1))
         return {"parts": -(-decisions // self.bs), "c2": self.c2, **self._ppo}
 
     def low_ppo(self, iteration):
@@ -132,22 +132,28 @@ class Config:
 
     @classmethod
     def from_dict(cls, values):
-        """The inverse of `as_dict`; TypeError if a value is of another type than its default."""
+        """The inverse of `as_dict`; TypeError for a value of another type than its default, or an unknown name.
+
+        A flag that is missing, as it came later, has its default.
+        """
+        cfg = cls(**values)
         for field in dataclasses.fields(cls):
-            if type(values[field.name]) is not type(field.default):
-                raise TypeError(f"{field.name} is {values[field.name]!r}")
-        return cls(**values)
+            if type(getattr(cfg, field.name)) is not type(field.default):
+                raise TypeError(f"{field.name} is {getattr(cfg, field.name)!r}")
+        return cfg
 
     def validate(self):
         """Raise a UserError that names the first flag with a value that cannot work."""
-        counts = ("N", "tasks", "K", "T", "high_len", "num_low", "groups", "bs", "parts_low", "hidden")
+        counts = ("N", "tasks", "K", "T", "high_len", "groups", "bs", "parts_low", "hidden")
         for name in counts:
             self._demand(name, getattr(self, name) >= 1, "use 1 or more")
         self._demand("test_episodes", self.test_episodes >= 2, "use 2 or more")
-        for name in ("W", "U", "record", "fade", "seed", "sim_threads"):
+        for name in ("W", "U", "num_low", "record", "fade", "seed", "sim_threads"):
             self._demand(name, getattr(self, name) >= 0, "use 0 or more")
         if self.W == self.U == 0:
             raise UserError("-W 0 and -U 0 together learn nothing; make one of them positive")
+        if self.U and not self.num_low:
+            raise UserError(f"-U is {self.U}: without sub-policies (--num_low 0) there is no joint learning; use -U 0")
         for name in ("hlr", "llr", "epsilon", "reward_scale"):
             value = getattr(self, name)
             self._demand(name, math.isfinite(value) and value > 0, "use a positive number")

@@ -161,10 +161,14 @@ class Hierarchy(NamedTuple):
 
     @classmethod
     def build(cls, cfg, env):
-        """The agent of a `Config` for a batched environment, all parameters zero: call reset on master and subs."""
+        """The agent of a `Config` for a batched environment, all parameters zero: call reset on master and subs.
+
+        Without sub-policies (`num_low` 0) the masters are policies over the environment's own actions.
+        """
         obs_size = math.prod(env.single_observation_space.shape)
+        choices = Discrete(cfg.num_low) if cfg.num_low else env.single_action_space
         return cls(
-            ActorCritic(cfg.groups, obs_size, Discrete(cfg.num_low), cfg.hidden).to(cfg.device),
+            ActorCritic(cfg.groups, obs_size, choices, cfg.hidden, cfg.log_std).to(cfg.device),
             ActorCritic(cfg.num_low, obs_size, env.single_action_space, cfg.hidden, cfg.log_std).to(cfg.device),
             Normaliser(obs_size, cfg.normalise).to(cfg.device),
         )

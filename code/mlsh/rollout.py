@@ -30,7 +30,7 @@ class Rollout(NamedTuple):
     master: Batch  # members are groups
     low: Batch | None  # members are sub-policies
     episode_return: torch.Tensor  # [G, N], undiscounted, unscaled
-    share: torch.Tensor  # [G, K], of the steps
+    share: torch.Tensor  # [G, K], of the steps; [G, 0] without sub-policies
     obs: torch.Tensor  # [S, obs], as the environment gave them, for the normaliser
     steps: int  # env steps, up to the end of each episode
     diverged: torch.Tensor  # [G], episodes whose simulation diverged
@@ -49,20 +49,24 @@ def collect(
     switches, as in the original. At a time limit the value is bootstrapped (the master's only if `bootstrap`), at a
     termination not; the environment must not truncate before step `T` (`make_env` gives it that limit).
 
+    Without sub-policies (K = 0) the masters act themselves, at every step: G flat policies.
+
     `rngs`: one NumPy generator a group. `low`: also make the sub-policies' batch. `on_step()` is called after the
     reset and after each step (for filming). Returns a `Rollout`; its batches hold the real samples only.
     """
     G, K, E = agent.master.n, agent.subs.n, env.num_envs
-    N, device = E // G, env.device
+    N, device, flat = E // G, env.device, agent.subs.n == 0
+    high_len = 1 if flat else high_len
     M = -(-T // high_len)
 
     def draw(sample):  # sample(rng) [steps, N, ...] of each group -> [steps, E, ...]
         return torch.from_numpy(np.concatenate([sample(rng) for rng in rngs], 1)).to(device)
 
     obs, _ = env.reset(seed=[int(rng.integers(2**63)) for rng in rngs])
-    low_noise = draw(lambda rng: agent.subs.noise(rng, T, N))  # [T, E, A]
+    if not flat:
+        low_noise = draw(lambda rng: agent.subs.noise(rng, T, N))  # [T, E, A]
     master_noise = draw(lambda rng: agent.master.noise(rng, M, N))  # [M, E, K]
-    if explore:
+    if explore and not flat:
         explores = draw(lambda rng: rng.random((M, N)) < explore)  # [M, E]
         uniform = draw(lambda rng: rng.integers(K, size=(M, N)))
     episode = torch.arange(E, device=device)
@@ -75,19 +79,19 @@ def collect(
     for t in range(T):
         x = agent.normaliser(obs)  # [E, obs]
         if t % high_len == 0:
-            params = agent.master.params(x.view(G, N, -1)).view(E, K)
+            params = agent.master.params(x.view(G, N, -1)).view(E, -1)  # [E, K]
             z = agent.master.sample(params, master_noise[t // high_len])  # [E]
-            if explore:
+            if explore and not flat:
                 z = torch.where(explores[t // high_len], uniform[t // high_len], z)
             master_params.append(params)
             choices.append(z)
-        params = agent.subs.params(x.expand(K, E, -1))[z, episode]  # [E, A]
-        action = agent.subs.sample(params, low_noise[t])
+        if not flat:
+            params = agent.subs.params(x.expand(K, E, -1))[z, episode]  # [E, A]
+            low_params.append(params)
+            actions.append(agent.subs.sample(params, low_noise[t]))
         seen.append(obs)
-        low_params.append(params)
-        actions.append(action)
         valid.append(alive)
-        new_obs, reward, terminated, _, info = env.step(action)
+        new_obs, reward, terminated, _, info = env.step(z if flat else actions[-1])
         if "diverged" in info:
             diverged = diverged | (info["diverged"] & alive)
         rewards.append(torch.where(alive, reward, 0))
@@ -109,11 +113,13 @@ def collect(
     advantage = gae(macro * reward_scale, value, goes_on, gamma, lam)
     params = torch.stack(master_params)
     master = flat_batch(valid[starts], at[:-1], z, params, agent.master, advantage, value[:-1], group, group)
-    z = z.repeat_interleave(high_len, 0)[:T]  # [T, E]
-    used = torch.nn.functional.one_hot(z, K) * valid[..., None]  # [T, E, K]
-    share = used.view(T, G, N, K).sum((0, 2), dtype=torch.float32)
-    low_batch = None
-    if low:
+    share, low_batch = torch.zeros(G, 0, device=device), None
+    if not flat:
+        z = z.repeat_interleave(high_len, 0)[:T]  # [T, E]
+        used = torch.nn.functional.one_hot(z, K) * valid[..., None]  # [T, E, K]
+        share = used.view(T, G, N, K).sum((0, 2), dtype=torch.float32)
+        share /= share.sum(1, keepdim=True)
+    if low and not flat:
         values = agent.subs.value(inputs.view(1, (T + 1) * E, -1).expand(K, -1, -1)).view(K, T + 1, E)
         z_after = torch.cat((z, z[-1:]))
         value = values.gather(0, z_after[None])[0]  # [T + 1, E], each by the sub-policy then active
@@ -121,7 +127,6 @@ def collect(
         advantage = gae(reward * reward_scale, value, goes_on, gamma, lam)
         params, action = torch.stack(low_params), torch.stack(actions)
         low_batch = flat_batch(valid, inputs[:-1], action, params, agent.subs, advantage, value[:-1], z, group)
-    share /= share.sum(1, keepdim=True)
     diverged = diverged.view(G, N).sum(1)
     final = {name: x.view(G, N) for name, x in info.items() if name != "diverged"}
     total = reward.sum(0).view(G, N)
