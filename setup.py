@@ -20,6 +20,7 @@ setup(
         "tyro>=0.9",
         "tqdm>=4.66",
         "matplotlib>=3.9",
+        "scipy>=1.15",
     ],
     extras_require={"test": ["pytest>=8", "ruff>=0.9"]},
 )

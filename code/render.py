@@ -1,6 +1,5 @@
 """Film a checkpoint's agent with a fresh master and with one trained by warm-up: python render.py --help"""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +8,7 @@ import tyro
 
 from mlsh import checkpoint
 from mlsh.adapt import adapt
-from mlsh.envs import make_env
+from mlsh.envs import find_task, make_env
 from mlsh.errors import UserError, run_command
 from mlsh.film import film
 from mlsh.logger import write_video
@@ -32,15 +31,6 @@ class Args:
     """Torch device."""
 
 
-def find_task(family, text):
-    """The task that `text` names: one of the finite `family`, or if that is None, JSON."""
-    try:
-        return json.loads(text) if family is None else {str(task): task for task in family}[text]
-    except (KeyError, json.JSONDecodeError):
-        known = "JSON" if family is None else ", ".join(map(str, family))
-        raise UserError(f"--task is {text}: use {known}") from None
-
-
 def main():
     args = tyro.cli(Args)
     if args.episodes < 1:
@@ -50,7 +40,7 @@ def main():
     cfg.device = args.device
     cfg.validate()
     env = make_env(cfg, cfg.N)
-    task = find_task(env.train_tasks, args.task)
+    task = find_task(env, args.task, "--task")
     folder = args.run if args.run.is_dir() else args.run.parent
     out = Path(args.out or folder / f"task-{args.task}.gif")
     if out.suffix not in (".gif", ".mp4"):

@@ -75,7 +75,7 @@ def main():
     if saved:
         checkpoint.restore(saved, agent, low_optimizer)
         progress = {name: saved[name] for name in progress}
-    folder = make_run_folder(cfg)
+    folder = make_run_folder(cfg, resume=cfg.resume)
     path = folder / "checkpoint.pt"
     state, written = checkpoint.snapshot(cfg, agent, low_optimizer, progress), time.monotonic()
     checkpoint.save(state, path)  # a disk that cannot take it shows now

@@ -1,5 +1,7 @@
 """Meta-test: the sub-policies frozen, a new master learns each task."""
 
+import dataclasses
+
 import torch
 
 from mlsh.envs import make_env
@@ -7,24 +9,38 @@ from mlsh.ppo import adam, update
 from mlsh.rollout import collect, streams
 
 
-def adapt(agent, env, tasks, cfg, updates):
-    """Train a new master for each of `tasks` by `updates` PPO iterations; φ and the normaliser stay as they are.
+def with_new_masters(agent, n, seed):
+    """The agent with `n` new masters, and the sub-policies and normaliser it has."""
+    agent = agent._replace(master=agent.master.like(n))
+    agent.master.reset(streams(seed, 0, "test: master", range(n)))
+    return agent
 
-    `env`: batched, `cfg.N` episodes a task. Returns an agent with one master a task, the same sub-policies and
-    normaliser, and the env steps taken.
+
+def as_flat(agent, cfg, n):
+    """An agent of one sub-policy (a shared policy) and its Config, as `n` flat policies for `learn` to fine-tune."""
+    cfg = dataclasses.replace(cfg, num_low=0, W=1, U=0, hlr=cfg.llr, bs=-(-cfg.N * cfg.T // cfg.parts_low))
+    return agent._replace(master=agent.subs.only([0] * n), subs=agent.subs.like(0)), cfg
+
+
+def learn(agent, env, tasks, cfg, updates):
+    """PPO updates of the agent's masters, one a task of `tasks`; φ and the normaliser stay as they are.
+
+    `env`: batched, `cfg.N` episodes a task. Yields, after each update, the `Rollout` that it learned from.
     """
     groups = range(len(tasks))
-    agent = agent._replace(master=agent.master.like(len(tasks)))
-    agent.master.reset(streams(cfg.seed, 0, "test: master", groups))
     optimizer = adam(agent.master, cfg.hlr)
     env.set_task(tasks)
-    steps = 0
     for i in range(updates):
         rngs = streams(cfg.seed, i, "test: warm-up", groups)
         rollout = collect(env, agent, rngs, low=False, **cfg.rollout)
         update(agent.master, optimizer, rollout.master, rngs, **cfg.master_ppo)
-        steps += rollout.steps
-    return agent, steps
+        yield rollout
+
+
+def adapt(agent, env, tasks, cfg, updates):
+    """Train a new master for each of `tasks` by `updates` PPO iterations. Returns the new agent and its env steps."""
+    agent = with_new_masters(agent, len(tasks), cfg.seed)
+    return agent, sum(rollout.steps for rollout in learn(agent, env, tasks, cfg, updates))
 
 
 def play(agent, tasks, cfg, purpose):

@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 from torch.utils._pytree import tree_map_only
 
-from mlsh.config import Config
+from mlsh.config import Config, RL2Config
 from mlsh.errors import UserError
 from mlsh.models import Hierarchy
 
 FORMAT = 1
 PLAIN = {"format": int, "config": dict, "iteration": int, "env_steps": int, "seconds": float, "run_id": str}
+SCRIPTS = {Config: "train.py", RL2Config: "train_rl2.py"}
 
 
 def snapshot(cfg, agent, optimizer, progress):
@@ -41,8 +42,11 @@ def save(data, path):
         raise UserError(f"cannot write {path} ({error}); free disk space or check permissions, then use -c") from None
 
 
-def load(path):
-    """Read a checkpoint, given as a file or as its run folder. Returns `snapshot`'s dict, tensors on the CPU."""
+def load(path, kinds=(Config,)):
+    """Read a checkpoint, given as a file or as its run folder. Returns its dict, tensors on the CPU.
+
+    `kinds`: the configurations that will do, `Config` (of `snapshot`) or `RL2Config`.
+    """
     path = Path(path)
     if path.is_dir():
         path = path / "checkpoint.pt"
@@ -57,10 +61,13 @@ def load(path):
                 raise TypeError(f"{name} is {data[name]!r}")
         if data["format"] != FORMAT:
             raise ValueError(f"it has format {data['format']}, this version reads {FORMAT}")
-        data["config"] = Config.from_dict(data["config"])
+        kind = RL2Config if "episodes" in data["config"] else Config
+        data["config"] = kind.from_dict(data["config"])
     except (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} is damaged or no checkpoint of train.py ({reason:.80}); use another one") from None
+    if kind not in kinds:
+        raise UserError(f"{path} is of {SCRIPTS[kind]}; this takes one of {SCRIPTS[kinds[0]]}")
     return data
 
 

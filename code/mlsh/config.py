@@ -20,8 +20,50 @@ def flag_of(name):
     return f"-{name}" if len(name) == 1 else f"--{name}"
 
 
+class Settings:
+    """What the dataclasses of flags share: plain values in and out, and what is refused."""
+
+    def as_dict(self):
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values):
+        """The inverse of `as_dict`; TypeError for a value of another type than its default, or an unknown name.
+
+        A flag that is missing, as it came later, has its default.
+        """
+        settings = cls(**values)
+        for field in dataclasses.fields(cls):
+            if type(getattr(settings, field.name)) is not type(field.default):
+                raise TypeError(f"{field.name} is {getattr(settings, field.name)!r}")
+        return settings
+
+    def validate(self):
+        """Raise a UserError that names the first flag with a value that cannot work."""
+        for names, holds, remedy in RULES:
+            for name in names.split():
+                value = getattr(self, name, None)
+                if value is not None and not holds(value):
+                    raise UserError(f"{flag_of(name)} is {value}: {remedy}")
+        try:
+            torch.zeros(1, device=self.device).item()
+        except (RuntimeError, AssertionError):
+            raise UserError(f"--device {self.device} is not available here; use cpu, or cuda with a GPU") from None
+
+
+RULES = (  # names of flags, what must hold, the remedy
+    ("N tasks K T high_len groups bs parts_low hidden episodes iterations parts", lambda x: x >= 1, "use 1 or more"),
+    ("test_episodes", lambda x: x >= 2, "use 2 or more"),
+    ("W U num_low record fade seed sim_threads", lambda x: x >= 0, "use 0 or more"),
+    ("hlr llr lr epsilon reward_scale", lambda x: math.isfinite(x) and x > 0, "use a positive number"),
+    ("gamma lam explore", lambda x: 0 <= x <= 1, "use a number from 0 to 1"),
+    ("c1 c2 c2_low", lambda x: math.isfinite(x) and x >= 0, "use 0 or a positive number"),
+    ("log_std", math.isfinite, "use a finite number"),
+)
+
+
 @dataclass
-class Config:
+class Config(Settings):
     """Train MLSH: for every sampled task a new master policy learns which shared sub-policy to run.
 
     The defaults shown are the preset of the environment that --env names.
@@ -127,50 +169,68 @@ class Config:
         """What remains of --explore and --c2_low at an outer iteration: a factor in [0, 1]."""
         return max(0.0, 1 - iteration / self.fade) if self.fade else 1.0
 
-    def as_dict(self):
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values):
-        """The inverse of `as_dict`; TypeError for a value of another type than its default, or an unknown name.
-
-        A flag that is missing, as it came later, has its default.
-        """
-        cfg = cls(**values)
-        for field in dataclasses.fields(cls):
-            if type(getattr(cfg, field.name)) is not type(field.default):
-                raise TypeError(f"{field.name} is {getattr(cfg, field.name)!r}")
-        return cfg
-
     def validate(self):
-        """Raise a UserError that names the first flag with a value that cannot work."""
-        counts = ("N", "tasks", "K", "T", "high_len", "groups", "bs", "parts_low", "hidden")
-        for name in counts:
-            self._demand(name, getattr(self, name) >= 1, "use 1 or more")
-        self._demand("test_episodes", self.test_episodes >= 2, "use 2 or more")
-        for name in ("W", "U", "num_low", "record", "fade", "seed", "sim_threads"):
-            self._demand(name, getattr(self, name) >= 0, "use 0 or more")
+        super().validate()
         if self.W == self.U == 0:
             raise UserError("-W 0 and -U 0 together learn nothing; make one of them positive")
         if self.U and not self.num_low:
             raise UserError(f"-U is {self.U}: without sub-policies (--num_low 0) there is no joint learning; use -U 0")
-        for name in ("hlr", "llr", "epsilon", "reward_scale"):
-            value = getattr(self, name)
-            self._demand(name, math.isfinite(value) and value > 0, "use a positive number")
-        for name in ("gamma", "lam", "explore"):
-            self._demand(name, 0 <= getattr(self, name) <= 1, "use a number from 0 to 1")
-        for name in ("c1", "c2", "c2_low"):
-            value = getattr(self, name)
-            self._demand(name, math.isfinite(value) and value >= 0, "use 0 or a positive number")
-        self._demand("log_std", math.isfinite(self.log_std), "use a finite number")
-        try:
-            torch.zeros(1, device=self.device).item()
-        except (RuntimeError, AssertionError):
-            raise UserError(f"--device {self.device} is not available here; use cpu, or cuda with a GPU") from None
 
-    def _demand(self, name, holds, remedy):
-        if not holds:
-            raise UserError(f"{flag_of(name)} is {getattr(self, name)}: {remedy}")
+
+@dataclass
+class RL2Config(Settings):
+    """Train RL², a recurrent policy over several episodes of a task (mlsh/rl2.py); the paper's baseline."""
+
+    env: str = "MovementBandits-v0"
+    """Gymnasium id of a task family; `module:Id-v0` imports the module first."""
+    N: Annotated[int, short("N")] = 100
+    """Trials a rollout; each draws a task."""
+    episodes: int = 4
+    """Episodes in a trial."""
+    iterations: int = 250
+    """Rollouts, with an update after each."""
+    T: Annotated[int, short("T")] = 50
+    """Horizon: env steps after which an episode is truncated."""
+    K: Annotated[int, short("K")] = 5
+    """PPO epochs an iteration."""
+    parts: int = 4
+    """Minibatches into which an epoch splits the trials."""
+    lr: float = 1e-3
+    """Adam's learning rate."""
+    gamma: float = 0.99
+    """Discount γ of a step."""
+    lam: float = 0.95
+    """λ of generalised advantage estimation, over the whole trial."""
+    epsilon: float = 0.2
+    """ε of PPO's clipped ratio."""
+    c1: float = 0.5
+    """Weight of the value loss."""
+    c2: float = 0.01
+    """Weight of the entropy bonus."""
+    hidden: int = 64
+    """Units of the GRU."""
+    log_std: float = 0.0
+    """Initial log standard deviation of continuous actions."""
+    reward_scale: float = 0.1
+    """Factor on rewards inside the learner; reported returns are without it."""
+    seed: int = 0
+    """Seed of everything random."""
+    device: str = "cpu"
+    """Torch device."""
+    sim_threads: int = 0
+    """Threads that simulate, in MuJoCo's families; 0 for all cores."""
+    out: str = ""
+    """Run folder; runs/rl2-<env>-<time> if empty."""
+
+    @property
+    def trial(self):
+        """Keyword arguments of `rl2.play`."""
+        return {k: getattr(self, k) for k in ("episodes", "T", "gamma", "lam", "reward_scale")}
+
+    @property
+    def ppo(self):
+        """Keyword arguments of `rl2.learn`."""
+        return {"epochs": self.K, **{k: getattr(self, k) for k in ("parts", "epsilon", "c1", "c2")}}
 
 
 PRESETS = {
@@ -192,17 +252,20 @@ PRESETS = {
         "reward_scale": 0.1,
     },
 }
-PRESETS["AntBandits-v1"] = {  # a starting point: not tuned, no result yet
-    "N": 10,
-    "W": 20,
-    "U": 10,
-    "tasks": 50,
+PRESETS["AntBandits-v1"] = {
+    "N": 8,
+    "W": 5,
+    "U": 15,
+    "tasks": 72,
     "T": 300,
-    "high_len": 60,
+    "high_len": 300,
     "groups": 4,
     "parts_low": 32,
+    "hlr": 2e-3,
+    "llr": 5e-4,
+    "bootstrap": False,
     "explore": 0.1,
-    "fade": 30,
+    "fade": 40,
     "log_std": -0.5,
     "reward_scale": 300.0,
     "test_episodes": 100,

@@ -26,12 +26,12 @@ REWARDS = ("pretrain_reward", "trained_reward", "joint_reward")
 LOSSES = ("policy_loss", "value_loss", "kl", "clip_fraction", "entropy")
 
 
-def make_run_folder(cfg):
-    """Create and return --out, or runs/<env>-<time>; refuse one that is in use unless it is to be continued."""
+def make_run_folder(cfg, prefix="", resume=False):
+    """Create and return --out, or runs/<prefix><env>-<time>; refuse one that is in use unless it is to be continued."""
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    folder = Path(cfg.out or f"runs/{cfg.env.split(':')[-1]}-{stamp}")
+    folder = Path(cfg.out or f"runs/{prefix}{cfg.env.split(':')[-1]}-{stamp}")
     try:
-        if not cfg.resume and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if not resume and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"--out {folder} is not empty; continue it with -c or name another folder")
         (folder / "videos").mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -21,21 +21,53 @@ def tanh_of_half(x):
     return torch.add(MINUS_ONE, torch.sigmoid(x), alpha=2)  # one operation, where 2 * σ - 1 is two
 
 
-class ActorCritic(nn.Module):
+class Policy(nn.Module):
+    """Actions of a space and the distribution over them.
+
+    A Discrete space gets a softmax policy, a Box a Gaussian with a state-independent log standard deviation.
+    Throughout, `params` are the parameters of that distribution: logits [..., A], or means and log standard deviations
+    [..., 2A].
+    """
+
+    def __init__(self, action_space):
+        super().__init__()
+        self.discrete = isinstance(action_space, Discrete)
+        self.action_size = int(action_space.n) if self.discrete else math.prod(action_space.shape)
+
+    def distribution(self, params):
+        if self.discrete:
+            return torch.distributions.Categorical(logits=params, validate_args=False)
+        mean, log_std = params.chunk(2, -1)
+        normal = torch.distributions.Normal(mean, log_std.exp(), validate_args=False)
+        return torch.distributions.Independent(normal, 1, validate_args=False)
+
+    def noise(self, rng, *shape):
+        """The randomness that `sample` wants, a float32 array of `shape` + [A]: Gumbel or standard normal."""
+        size = (*shape, self.action_size)
+        if self.discrete:
+            exponential = rng.standard_exponential(size, dtype=np.float32)
+            return -np.log(np.maximum(exponential, np.finfo(np.float32).tiny))  # a float32 draw can be 0
+        return rng.standard_normal(size, dtype=np.float32)
+
+    def sample(self, params, noise):
+        """The action that `noise` picks: an index [...], or an unbounded vector [..., A]."""
+        if self.discrete:
+            return (params + noise).argmax(-1)
+        mean, log_std = params.chunk(2, -1)
+        return mean + log_std.exp() * noise
+
+
+class ActorCritic(Policy):
     """n independent actor-critics over one pair of spaces: the G masters, or the K sub-policies.
 
     Policy and value are separate networks with two hidden tanh layers. Every parameter leads with n, the hidden layers
-    with [n, 2] (policy, value), so a layer of all of them is one batched matmul. A Discrete space gets a softmax
-    policy, a Box a Gaussian with a state-independent log standard deviation. Throughout, `params` are the parameters
-    of that distribution: logits [..., A], or means and log standard deviations [..., 2A].
+    with [n, 2] (policy, value), so a layer of all of them is one batched matmul.
     """
 
     def __init__(self, n, obs_size, action_space, hidden=64, log_std=0.0):
-        super().__init__()
+        super().__init__(action_space)
         self.n = n
         self.shape = (obs_size, action_space, hidden, log_std)
-        self.discrete = isinstance(action_space, Discrete)
-        self.action_size = int(action_space.n) if self.discrete else math.prod(action_space.shape)
         for name, *shape in (
             ("weight1", 2, obs_size, hidden),
             ("bias1", 2, 1, hidden),
@@ -98,28 +130,6 @@ class ActorCritic(nn.Module):
     def value(self, obs):
         """The value alone: [n, B, obs] -> [n, B]."""
         return self._value(hidden_layers(obs, *(p[:, 1] for p in self._hidden_parameters())))
-
-    def distribution(self, params):
-        if self.discrete:
-            return torch.distributions.Categorical(logits=params, validate_args=False)
-        mean, log_std = params.chunk(2, -1)
-        normal = torch.distributions.Normal(mean, log_std.exp(), validate_args=False)
-        return torch.distributions.Independent(normal, 1, validate_args=False)
-
-    def noise(self, rng, *shape):
-        """The randomness that `sample` wants, a float32 array of `shape` + [A]: Gumbel or standard normal."""
-        size = (*shape, self.action_size)
-        if self.discrete:
-            exponential = rng.standard_exponential(size, dtype=np.float32)
-            return -np.log(np.maximum(exponential, np.finfo(np.float32).tiny))  # a float32 draw can be 0
-        return rng.standard_normal(size, dtype=np.float32)
-
-    def sample(self, params, noise):
-        """The action that `noise` picks: an index [...], or an unbounded vector [..., A]."""
-        if self.discrete:
-            return (params + noise).argmax(-1)
-        mean, log_std = params.chunk(2, -1)
-        return mean + log_std.exp() * noise
 
 
 class Normaliser(nn.Module):

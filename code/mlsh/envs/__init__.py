@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import json
 
 import gymnasium as gym
 from gymnasium.envs.registration import load_env_creator
@@ -54,3 +55,13 @@ def make_env(cfg, num_envs, render_mode=None):
         device=cfg.device,
         **threads,
     )
+
+
+def find_task(env, text, flag):
+    """The batched environment's task that `flag` names by `text`: a number 0 … n-1 in a finite family, else JSON."""
+    family = env.train_tasks
+    try:
+        return json.loads(text) if family is None else {str(task): task for task in family}[text]
+    except (KeyError, json.JSONDecodeError):
+        known = "JSON" if family is None else ", ".join(map(str, family))
+        raise UserError(f"{flag} is {text}: use {known}") from None

@@ -1,0 +1,112 @@
+"""evaluate.py as a user types it."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import TINY
+
+RL2 = "--env MovementBandits-v0 -N 4 --iterations 2 -K 1 -T 7 --episodes 3".split()
+
+
+def train(command, out, *flags):
+    code, _, err = command("train.py", *TINY, "--record", 0, "--out", out, *flags)
+    assert code == 0, err
+    return out
+
+
+def adaptation(folder):
+    with open(folder / "adaptation.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_method_is_a_line(command, tmp_path):
+    mlsh = train(command, tmp_path / "mlsh")
+    shared = train(command, tmp_path / "shared", "--num_low", 1, "-W", 0)
+    scratch = train(command, tmp_path / "scratch", "--num_low", 0, "-U", 0)
+    assert command("train_rl2.py", *RL2, "--out", tmp_path / "rl2")[0] == 0
+    (mlsh / "checkpoint.pt").rename(tmp_path / "alone.pt")  # a checkpoint without its run folder
+    runs = [tmp_path / "alone.pt", shared, scratch, tmp_path / "rl2"]
+    code, out, err = command("evaluate.py", *runs, "--updates", 2, "--seeds", 3, "-N", 5, "--out", tmp_path / "x")
+    assert code == 0, err
+    lines = out.splitlines()
+    assert lines[0].split()[:4] == ["run", "task", "after", "0"] and len(lines) == 1 + 4 * 2
+    rows = adaptation(tmp_path / "x")
+    assert len(rows) == 4 * 2 * 3 * 3  # runs, tasks, seeds, updates (or episodes) with the one before the first
+    assert {row["run"] for row in rows} == {"alone", "shared", "scratch", "rl2"}
+    steps = {row["run"]: [r["env_steps"] for r in rows if r["run"] == row["run"]][::3][:3] for row in rows}
+    assert steps["alone"] == steps["shared"] == steps["scratch"] == ["0", "35", "70"]  # a rollout is 5 · 7
+    assert steps["rl2"] == ["0", "7", "14"]
+    assert (tmp_path / "x" / "adaptation.png").stat().st_size > 1000
+    again = command("evaluate.py", *runs, "--updates", 2, "--seeds", 3, "-N", 5, "--out", tmp_path / "y")
+    assert again[1] == out and adaptation(tmp_path / "y") == rows
+
+
+def test_a_shared_policy_is_tuned_and_mlshs_sub_policies_are_not(command, tmp_path, monkeypatch):
+    """Seen from what acts: before the first update the shared policy itself, afterwards another."""
+    shared = train(command, tmp_path / "shared", "--num_low", 1, "-W", 0)
+    from mlsh import adapt, checkpoint
+    from mlsh.envs import make_env
+
+    data = checkpoint.load(shared)
+    env = make_env(data["config"], 6)
+    agent = checkpoint.agent_of(data, env)
+    flat, cfg = adapt.as_flat(agent, data["config"], 3)
+    assert cfg.hlr == cfg.llr and cfg.num_low == 0 and cfg.bs == 1  # 2 episodes of 7 steps in 15 minibatches
+    before = {k: v.clone() for k, v in flat.master.state_dict().items()}
+    assert all(torch.equal(before[k], v.expand_as(before[k])) for k, v in agent.subs.state_dict().items())
+    list(adapt.learn(flat, env, [0, 1, 1], cfg, 1))
+    assert not torch.equal(before["policy_bias"], flat.master.policy_bias)
+    assert torch.equal(agent.subs.policy_bias[0], before["policy_bias"][0])
+
+
+def test_tasks_transfer_and_what_does_not_fit(command, tmp_path):
+    run = train(command, tmp_path / "run")
+    code, out, _ = command("evaluate.py", run, "--tasks", 1, "--updates", 1, "--seeds", 2)
+    assert code == 0 and "task 1 (purple)" in out and "task 0" not in out
+    assert {row["task"] for row in adaptation(run)} == {"task 1 (purple)"}
+    refused = [
+        ((run, "--env", "MovementBandits4-v0"), "does not fit"),
+        ((run, "--tasks", 7), "--tasks is 7: use 0, 1"),
+        ((run, "--seeds", 0), "--seeds is 0"),
+        ((run, "-N", -1), "-N is -1"),
+        ((run, "--hlr", -1), "--hlr is -1"),
+        ((tmp_path / "none",), "no checkpoint"),
+        ((), "name a run"),
+        ((run, "--out", run / "checkpoint.pt"), "cannot"),
+    ]
+    for flags, reason in refused:
+        code, _, err = command("evaluate.py", *flags, "--updates", 1)
+        assert code == 2 and reason in err and "Traceback" not in err, flags
+
+
+def test_an_rl2_checkpoint_is_none_of_train(command, tmp_path):
+    code, _, err = command("train_rl2.py", *RL2, "--out", tmp_path / "rl2")
+    assert code == 0, err
+    with open(tmp_path / "rl2" / "metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4 and rows[-1]["env_steps"] == str(2 * 4 * 3 * 7) and "episode_2" in rows[0]
+    for script in ("train.py", "render.py"):
+        flags = ["-c", "--out", tmp_path / "rl2"] if script == "train.py" else [tmp_path / "rl2"]
+        code, _, err = command(script, *flags)
+        assert code == 2 and "is of train_rl2.py" in err
+    code, _, err = command("train_rl2.py", *RL2, "--out", tmp_path / "rl2")
+    assert code == 2 and "not empty" in err
+    code, _, err = command("train_rl2.py", *RL2, "--parts", 0)
+    assert code == 2 and "--parts is 0" in err
+
+
+@pytest.mark.parametrize(
+    ("returns", "steps"), [([1, 9, 9.5, 10], (10, 20)), ([-1, -0.5, -0.11, -0.1], (20, 30)), ([10, 0, 10, 10], (0, 0))]
+)
+def test_steps_to_a_part_of_the_last_return(returns, steps):
+    from runpy import run_path
+
+    from conftest import CODE
+
+    steps_to = run_path(str(CODE / "evaluate.py"))["steps_to"]
+    y = np.array(returns)[:, None]
+    x = np.arange(4) * 10
+    assert (steps_to(0.9, x, y), steps_to(0.95, x, y)) == steps
