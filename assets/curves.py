@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from mlsh.logger import curve, read_metrics
 
 HERE = Path(__file__).parent
-BEST = {"mb": 43.80}  # the best possible return, where it is known
+LINES = {"mb": (43.80, "best possible"), "ab": (-0.155, "the earlier port")}  # to compare with
 
 
 def main():
@@ -31,8 +31,9 @@ def main():
         length = min(len(steps) for steps, _ in curves)
         middle = [np.median([series[k][:length] for series in curves], axis=0) for k in (0, 1)]
         axes.plot(*middle, color="C0", lw=2.2, label=f"median of {len(runs)} seeds")
-        if name in BEST:
-            axes.axhline(BEST[name], color="C7", ls=":", label="best possible")
+        if name in LINES:
+            level, label = LINES[name]
+            axes.axhline(level, color="C7", ls=":", label=label)
         axes.set(xlabel="million env steps", ylabel="trained reward", title=f"task {task}" if task else "all tasks")
         axes.grid(alpha=0.3)
         axes.legend(loc="lower right", fontsize=8)

@@ -1,6 +1,7 @@
 """Print the README's tables from run folders: python assets/tables.py RUN [RUN ...]
 
-A row a run for the environment's preset, and a row a variant (the flags that differ from the preset) for all runs.
+Of MovementBandits a row a run for the preset, and a row a variant (the flags that differ from the preset) for all
+runs; of another environment a row a run and task.
 """
 
 import json
@@ -39,9 +40,29 @@ def reached(run):
     return end.get(first)
 
 
+def tasks_of(results):
+    """Print a row a run and task."""
+    final = [name for name in results[0]["test"][0] if name.startswith("final_")]
+    columns = ["seed", "task", "return", *(name.replace("_", " ") for name in final)]
+    print(f"| {' | '.join(columns)} | shares | each alone | env steps | hours |\n{'|--' * (len(columns) + 4)}|")
+    for run in sorted(results, key=lambda run: run["seed"]):
+        for row in run["test"]:
+            cells = [
+                run["seed"],
+                f"{row['task']} ({row['label']})",
+                f"{row['return']:.4f} ± {row['standard_error']:.4f}",
+            ]
+            cells += [f"{row[name]:.2f}" for name in final]
+            cells += [" / ".join(f"{x:.2f}" for x in row["share"])]
+            cells += [" / ".join(f"{x:.3f}" for x in row["sub_policy_returns"])]
+            cells += [f"{run['env_steps'] / 1e6:.1f} M", f"{run['seconds'] / 3600:.1f}"]
+            print(f"| {' | '.join(map(str, cells))} |")
+
+
 def main():
     if len(sys.argv) < 2:
         sys.exit(__doc__)
+    others = []
     variants = defaultdict(list)
     for run in map(Path, sys.argv[1:]):
         if not (run / "results.json").exists():
@@ -50,8 +71,13 @@ def main():
         results = json.loads((run / "results.json").read_text())
         config = json.loads((run / "config.json").read_text())["config"]
         if not config["env"].startswith("MovementBandits"):
-            sys.exit(f"{run} is of {config['env']}; the thresholds here are MovementBandits'")
+            others.append(results)
+            continue
         variants[variant(config)].append((results, reached(run)))
+    if others:
+        tasks_of(others)
+    if not variants:
+        return
 
     runs = sorted(variants.get("preset", []), key=lambda run: run[0]["seed"])
     if runs:
