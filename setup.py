@@ -18,6 +18,7 @@ setup(
         "imageio[ffmpeg]>=2.34",
         "wandb>=0.19",
         "tyro>=0.9",
+        "filelock>=3.12",
         "tqdm>=4.66",
         "matplotlib>=3.9",
         "scipy>=1.15",

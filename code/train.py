@@ -7,14 +7,12 @@ import time
 from mlsh import checkpoint, config
 from mlsh.adapt import final_test
 from mlsh.envs import make_env
-from mlsh.errors import RenderingUnavailable, run_command
+from mlsh.errors import NotFinite, RenderingUnavailable, UserError, run_command
 from mlsh.film import film
 from mlsh.logger import Logger, make_run_folder
 from mlsh.models import Hierarchy
 from mlsh.ppo import adam, update
 from mlsh.rollout import balanced_tasks, collect, streams
-
-SAVE_SECONDS = 5  # between checkpoints, at least
 
 
 def train(cfg, env, agent, low_optimizer, log, progress):
@@ -72,10 +70,11 @@ def main():
     agent.subs.reset(streams(cfg.seed, 0, "sub-policies", range(cfg.num_low)))
     low_optimizer = adam(agent.subs, cfg.llr)
     progress = {"iteration": 0, "env_steps": 0, "seconds": 0.0, "run_id": secrets.token_hex(4)}
+    folder, _lock = make_run_folder(cfg, resume=cfg.resume)
     if saved:
+        saved = checkpoint.load(folder)  # again, now that no other run can change it
         checkpoint.restore(saved, agent, low_optimizer)
         progress = {name: saved[name] for name in progress}
-    folder = make_run_folder(cfg, resume=cfg.resume)
     path = folder / "checkpoint.pt"
     state, written = checkpoint.snapshot(cfg, agent, low_optimizer, progress), time.monotonic()
     checkpoint.save(state, path)  # a disk that cannot take it shows now
@@ -84,20 +83,30 @@ def main():
         for iteration, env_steps in train(cfg, env, agent, low_optimizer, log, progress):
             progress |= {"iteration": iteration, "env_steps": env_steps, "seconds": log.seconds}
             state = checkpoint.snapshot(cfg, agent, low_optimizer, progress)
-            if time.monotonic() > written + SAVE_SECONDS:
+            if time.monotonic() > written + cfg.save_seconds:
                 checkpoint.save(state, path)
                 written = time.monotonic()
         checkpoint.save(state, path)
         tasks = env.train_tasks or [env.sample_task(rng) for rng in streams(cfg.seed, 0, "test: task", range(10))]
         rows, test_steps = final_test(agent, tasks, cfg)
+        log.finish({"env": cfg.env, "seed": cfg.seed, **progress, "test_env_steps": test_steps, "test": rows})
+    except NotFinite as error:
+        checkpoint.save(state, path)
+        log.finish()
+        done = f"{path} is that of before, after {state['iteration']} tasks"
+        raise UserError(f"stopped: {error}; {done}. Try a smaller --llr or --hlr, or look at the environment") from None
+    except OSError as error:
+        log.abandon()
+        raise UserError(
+            f"cannot write to {folder} ({error}); free disk space, then -c --out {folder} goes on"
+        ) from None
     except KeyboardInterrupt:  # the outer iteration under way is dropped; -c begins it again
         checkpoint.save(state, path)
         log.finish()
         print(f"saved after {state['iteration']} of {cfg.tasks} tasks; -c --out {folder} goes on", file=sys.stderr)
         raise
-    log.finish({"env": cfg.env, "seed": cfg.seed, **progress, "test_env_steps": test_steps, "test": rows})
     for row in rows:
-        print("task {task} ({label}): return {return:.2f} ± {standard_error:.2f}, shares {share}".format(**row))
+        print("task {task} ({label}): return {return:.4g} ± {standard_error:.2g}, shares {share}".format(**row))
     print(f"{progress['env_steps']:,} env steps in {progress['seconds']:.0f} s; see {folder}")
 
 

@@ -1,6 +1,7 @@
 import dataclasses
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
@@ -97,6 +98,26 @@ def test_what_is_no_checkpoint_is_refused_and_not_run(parts, tmp_path, capsys):
     path.unlink()
     with pytest.raises(UserError, match="no checkpoint"):
         checkpoint.load(tmp_path)
+
+
+def test_a_flipped_bit_is_found_or_harmless(parts, tmp_path):
+    cfg, agent, optimizer = parts
+    path = tmp_path / "checkpoint.pt"
+    snapshot = checkpoint.snapshot(cfg, agent, optimizer, PROGRESS)
+    checkpoint.save(snapshot, path)
+    good, draw, refused = path.read_bytes(), np.random.default_rng(0), 0
+    for _ in range(100):
+        at, content = draw.integers(len(good)), bytearray(good)
+        content[at] ^= 1 << draw.integers(8)
+        path.write_bytes(content)
+        try:
+            data = checkpoint.load(path)
+        except UserError:
+            refused += 1
+        else:
+            torch.testing.assert_close(data["subs"], snapshot["subs"], rtol=0, atol=0)
+            assert data["config"] == cfg and {k: data[k] for k in PROGRESS} == PROGRESS
+    assert refused > 60  # the rest hit padding
 
 
 def test_a_checkpoint_of_other_sizes_is_refused(parts):

@@ -42,7 +42,7 @@ def test_training_fills_the_run_folder(command, tmp_path):
     code, out, err = command("train.py", *TINY, "--record", 1, "--seed", 3, "--out", tmp_path)
     assert code == 0, err
     assert "task 0 (yellow): return" in out and "task 1 (purple)" in out
-    names = {"checkpoint.pt", "config.json", "curves.png", "metrics.csv", "results.json", "videos"}
+    names = {"checkpoint.pt", "config.json", "curves.png", "metrics.csv", "results.json", "videos", ".lock"}
     assert {path.name for path in tmp_path.iterdir()} == names
     moments = ("pretrain", "warmup", "afterjoint")
     videos = {f"0000{i}-{moment}-video-{task}.gif" for i in (0, 1) for moment in moments for task in (0, 1)}

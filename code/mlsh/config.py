@@ -57,7 +57,7 @@ RULES = (  # names of flags, what must hold, the remedy
     ("W U num_low record fade seed sim_threads", lambda x: x >= 0, "use 0 or more"),
     ("hlr llr lr epsilon reward_scale", lambda x: math.isfinite(x) and x > 0, "use a positive number"),
     ("gamma lam explore", lambda x: 0 <= x <= 1, "use a number from 0 to 1"),
-    ("c1 c2 c2_low", lambda x: math.isfinite(x) and x >= 0, "use 0 or a positive number"),
+    ("c1 c2 c2_low save_seconds", lambda x: math.isfinite(x) and x >= 0, "use 0 or a positive number"),
     ("log_std", math.isfinite, "use a finite number"),
 )
 
@@ -135,6 +135,8 @@ class Config(Settings):
     """Threads that simulate, in MuJoCo's families; 0 for all cores. Results do not depend on it."""
     out: str = ""
     """Run folder; runs/<env>-<time> if empty."""
+    save_seconds: float = 5.0
+    """Seconds between two checkpoints, at least; one is written after an outer iteration only."""
     resume: Annotated[bool, short("c"), tyro.conf.FlagCreatePairsOff] = False
     """Continue the run in --out from its checkpoint."""
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
@@ -272,7 +274,7 @@ PRESETS["AntBandits-v1"] = {
 }
 PRESETS["MovementBandits4-v0"] = PRESETS["MovementBandits-v0"] | {"num_low": 4}
 
-CHANGEABLE = ("tasks", "record", "wandb", "device", "sim_threads", "resume", "out")  # by -c
+CHANGEABLE = ("tasks", "record", "wandb", "device", "sim_threads", "save_seconds", "resume", "out")  # by -c
 
 
 def parse(argv, load):
@@ -296,7 +298,7 @@ def parse(argv, load):
     cfg = tyro.cli(Config, args=argv, default=default, use_underscores=True)
     for name, value in default.as_dict().items() if saved else ():
         if name not in CHANGEABLE and getattr(cfg, name) != value:
-            allowed = ", ".join(f"--{n}" for n in CHANGEABLE[:5])
+            allowed = ", ".join(f"--{n}" for n in CHANGEABLE[:6])
             flag = f"{flag_of(name)} {getattr(cfg, name)}"
             raise UserError(f"{flag} contradicts the run's {value}; with -c only {allowed} may change")
     cfg.validate()

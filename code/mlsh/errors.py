@@ -8,6 +8,10 @@ class UserError(Exception):
     """What went wrong and the remedy, in one line; the command prints it and exits with 2."""
 
 
+class NotFinite(UserError):
+    """A reward, an observation or a weight has become NaN or infinite; learning from it would spoil everything."""
+
+
 class RenderingUnavailable(UserError):
     """This machine cannot draw the environment."""
 

@@ -1,5 +1,6 @@
 """Where a run's figures go: metrics.csv, curves, videos, the progress bar and wandb."""
 
+import contextlib
 import csv
 import dataclasses
 import datetime
@@ -17,6 +18,7 @@ import imageio
 import numpy as np
 import torch
 import wandb
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from mlsh.errors import UserError
@@ -27,16 +29,23 @@ LOSSES = ("policy_loss", "value_loss", "kl", "clip_fraction", "entropy")
 
 
 def make_run_folder(cfg, prefix="", resume=False):
-    """Create and return --out, or runs/<prefix><env>-<time>; refuse one that is in use unless it is to be continued."""
+    """Create --out, or runs/<prefix><env>-<time>; refuse one with something in it unless it is to be continued.
+
+    Returns the folder and a lock on it, held until this process ends: no other run writes there in the meantime.
+    """
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     folder = Path(cfg.out or f"runs/{prefix}{cfg.env.split(':')[-1]}-{stamp}")
     try:
         if not resume and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"--out {folder} is not empty; continue it with -c or name another folder")
         (folder / "videos").mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"another run is writing to {folder}; wait for it or name another with --out") from None
     except OSError as error:
         raise UserError(f"cannot make the run folder {folder} ({error.strerror}); name another with --out") from None
-    return folder
+    return folder, lock
 
 
 def commit():
@@ -180,6 +189,13 @@ class Logger:
             (self.folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
         self._try_wandb(self._finish_wandb, results)
 
+    def abandon(self):
+        """Close what is open, when the disk takes no more; nothing is raised."""
+        self._bar.close()
+        with contextlib.suppress(OSError):
+            self._file.close()
+        self._try_wandb(lambda: self._wandb.finish())
+
     def _finish_wandb(self, results):
         run = self._wandb
         for row in (results or {}).get("test", []):
@@ -189,6 +205,7 @@ class Logger:
         artifact.add_file(str(self.folder / "checkpoint.pt"))
         run.log_artifact(artifact)
         run.finish()
+        self._wandb = None
 
     def _log(self, values):
         self._try_wandb(lambda: self._wandb.log(values))

@@ -64,10 +64,11 @@ class ActorCritic(Policy):
     with [n, 2] (policy, value), so a layer of all of them is one batched matmul.
     """
 
-    def __init__(self, n, obs_size, action_space, hidden=64, log_std=0.0):
+    def __init__(self, n, obs_size, action_space, hidden=64, log_std=0.0, name="policy"):
         super().__init__(action_space)
         self.n = n
-        self.shape = (obs_size, action_space, hidden, log_std)
+        self.shape = (obs_size, action_space, hidden, log_std, name)
+        self.name = name
         for name, *shape in (
             ("weight1", 2, obs_size, hidden),
             ("bias1", 2, 1, hidden),
@@ -94,7 +95,7 @@ class ActorCritic(Policy):
                 for weight in getattr(self, name)[i].view(-1, *getattr(self, name).shape[-2:]):
                     weight.copy_(nn.init.orthogonal_(torch.empty(weight.shape), gain, generator=generator))
         if not self.discrete:
-            self.log_std.fill_(self.shape[-1])
+            self.log_std.fill_(self.shape[3])
 
     def like(self, n):
         """A new ActorCritic of n members with the same networks, on the same device, its parameters zero."""
@@ -178,7 +179,9 @@ class Hierarchy(NamedTuple):
         obs_size = math.prod(env.single_observation_space.shape)
         choices = Discrete(cfg.num_low) if cfg.num_low else env.single_action_space
         return cls(
-            ActorCritic(cfg.groups, obs_size, choices, cfg.hidden, cfg.log_std).to(cfg.device),
-            ActorCritic(cfg.num_low, obs_size, env.single_action_space, cfg.hidden, cfg.log_std).to(cfg.device),
+            ActorCritic(cfg.groups, obs_size, choices, cfg.hidden, cfg.log_std, "master").to(cfg.device),
+            ActorCritic(cfg.num_low, obs_size, env.single_action_space, cfg.hidden, cfg.log_std, "sub-policy").to(
+                cfg.device
+            ),
             Normaliser(obs_size, cfg.normalise).to(cfg.device),
         )

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from mlsh.errors import NotFinite
+
 
 class Batch(NamedTuple):
     """S samples. Each is learned from by one member of the policy, and belongs to one task group."""
@@ -72,7 +74,7 @@ def update(policy, optimizer, batch, rngs, *, parts, epochs, epsilon, c1, c2):
     Every sample moves its own member's parameters only; a minibatch without a sample of a member leaves its
     parameters and Adam moments alone, and so does a batch with a single one. Advantages are normalised within a group
     and member. Returns a dict of [n] tensors, measured over the whole batch after the update (NaN for a member left
-    alone): policy_loss, value_loss, entropy, kl, clip_fraction.
+    alone): policy_loss, value_loss, entropy, kl, clip_fraction. Raises NotFinite if a parameter is not finite any more.
     """
     n = policy.n
     member, group = batch.member.cpu().numpy(), batch.group.cpu().numpy()
@@ -97,6 +99,11 @@ def update(policy, optimizer, batch, rngs, *, parts, epochs, epsilon, c1, c2):
         optimizer.step()
         for t, rows in kept:  # without a gradient Adam's momentum would still move them
             t[still] = rows
+
+    finite = torch.stack([p.detach().flatten(1).isfinite().all(1) for p in policy.parameters()]).all(0)  # [n]
+    if not finite.all():
+        member = finite.logical_not().nonzero()[0].item()
+        raise NotFinite(f"{policy.name} {member} is not finite after an update")
 
     with torch.no_grad():
         # the last epoch has every sample once: [parts, n, width, ...] -> [n, parts * width, ...]

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from mlsh.errors import NotFinite
 from mlsh.ppo import Batch, gae
 
 
@@ -50,6 +51,8 @@ def collect(
     termination not; the environment must not truncate before step `T` (`make_env` gives it that limit).
 
     Without sub-policies (K = 0) the masters act themselves, at every step: G flat policies.
+
+    Raises NotFinite if the environment gives a reward or an observation that is NaN or infinite.
 
     `rngs`: one NumPy generator a group. `low`: also make the sub-policies' batch. `on_step()` is called after the
     reset and after each step (for filming). Returns a `Rollout`; its batches hold the real samples only.
@@ -103,6 +106,10 @@ def collect(
     inputs = agent.normaliser(seen)
     valid, reward, z = torch.stack(valid), torch.stack(rewards), torch.stack(choices)  # [T, E], [T, E], [M, E]
     group = episode.div(N, rounding_mode="floor")
+    for name, finite in (("reward", reward.isfinite()), ("observation", seen.isfinite().all(-1))):
+        if not finite.all():
+            t, e = (~finite).nonzero()[0].tolist()
+            raise NotFinite(f"the environment gave a {name} that is not finite at step {t}, task {env.task[e]}")
 
     # the masters: one transition is up to high_len steps; it is real if its first step is
     starts = torch.arange(0, T, high_len, device=device)

@@ -1,0 +1,94 @@
+"""Kill runs with SIGKILL at random moments, continue them, and compare with a run never killed: make soak
+
+python tests/soak.py [RUNS] [KILLS A RUN]
+"""
+
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch.utils._pytree import tree_flatten
+
+CODE = Path(__file__).parent.parent / "code"
+sys.path.insert(0, str(CODE))
+from mlsh import checkpoint  # noqa: E402
+from mlsh.logger import read_metrics  # noqa: E402
+
+TASKS = 40
+FLAGS = (
+    f"--tasks {TASKS} -N 2 -W 2 -U 1 -K 2 -T 7 --high_len 3 --groups 2 --hidden 256 --record 15 --test_episodes 2 "
+    "--wandb disabled --save_seconds 0"
+).split()
+
+
+def start(folder):
+    flags = ["-c", "--out", folder] if (folder / "checkpoint.pt").exists() else [*FLAGS, "--out", folder]
+    return subprocess.Popen(
+        [sys.executable, "train.py", *map(str, flags)], cwd=CODE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+
+
+def result(folder):
+    """What a run has learned and written, clock times and names apart: tensors and plain values."""
+    data = checkpoint.load(folder)
+    data = {name: x for name, x in data.items() if name not in ("seconds", "run_id", "config")}
+    rows = [[(k, v) for k, v in row.items() if k != "seconds"] for row in read_metrics(folder)]
+    return tree_flatten([data, rows])[0]
+
+
+def same(a, b):
+    if len(a) != len(b):
+        return False
+    return all(torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y for x, y in zip(a, b, strict=True))
+
+
+def finish(run):
+    _, err = run.communicate()
+    if run.returncode:
+        raise SystemExit(f"a run failed: {err.decode()}")
+
+
+def soak(folder, runs, kills, rng):
+    """`runs` runs, each killed `kills` times and then left to end.
+
+    The moment is drawn between the first rows of this start and the usual end. Returns how many kills were sent, how
+    many hit a run that was not done, and how many runs ended bit-identical to one never killed.
+    """
+    begin = time.monotonic()
+    run = start(folder / "whole")
+    while not read_metrics(folder / "whole"):
+        time.sleep(0.01)
+    loop = time.monotonic()
+    finish(run)
+    loop = time.monotonic() - loop
+    print(f"a run takes {time.monotonic() - begin:.1f} s, {loop:.1f} s of it in training and test", flush=True)
+    whole, identical, interrupted = result(folder / "whole"), 0, 0
+    for i in range(runs):
+        part = folder / str(i)
+        for _ in range(kills):
+            before = len(read_metrics(part))
+            run = start(part)
+            while run.poll() is None and len(read_metrics(part)) <= before:
+                time.sleep(0.005)
+            time.sleep(rng.uniform(0, loop / kills))
+            running = run.poll() is None
+            run.kill()
+            run.communicate()
+            interrupted += running
+        finish(start(part))
+        equal = same(whole, result(part)) and (part / "results.json").exists()
+        identical += equal
+        print(f"run {i}: {'identical' if equal else 'DIFFERENT'}", flush=True)
+    return runs * kills, interrupted, identical
+
+
+if __name__ == "__main__":
+    runs, kills = map(int, sys.argv[1:3]) if len(sys.argv) > 2 else (17, 3)
+    with tempfile.TemporaryDirectory() as folder:
+        tried, interrupted, identical = soak(Path(folder), runs, kills, random.Random(0))
+    print(f"{tried} kills, {interrupted} of them in a run not yet done; {identical} of {runs} runs ended bit-identical")
+    sys.exit(identical != runs)

@@ -1,0 +1,104 @@
+"""What happens to runs: killed, out of disk, two at once, not finite."""
+
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from conftest import CODE, TINY
+from mlsh import checkpoint
+from mlsh.logger import read_metrics
+from soak import result, same, soak
+
+SMALL = [*TINY, "--hidden", "8", "--record", "0"]
+
+
+def start(*flags, **more):
+    command = [sys.executable, "train.py", *map(str, flags)]
+    return subprocess.Popen(command, cwd=CODE, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **more)
+
+
+def wait_for_rows(run, folder, rows):
+    while len(read_metrics(folder)) < rows:
+        assert run.poll() is None, run.stderr.read()
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("env", "what"),
+    [("NaNReward", "reward"), ("InfiniteReward", "reward"), ("NaNObservation", "observation")],
+)
+def test_what_is_not_finite_stops_the_run_with_the_last_good_checkpoint(command, tmp_path, env, what):
+    flags = ["--env", f"faulty:{env}-v0", "-W", 1, "-U", 0, "--save_seconds", 0, "--out", tmp_path]
+    code, _, err = command("train.py", *SMALL, *flags)  # four rollouts an outer iteration: the second fails
+    assert code == 2 and "Traceback" not in err
+    assert f"gave a {what} that is not finite at step {2 if what == 'reward' else 3}, task 1" in err
+    assert checkpoint.load(tmp_path)["iteration"] == 1 and len(read_metrics(tmp_path)) == 2
+
+
+@pytest.mark.parametrize(("flag", "who"), [("--llr", "sub-policy"), ("--hlr", "master")])
+def test_weights_that_are_not_finite_are_never_saved(command, tmp_path, flag, who):
+    code, _, err = command("train.py", *SMALL, flag, 1e38, "--reward_scale", 1e30, "--out", tmp_path)
+    assert code == 2 and f"{who} " in err and "is not finite after an update" in err
+    data = checkpoint.load(tmp_path)
+    assert data["iteration"] == 0 and all(x.isfinite().all() for x in data["subs"].values())
+
+
+def limit_files(size):
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    return limit
+
+
+def test_a_full_disk_at_the_first_save_is_said_at_once(tmp_path):
+    run = start(*SMALL, "--out", tmp_path, preexec_fn=limit_files(2000))
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == 2 and "free disk space" in err and "Traceback" not in err
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_a_full_disk_while_logging_leaves_the_last_checkpoint(tmp_path):
+    size = 24_000  # more than a checkpoint has
+    flags = [*SMALL, "--tasks", 10**6, "--save_seconds", 0, "--out", tmp_path]
+    run = start(*flags, preexec_fn=limit_files(size))
+    _, err = run.communicate(timeout=100)
+    assert run.returncode == 2 and f"-c --out {tmp_path} goes on" in err and "Traceback" not in err, err
+    done = checkpoint.load(tmp_path)["iteration"]
+    assert done > 20 and (tmp_path / "metrics.csv").stat().st_size == size
+    run = start("-c", "--out", tmp_path, "--tasks", done + 1)
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == 0, err
+    assert [int(row["iteration"]) for row in read_metrics(tmp_path)] == [i for i in range(done + 1) for _ in range(2)]
+
+
+def test_two_runs_in_one_folder_are_refused(command, tmp_path):
+    run = start(*SMALL, "--tasks", 10**6, "--save_seconds", 0, "--out", tmp_path)
+    try:
+        wait_for_rows(run, tmp_path, 2)
+        code, _, err = command("train.py", "-c", "--out", tmp_path)
+        assert code == 2 and "another run is writing" in err
+        assert run.poll() is None
+    finally:
+        run.kill()
+        run.communicate()
+    done = checkpoint.load(tmp_path)["iteration"]  # and a killed one leaves the folder free
+    assert command("train.py", "-c", "--out", tmp_path, "--tasks", done + 1)[0] == 0
+
+
+def test_killed_at_any_moment_it_ends_as_if_never_killed(tmp_path):
+    """`make soak` does it fifty times."""
+    tried, interrupted, identical = soak(tmp_path, runs=1, kills=3, rng=random.Random(0))
+    assert tried == 3 and interrupted >= 2 and identical == 1
+
+
+def test_what_the_comparison_of_runs_sees(command, tmp_path):
+    for name, seed in (("a", 1), ("b", 2)):
+        assert command("train.py", *SMALL, "--seed", seed, "--out", tmp_path / name)[0] == 0
+    a, b = result(tmp_path / "a"), result(tmp_path / "b")
+    assert same(a, a) and not same(a, b) and not same(a, a[:-1])
