@@ -39,7 +39,7 @@ def test_a_trial_by_hand(space):
     params, value, _ = policy(trials.x)
     torch.testing.assert_close(policy.distribution(params).log_prob(trials.action), trials.log_prob)
     reward = torch.tensor([1.0, 2, 3, 1, 2, 3])[:, None].expand(6, 2) / 2
-    expected = gae(reward, torch.cat((value, torch.zeros(1, 2))), torch.ones(6, 2), 0.9, 0.8)
+    expected = gae(reward, torch.cat((value, torch.zeros(1, 2))), *[torch.ones(6, 2)] * 2, 0.9, 0.8)
     torch.testing.assert_close(trials.advantage, expected.detach())
     torch.testing.assert_close(trials.value_target, value.detach() + trials.advantage)
     assert (trials.weight == 1 / 12).all()

@@ -10,6 +10,11 @@ from mlsh.models import Hierarchy
 from mlsh.ppo import gae
 from mlsh.rollout import balanced_tasks, collect, streams
 
+
+def always(*shape):
+    return torch.ones(shape), torch.ones(shape)
+
+
 SETTINGS = dict(T=7, high_len=3, gamma=0.9, lam=0.8)
 
 
@@ -62,7 +67,7 @@ def test_two_timescales_by_hand(space):
     macro = torch.tensor([6.0, 15.0, 7.0])[:, None].expand(3, 4) / 2  # 1+2+3, 4+5+6, 7, scaled
     at = torch.tensor([[t, e] for t in (0, 3, 6, 7) for e in range(4)], dtype=torch.float32)
     value = agent.master.value(at.expand(2, -1, -1))[[0, 0, 1, 1] * 4, range(16)].view(4, 4)
-    advantage = gae(macro, value, torch.ones(3, 4), 0.9, 0.8)
+    advantage = gae(macro, value, *always(3, 4), 0.9, 0.8)
     torch.testing.assert_close(master.advantage.view(3, 4), advantage)
     torch.testing.assert_close(master.value_target, master.value + master.advantage)
     # the sub-policy a decision named acts for its three steps
@@ -74,7 +79,7 @@ def test_two_timescales_by_hand(space):
     at = torch.tensor([[t, e] for t in range(8) for e in range(4)], dtype=torch.float32)
     members = low.member.view(7, 4)[[0, 1, 2, 3, 4, 5, 6, 6]].flatten()
     value = agent.subs.value(at.expand(2, -1, -1))[members, range(32)].view(8, 4)
-    advantage = gae(torch.arange(1.0, 8)[:, None].expand(7, 4) / 2, value, torch.ones(7, 4), 0.9, 0.8)
+    advantage = gae(torch.arange(1.0, 8)[:, None].expand(7, 4) / 2, value, *always(7, 4), 0.9, 0.8)
     torch.testing.assert_close(low.advantage.view(7, 4), advantage)
     share = (members[:28].view(7, 2, 2) == 0).float().mean((0, 2))
     torch.testing.assert_close(out.share[:, 0], share)
@@ -90,7 +95,7 @@ def test_without_bootstrap_the_limit_ends_the_episode_for_the_master_alone():
     expected = gae(
         torch.tensor([6.0, 15.0, 7.0])[:, None].expand(3, 4),  # 1+2+3, 4+5+6, 7
         torch.cat((without.master.value.view(3, 4), torch.zeros(1, 4))),
-        torch.ones(3, 4),
+        *always(3, 4),
         0.9,
         0.8,
     )
@@ -147,6 +152,32 @@ def test_what_comes_after_a_termination_does_not_count():
     torch.testing.assert_close(out.low.advantage[last], 2 - out.low.value[last])
     torch.testing.assert_close(out.master.advantage[0], 3 - out.master.value[0])
     assert out.share.sum() == pytest.approx(1)
+
+
+def test_a_truncation_before_the_horizon_is_bootstrapped():
+    env = Ladder([99] * 4)
+    step = env.step
+
+    def cut(actions):  # episode 0 is truncated after two steps, within the master's first transition
+        observation, reward, terminated, truncated, info = step(actions)
+        truncated[0] = env._elapsed >= 2
+        if env._elapsed > 2:
+            observation[0] = reward[0] = torch.nan
+        return observation, reward, terminated, truncated, info
+
+    env.step = cut
+    agent = agent_for(env, groups=1)
+    out = collect(env, agent, streams(1, 2, "x", range(1)), **SETTINGS)
+    assert out.episode_return[0].tolist() == [3, 28, 28, 28] and out.steps == 2 + 3 * 7
+    assert all(x.isfinite().all() for batch in (out.master, out.low) for x in batch)
+    first = out.low.obs[:, 1] == 0
+    assert out.low.obs[first][:, 0].tolist() == [0, 1]
+    after = torch.tensor([[2.0, 0.0]])  # the observation at the cut
+    value = agent.subs.value(after.expand(2, 1, 2))[out.low.member[first][-1], 0]
+    expected = 2 + 0.9 * value - out.low.value[first][-1]
+    torch.testing.assert_close(out.low.advantage[first][-1], expected)
+    expected = 3 + 0.9 * agent.master.value(after[None])[0, 0] - out.master.value[0]
+    torch.testing.assert_close(out.master.advantage[0], expected)
 
 
 def test_a_group_does_not_depend_on_the_others():

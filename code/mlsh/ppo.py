@@ -21,13 +21,14 @@ class Batch(NamedTuple):
     group: torch.Tensor  # [S]
 
 
-def gae(reward, value, goes_on, gamma, lam):
+def gae(reward, value, bootstraps, goes_on, gamma, lam):
     """Generalised advantage estimation (Schulman et al. 2016) over a time-ordered grid.
 
-    reward, goes_on [T, E]; value [T + 1, E]. Where `goes_on` is false the episode terminated at that step, and
-    nothing after it counts. Returns the advantages [T, E].
+    reward, bootstraps, goes_on [T, E]; value [T + 1, E]. Where `bootstraps` is false the episode terminated at that
+    step, and is worth nothing from there on; where `goes_on` is false it ended there, terminated or truncated. Returns
+    the advantages [T, E].
     """
-    delta = reward + gamma * value[1:] * goes_on - value[:-1]
+    delta = reward + gamma * value[1:] * bootstraps - value[:-1]
     discount = gamma * lam * goes_on
     advantage = torch.empty_like(reward)
     last = torch.zeros_like(reward[0])

@@ -86,14 +86,15 @@ def play(policy, env, rng, *, episodes, T, gamma, lam, reward_scale):
             params, value, h = policy(x[None], h)
             action = policy.sample(params[0], noise[t])
             steps.append((x, action, policy.distribution(params[0]).log_prob(action), value[0], alive))
-            new_obs, reward, terminated, _, _ = env.step(action)
+            new_obs, reward, terminated, truncated, _ = env.step(action)
             reward = torch.where(alive, reward, 0)
             rewards.append(reward)
-            alive = alive & ~terminated
+            alive = alive & ~terminated & ~truncated
             obs = torch.where(alive[:, None], new_obs, obs)
     x, action, log_prob, value, alive = (torch.stack(field) for field in zip(*steps, strict=True))
+    goes_on = torch.ones_like(alive)
     reward, value = torch.stack(rewards), torch.cat((value, torch.zeros(1, E, device=device)))
-    advantage = gae(reward * reward_scale, value, torch.ones_like(alive), gamma, lam)  # a trial ends for good
+    advantage = gae(reward * reward_scale, value, goes_on, goes_on, gamma, lam)  # a trial ends for good
     weight = alive.float() / alive.sum()
     returns = reward.view(episodes, T, E).sum(1)
     return Trials(x, action, log_prob, advantage, value[:-1] + advantage, weight, returns, int(alive.sum()))

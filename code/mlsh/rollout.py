@@ -47,8 +47,8 @@ def collect(
     Every `high_len` steps a group's master picks a sub-policy (with probability `explore` a uniformly random one,
     stored as if it were the master's own, as in the original); its rewards of these steps are summed to one reward.
     GAE runs over both time-ordered grids before anything is sorted by sub-policy; low-level GAE runs across
-    switches, as in the original. At a time limit the value is bootstrapped (the master's only if `bootstrap`), at a
-    termination not; the environment must not truncate before step `T` (`make_env` gives it that limit).
+    switches, as in the original. Where an episode is truncated the value is bootstrapped (the master's at step `T`
+    only if `bootstrap`), where it terminates not.
 
     Without sub-policies (K = 0) the masters act themselves, at every step: G flat policies.
 
@@ -75,7 +75,7 @@ def collect(
     episode = torch.arange(E, device=device)
     alive = torch.ones(E, dtype=torch.bool, device=device)
     diverged = torch.zeros(E, dtype=torch.bool, device=device)
-    seen, valid, rewards, low_params, actions = [], [], [], [], []  # [T] of [E, ...]
+    seen, valid, unterminated, rewards, low_params, actions = [], [], [], [], [], []  # [T] of [E, ...]
     choices, master_params = [], []  # [M] of [E, ...]
     if on_step:
         on_step()
@@ -94,17 +94,20 @@ def collect(
             actions.append(agent.subs.sample(params, low_noise[t]))
         seen.append(obs)
         valid.append(alive)
-        new_obs, reward, terminated, _, info = env.step(z if flat else actions[-1])
+        new_obs, reward, terminated, truncated, info = env.step(z if flat else actions[-1])
         if "diverged" in info:
             diverged = diverged | (info["diverged"] & alive)
         rewards.append(torch.where(alive, reward, 0))
-        alive = alive & ~terminated
-        obs = torch.where(alive[:, None], new_obs, obs)  # whatever comes after an end stays out
+        obs = torch.where((alive & ~terminated)[:, None], new_obs, obs)  # whatever comes after an end stays out
+        unterminated.append(~(alive & terminated))
+        alive = alive & ~terminated & ~truncated
         if on_step:
             on_step()
     seen = torch.stack([*seen, obs])  # [T + 1, E, obs]
     inputs = agent.normaliser(seen)
     valid, reward, z = torch.stack(valid), torch.stack(rewards), torch.stack(choices)  # [T, E], [T, E], [M, E]
+    unterminated = torch.stack(unterminated).cumprod(0).bool()  # [T, E], up to and with this step
+    alive = torch.zeros_like(alive)  # after the last step, every episode has ended
     group = episode.div(N, rounding_mode="floor")
     for name, finite in (("reward", reward.isfinite()), ("observation", seen.isfinite().all(-1))):
         if not finite.all():
@@ -116,8 +119,10 @@ def collect(
     macro = torch.zeros(M, E, device=device).index_add(0, torch.arange(T, device=device) // high_len, reward)
     at = inputs[[*range(0, T, high_len), T]]  # [M + 1, E, obs]
     value = agent.master.value(at.transpose(0, 1).reshape(G, N * (M + 1), -1)).view(E, M + 1).T  # [M + 1, E]
-    goes_on = torch.cat((valid[starts[1:]], alive[None] & bootstrap))  # [M, E], not terminated in this transition
-    advantage = gae(macro * reward_scale, value, goes_on, gamma, lam)
+    bootstraps = unterminated[[*range(high_len - 1, T - 1, high_len), T - 1]]  # [M, E]
+    bootstraps[-1] &= bootstrap
+    goes_on = torch.cat((valid[starts[1:]], alive[None]))
+    advantage = gae(macro * reward_scale, value, bootstraps, goes_on, gamma, lam)
     params = torch.stack(master_params)
     master = flat_batch(valid[starts], at[:-1], z, params, agent.master, advantage, value[:-1], group, group)
     share, low_batch = torch.zeros(G, 0, device=device), None
@@ -131,7 +136,7 @@ def collect(
         z_after = torch.cat((z, z[-1:]))
         value = values.gather(0, z_after[None])[0]  # [T + 1, E], each by the sub-policy then active
         goes_on = torch.cat((valid[1:], alive[None]))
-        advantage = gae(reward * reward_scale, value, goes_on, gamma, lam)
+        advantage = gae(reward * reward_scale, value, unterminated, goes_on, gamma, lam)
         params, action = torch.stack(low_params), torch.stack(actions)
         low_batch = flat_batch(valid, inputs[:-1], action, params, agent.subs, advantage, value[:-1], z, group)
     diverged = diverged.view(G, N).sum(1)

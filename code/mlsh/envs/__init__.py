@@ -1,5 +1,6 @@
 """The task families, registered with Gymnasium on import."""
 
+import functools
 import importlib
 import inspect
 import json
@@ -7,7 +8,8 @@ import json
 import gymnasium as gym
 from gymnasium.envs.registration import load_env_creator
 
-from mlsh.errors import UserError
+from mlsh.envs.gymnasium_tasks import GymnasiumTasks
+from mlsh.errors import RenderingUnavailable, UserError
 
 IDS = ("MovementBandits-v0", "MovementBandits4-v0", "AntBandits-v1")
 
@@ -30,6 +32,7 @@ gym.register(
 def make_env(cfg, num_envs, render_mode=None):
     """The batched environment that a Config names: `num_envs` episodes of `cfg.T` steps, on `cfg.device`.
 
+    A family without a batched class (one with `set_task` and `sample_task`, like `VectorTasks`) is stepped one by one.
     Raises UserError if there is no such environment, or if it has no task distribution.
     """
     try:
@@ -43,7 +46,13 @@ def make_env(cfg, num_envs, render_mode=None):
         reason = " ".join(str(error).split())
         raise UserError(f"--env {cfg.env} is unknown ({reason}); the package's own are {', '.join(IDS)}") from None
     if not (hasattr(creator, "set_task") and hasattr(creator, "sample_task")):
-        raise UserError(f"--env {cfg.env} has no task distribution; it needs a batched class like VectorTasks")
+        make = functools.partial(gym.make, env_id, disable_env_checker=True)
+        try:
+            return GymnasiumTasks(make, num_envs, cfg.T, render_mode, cfg.device)
+        except RenderingUnavailable:
+            raise
+        except Exception as error:  # of the environment's own making, too
+            raise UserError(f"--env {cfg.env}: {' '.join(str(error).split())}") from None
     known = inspect.signature(creator).parameters
     threads = {"sim_threads": cfg.sim_threads} if "sim_threads" in known else {}
     return gym.make_vec(

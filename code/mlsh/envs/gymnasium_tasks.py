@@ -1,0 +1,133 @@
+"""Anybody's Gymnasium environment as a task family: a copy for each episode, stepped one after the other."""
+
+import inspect
+import math
+
+import numpy as np
+import torch
+from gymnasium.spaces import Box, Discrete
+from gymnasium.wrappers import FlattenObservation
+
+from mlsh.envs.base import VectorTasks
+from mlsh.errors import RenderingUnavailable, UserError
+
+WANTED = "give its class sample_task(rng) or a list train_tasks, and set_task(task)"
+
+
+class GymnasiumTasks(VectorTasks):
+    """E copies of the environment that `make(max_episode_steps=…, render_mode=…)` makes.
+
+    Its tasks are, by what the unwrapped environment has: `train_tasks` and `set_task` (as in Meta-World; a task is then
+    its index in the list), `sample_task` and `set_task`, or `randomizeCorrect` and `realgoal` (as in the original).
+    `sample_task` gets a NumPy generator if it takes an argument; what it returns has to be numbers, strings, and lists
+    of them. Observations are flattened. Box actions are clipped to their bounds. Raises UserError for an environment
+    without tasks or with another action space.
+    """
+
+    def __init__(self, make, num_envs=1, max_episode_steps=None, render_mode=None, device="cpu"):
+        kwargs = {"max_episode_steps": max_episode_steps}
+        if render_mode:
+            if render_mode not in make(**kwargs).metadata.get("render_modes", []):
+                raise RenderingUnavailable(f"the environment has no render_mode {render_mode}")
+            kwargs["render_mode"] = render_mode
+        self.envs = [FlattenObservation(make(**kwargs)) for _ in range(num_envs)]
+        first = self.envs[0]
+        space = first.action_space
+        if not isinstance(space, (Box, Discrete)):
+            raise UserError(f"its action space is {space}; Discrete and Box can be learned")
+        self.single_observation_space = first.observation_space
+        self.single_action_space = (
+            Box(-1, 1, (math.prod(space.shape),)) if isinstance(space, Box) else Discrete(space.n)
+        )
+        self.metadata = VectorTasks.metadata | {"render_fps": first.metadata.get("render_fps") or 30}
+        bare = [unwrapped(env) for env in self.envs]
+        self._bare, one = bare, bare[0]
+        self._list = None
+        if hasattr(one, "set_task") and getattr(one, "train_tasks", None):
+            self._list = list(one.train_tasks)
+            self.train_tasks = list(range(len(self._list)))
+        elif not (hasattr(one, "set_task") and hasattr(one, "sample_task")) and not is_original(one):
+            raise UserError(f"it has no task distribution; {WANTED}")
+        super().__init__(num_envs, max_episode_steps, None, device)
+        self.render_mode = render_mode
+
+    def sample_task(self, rng):
+        if self.train_tasks:
+            return super().sample_task(rng)
+        env = self._bare[0]
+        if is_original(env):
+            seed_globally(env, rng)
+            env.randomizeCorrect()
+            task = env.realgoal
+        elif inspect.signature(env.sample_task).parameters:
+            task = env.sample_task(rng)
+        else:
+            seed_globally(env, rng)
+            task = env.sample_task()
+        self._arrays = isinstance(task, np.ndarray)  # it gets back what it gave
+        return task.tolist() if isinstance(task, (np.ndarray, np.generic)) else task
+
+    def _set(self, env, task):
+        if self._list:
+            task = self._list[task]
+        elif self._arrays:
+            task = np.array(task)
+        if is_original(env):
+            env.realgoal = task
+        else:
+            env.set_task(task)
+
+    def _reset(self):
+        seeds = self._draw(lambda rng, size: rng.integers(2**31, size=size))
+        for bare, task in zip(self._bare, self.task, strict=True):
+            self._set(bare, task)
+        observations = [env.reset(seed=int(seed))[0] for env, seed in zip(self.envs, seeds, strict=True)]
+        for bare, task in zip(self._bare, self.task, strict=True):
+            if is_original(bare):  # its reset may draw another
+                self._set(bare, task)
+        self._observations = np.stack(observations).astype(np.float32)
+        self._over = np.zeros(self.num_envs, bool)
+        return self._tensor(self._observations)
+
+    def step(self, actions):
+        """As `VectorTasks.step`; an episode that is over is left alone and earns nothing."""
+        self._elapsed += 1
+        reward, terminated, truncated = (np.zeros(self.num_envs, kind) for kind in (float, bool, bool))
+        for e, action in enumerate(actions.cpu().numpy()):
+            if not self._over[e]:
+                out = self.envs[e].step(self._action(action))
+                self._observations[e], reward[e], terminated[e], truncated[e], _ = out
+        self._over |= terminated | truncated
+        ended = (torch.from_numpy(x).to(self.device) for x in (terminated, truncated))
+        return self._tensor(self._observations.copy()), self._tensor(reward), *ended, {}
+
+    def _action(self, action):
+        space = self.envs[0].action_space
+        if isinstance(space, Discrete):
+            return int(space.start + action)
+        return np.clip(action.reshape(space.shape), space.low, space.high).astype(space.dtype)
+
+    def render(self):
+        """A tuple of E frames."""
+        return tuple(env.render() for env in self.envs)
+
+    def close_extras(self, **kwargs):
+        for env in self.envs:
+            env.close()
+
+
+def unwrapped(env):
+    """The environment itself; that of old Gym which Shimmy wraps, too."""
+    env = env.unwrapped
+    return env.gym_env.unwrapped if hasattr(env, "gym_env") else env
+
+
+def is_original(env):
+    return hasattr(env, "randomizeCorrect") and hasattr(env, "realgoal") and not hasattr(env, "set_task")
+
+
+def seed_globally(env, rng):
+    """Let a method that takes no generator draw what `rng` determines."""
+    np.random.seed(rng.integers(2**32))
+    old = isinstance(getattr(env, "np_random", None), np.random.RandomState)
+    env.np_random = (np.random.RandomState if old else np.random.default_rng)(rng.integers(2**32))

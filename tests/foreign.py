@@ -1,0 +1,109 @@
+"""Environments as other people write them, for tests: --env foreign:ID."""
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary
+
+
+class Line(gym.Env):
+    """Walk on a line from 0; the task is where it pays. Ends (`end`) after three steps, if at all."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 7}
+
+    def __init__(self, render_mode=None, actions=None, observations=None, end=None):
+        self.render_mode, self.end = render_mode, end
+        self.action_space = actions or Discrete(3, start=-1)
+        self.observation_space = observations or Box(-99, 99, (1,), np.float64)
+        self.goal, self.taken = 1, []
+
+    def _observation(self):
+        space = self.observation_space
+        if isinstance(space, Discrete):
+            return int(np.clip(self.x, 0, space.n - 1))
+        if isinstance(space, Dict):
+            return {"at": np.array([self.x]), "side": int(self.x > 0)}
+        return np.array([self.x], np.float64)
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        self.x, self.t, self.ended = self.np_random.uniform(-0.1, 0.1), 0, False
+        return self._observation(), {}
+
+    def step(self, action):
+        assert not self.ended, "stepped after its end"
+        assert self.action_space.contains(action), action
+        self.taken.append(action)
+        self.x += float(np.mean(action))
+        self.t += 1
+        self.ended = self.end is not None and self.t == 3
+        terminated, truncated = (self.ended and self.end == kind for kind in ("terminated", "truncated"))
+        return self._observation(), float(np.sum(self.x * self.goal) > 0), terminated, truncated, {}
+
+    def render(self):
+        return np.full((4, 4, 3), 100, np.uint8)
+
+
+class Sampled(Line):
+    def sample_task(self, rng):
+        return float(rng.choice([-1, 1]))
+
+    def set_task(self, task):
+        self.goal = task
+
+
+class SampledWithoutGenerator(Sampled):
+    def sample_task(self):
+        return self.np_random.choice([-1.0, 1.0], 1)
+
+
+class Listed(Line):
+    """As in Meta-World, whose tasks are objects."""
+
+    class Task:
+        def __init__(self, goal):
+            self.goal = goal
+
+    train_tasks = [Task(-1), Task(1)]
+
+    def set_task(self, task):
+        self.goal = task.goal
+
+
+class Original(Line):
+    """In the style of the original MLSH code."""
+
+    realgoal = 0
+
+    def randomizeCorrect(self):
+        self.realgoal = np.random.randint(2)
+
+    def step(self, action):
+        self.goal = 2 * self.realgoal - 1
+        return super().step(action)
+
+
+class Blind(Sampled):
+    """Draws nothing, and does not know render_mode."""
+
+    metadata = {}
+
+    def __init__(self):
+        super().__init__()
+
+
+KINDS = {
+    "Sampled-v0": (Sampled, {}),
+    "Listed-v0": (Listed, {}),
+    "NoGenerator-v0": (SampledWithoutGenerator, {}),
+    "Original-v0": (Original, {}),
+    "Terminated-v0": (Listed, {"end": "terminated"}),
+    "Truncated-v0": (Listed, {"end": "truncated"}),
+    "BoxActions-v0": (Listed, {"actions": Box(-0.5, 0.5, (2, 3), np.float32)}),
+    "DiscreteObservations-v0": (Listed, {"observations": Discrete(5)}),
+    "DictObservations-v0": (Listed, {"observations": Dict(at=Box(-99, 99, (1,)), side=Discrete(2))}),
+    "Blind-v0": (Blind, {}),
+    "Tasks-v0": (Line, {}),
+    "Buttons-v0": (Listed, {"actions": MultiBinary(3)}),
+}
+for env_id, (entry_point, kwargs) in KINDS.items():
+    gym.register(env_id, entry_point=entry_point, kwargs=kwargs, max_episode_steps=1000)

@@ -1,0 +1,108 @@
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box, Discrete
+
+from conftest import TINY
+from foreign import KINDS
+from mlsh.config import Config
+from mlsh.envs import make_env
+from mlsh.errors import UserError
+from mlsh.logger import read_metrics
+from mlsh.rollout import balanced_tasks
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def family(kind, num_envs=4, **more):
+    return make_env(Config(env=f"foreign:{kind}-v0", T=5), num_envs, **more)
+
+
+@pytest.mark.parametrize("env_id", [k for k in KINDS if k not in ("Tasks-v0", "Buttons-v0")])
+def test_anybodys_environment_trains(command, tmp_path, env_id):
+    code, out, err = command("train.py", *TINY, "--env", f"foreign:{env_id}", "--record", 1, "--out", tmp_path)
+    assert code == 0, err
+    rows = read_metrics(tmp_path)
+    assert len(rows) == 4 and float(rows[0]["env_steps"]) == 6 * 2 * 2 * (3 if "ated-v0" in env_id else 7)
+    films = list((tmp_path / "videos").iterdir())
+    assert films if env_id != "Blind-v0" else not films and "no videos" in err
+
+
+def test_what_cannot_be_trained_is_refused_with_what_to_add(command, tmp_path):
+    for env_id, reason in (("Tasks", "give its class sample_task(rng)"), ("Buttons", "Discrete and Box")):
+        code, _, err = command("train.py", *TINY, "--env", f"foreign:{env_id}-v0", "--out", tmp_path / "x")
+        assert code == 2 and reason in err and "Traceback" not in err
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "goals"), [("Listed", {0: -1, 1: 1}), ("Sampled", {-1.0: -1, 1.0: 1}), ("Original", {0: 0, 1: 1})]
+)
+def test_tasks_reach_the_environments(kind, goals):
+    env = family(kind)
+    tasks = [env.sample_task(np.random.default_rng(i)) for i in range(20)]
+    assert set(tasks) == set(goals)
+    assert tasks == [env.sample_task(np.random.default_rng(i)) for i in range(20)]
+    env.set_task(list(goals))
+    env.reset(seed=0)
+    have = [getattr(one, "realgoal", one.goal) if kind == "Original" else one.goal for one in env._bare]
+    assert have == [goals[task] for task in goals for _ in range(2)]
+
+
+def test_a_finite_list_is_drawn_in_balance():
+    assert sorted(balanced_tasks(family("Listed"), 0, 0, 4)) == [0, 0, 1, 1]
+    assert family("NoGenerator").sample_task(np.random.default_rng(0)) in ([-1.0], [1.0])
+
+
+def test_spaces():
+    env = family("Listed")
+    assert env.single_action_space == Discrete(3) and env.single_observation_space.shape == (1,)
+    env.reset(seed=0)
+    env.step(torch.tensor([0, 1, 2, 0]))
+    assert [one.taken[-1] for one in env._bare] == [-1, 0, 1, -1]  # its actions start at -1
+    env = family("BoxActions")
+    assert env.single_action_space.shape == (6,)
+    env.reset(seed=0)
+    env.step(torch.tensor([[9.0] * 6, [-9.0] * 6, [0.25] * 6, [0, 0, 0, 1, 1, 1.0]]))  # clipped
+    assert [float(one.taken[-1].mean()) for one in env._bare] == [0.5, -0.5, 0.25, 0.25]
+    assert env._bare[0].taken[-1].shape == (2, 3)
+    assert family("DiscreteObservations").single_observation_space.shape == (5,)
+    assert family("DictObservations").single_observation_space.shape == (3,)
+    assert isinstance(family("DictObservations").single_observation_space, Box)
+
+
+@pytest.mark.parametrize("kind", ["Terminated", "Truncated"])
+def test_an_end_is_told_and_respected(kind):
+    env = family(kind)
+    env.set_task([1, 0])
+    env.reset(seed=[1, 2])
+    for t in range(5):
+        _, reward, terminated, truncated, _ = env.step(torch.tensor([2, 2, 0, 0]))
+        assert reward.tolist() == ([1] * 4 if t < 3 else [0] * 4)
+        if t == 2:
+            assert terminated.all() == (kind == "Terminated") and truncated.all() == (kind == "Truncated")
+
+
+def test_the_same_seed_the_same_start_for_each_block():
+    env = family("Sampled")
+    first, _ = env.reset(seed=[1, 2])
+    again, _ = env.reset(seed=[3, 2])
+    assert torch.equal(first[2:], again[2:]) and not torch.equal(first[:2], again[:2])
+    assert first.unique().numel() == 4
+
+
+def test_an_unknown_module_is_a_clear_error():
+    with pytest.raises(UserError, match="no_such_module"):
+        make_env(Config(env="no_such_module:X-v0"), 1)
+
+
+def test_the_readmes_example_trains(command, tmp_path, monkeypatch):
+    (example,) = re.findall(r"```python\n(# corridor\.py.*?)```", README.read_text(), re.S)
+    (tmp_path / "corridor.py").write_text(example)
+    monkeypatch.syspath_prepend(tmp_path)
+    code, _, err = command("train.py", *TINY, "--env", "corridor:Corridor-v0", "--out", tmp_path / "run")
+    assert code == 0, err
+    assert {row["task"] for row in read_metrics(tmp_path / "run")} == {"0", "1"}
