@@ -55,6 +55,15 @@ def test_gae_stops_at_a_termination_and_bootstraps_at_a_time_limit():
     torch.testing.assert_close(advantage[:, 1], torch.tensor([1.6875, 2.75, 3.0]))
 
 
+@pytest.mark.parametrize(("target_kl", "epochs"), [(0.0, 5), (1e9, 5), (1e-9, 1)])
+def test_updates_end_with_the_epoch_that_passes_the_target(target_kl, epochs):
+    """The first minibatch sees no divergence, the last of the first epoch more than 1e-9."""
+    policy = actor_critic(2)
+    data, optimizer = batch(policy, [0, 1] * 20), adam(policy, 1e-2)
+    update(policy, optimizer, data, rngs(1), parts=4, epochs=5, **ALWAYS, target_kl=target_kl)
+    assert {int(state["step"]) for state in optimizer.state.values()} == {4 * epochs}
+
+
 def test_minibatches_hold_every_sample_once_an_epoch_in_its_members_row():
     draw = np.random.default_rng(1)
     member, group = draw.integers(3, size=100), draw.integers(2, size=100)

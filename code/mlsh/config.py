@@ -57,7 +57,7 @@ RULES = (  # names of flags, what must hold, the remedy
     ("W U num_low record fade seed sim_threads", lambda x: x >= 0, "use 0 or more"),
     ("hlr llr lr epsilon reward_scale", lambda x: math.isfinite(x) and x > 0, "use a positive number"),
     ("gamma lam explore", lambda x: 0 <= x <= 1, "use a number from 0 to 1"),
-    ("c1 c2 c2_low save_seconds", lambda x: math.isfinite(x) and x >= 0, "use 0 or a positive number"),
+    ("c1 c2 c2_low target_kl save_seconds", lambda x: math.isfinite(x) and x >= 0, "use 0 or a positive number"),
     ("log_std", math.isfinite, "use a finite number"),
 )
 
@@ -97,6 +97,8 @@ class Config(Settings):
     """Adam's learning rate for the masters θ."""
     llr: float = 3e-4
     """Adam's learning rate for the sub-policies φ."""
+    target_kl: float = 0.0
+    """KL divergence at which an update of the sub-policies makes no further epoch; 0 for none."""
     gamma: float = 0.99
     """Discount γ, of a step for the sub-policies and of a decision for the master."""
     lam: float = 0.95
@@ -161,7 +163,8 @@ class Config(Settings):
 
     def low_ppo(self, iteration):
         """Keyword arguments of `update` for the sub-policies at an outer iteration."""
-        return {"parts": self.parts_low, "c2": self.c2_low * self.faded(iteration), **self._ppo}
+        c2 = self.c2_low * self.faded(iteration)
+        return {"parts": self.parts_low, "c2": c2, "target_kl": self.target_kl, **self._ppo}
 
     @property
     def _ppo(self):
@@ -257,17 +260,17 @@ PRESETS = {
 PRESETS["AntBandits-v1"] = {
     "N": 8,
     "W": 5,
-    "U": 15,
-    "tasks": 72,
+    "U": 20,
+    "tasks": 50,
     "T": 300,
     "high_len": 300,
     "groups": 4,
-    "parts_low": 32,
+    "parts_low": 16,
     "hlr": 2e-3,
-    "llr": 5e-4,
+    "target_kl": 0.03,
     "bootstrap": False,
     "explore": 0.1,
-    "fade": 40,
+    "fade": 30,
     "log_std": -0.5,
     "reward_scale": 300.0,
     "test_episodes": 100,

@@ -69,8 +69,11 @@ def minibatches(member, group, n, parts, epochs, rngs):
     return index.reshape(shape), np.tile(weight, (epochs, 1, 1)).reshape(shape)
 
 
-def update(policy, optimizer, batch, rngs, *, parts, epochs, epsilon, c1, c2):
+def update(policy, optimizer, batch, rngs, *, parts, epochs, epsilon, c1, c2, target_kl=0.0):
     """PPO with the clipped objective: `epochs` passes over `batch` in `parts` minibatches each.
+
+    With a `target_kl` the pass is the last in which the members' mean KL divergence from the policy that played
+    exceeds it.
 
     Every sample moves its own member's parameters only; a minibatch without a sample of a member leaves its
     parameters and Adam moments alone, and so does a batch with a single one. Advantages are normalised within a group
@@ -86,14 +89,23 @@ def update(policy, optimizer, batch, rngs, *, parts, epochs, epsilon, c1, c2):
     index, weight = (torch.from_numpy(a).to(batch.obs.device) for a in (index, weight))
     fields = (batch.obs, batch.action, batch.log_prob, batch.advantage, batch.value_target)
     fields = [f[index] for f in fields]  # [epochs * parts, n, width, ...]
-    for obs, action, log_prob, advantage, value_target, w, still in zip(*fields, weight, idle, strict=True):
+    kl = 0.0
+    for i, (*minibatch, w, still) in enumerate(zip(*fields, weight, idle, strict=True)):
+        if target_kl and i % parts == 0:
+            if kl > target_kl * parts:
+                break
+            kl = 0.0
+        obs, action, log_prob, advantage, value_target = minibatch
         params, value = policy(obs)
         new = policy.distribution(params)
-        ratio = torch.exp(new.log_prob(action) - log_prob)
+        log_ratio = new.log_prob(action) - log_prob
+        ratio = torch.exp(log_ratio)
         loss = -torch.min(ratio * advantage, ratio.clamp(1 - epsilon, 1 + epsilon) * advantage)
         loss = loss + c1 * (value - value_target).square()
         if c2:
             loss = loss - c2 * new.entropy()
+        if target_kl:
+            kl = kl + ((ratio.detach() - 1 - log_ratio.detach()) * w).sum() / w.sum()
         optimizer.zero_grad()
         (loss * w).sum().backward()
         kept = [(t, t[still].clone()) for t in tensors(policy, optimizer)] if len(still) else []
