@@ -4,37 +4,45 @@ import secrets
 import sys
 import time
 
-from mlsh import checkpoint, config
+import torch
+
+from mlsh import checkpoint, config, parallel
 from mlsh.adapt import final_test
 from mlsh.envs import make_env
 from mlsh.errors import NotFinite, RenderingUnavailable, UserError, run_command
 from mlsh.film import film
-from mlsh.logger import Logger, make_run_folder
+from mlsh.logger import Logger, Silence, make_run_folder
 from mlsh.models import Hierarchy
 from mlsh.ppo import adam, update
-from mlsh.rollout import balanced_tasks, collect, streams
+from mlsh.rollout import balanced_tasks, collect, streams, summary
 
 
 def train(cfg, env, agent, low_optimizer, log, progress):
-    """Run the outer iterations that `progress` lacks; after each, yield how many there were and all env steps."""
-    groups = range(cfg.groups)
-    env_steps, record = progress["env_steps"], cfg.record
+    """Run the outer iterations that `progress` lacks; after each, yield how many there were and all env steps.
+
+    `env` and `agent` have the task groups of this process.
+    """
+    groups = parallel.mine(cfg.groups)
+    env_steps, films = progress["env_steps"], parallel.FIRST
 
     def look(moment):
         """Play episodes of outer iteration i from which nobody learns; every cfg.record of them film some more."""
-        nonlocal record
-        if record and (i % record == 0 or i == cfg.tasks - 1):
+        nonlocal films
+        if cfg.record and (i % cfg.record == 0 or i == cfg.tasks - 1):
+            masters = agent.master.joined(parallel.gather(agent.master.state_dict()))
+            rngs = streams(cfg.seed, i, f"film {moment}", range(cfg.groups))
             try:
-                for task, frames, fps in film(cfg, agent, tasks, streams(cfg.seed, i, f"film {moment}", groups)):
+                for task, frames, fps in film(cfg, agent._replace(master=masters), tasks, rngs) if films else ():
                     log.video(i, f"{moment}-video-{task}", frames, fps, env_steps)
             except RenderingUnavailable as error:
                 log.say(f"no videos: {error}")
-                record = 0
-        return collect(env, agent, streams(cfg.seed, i, moment, groups), low=False, **cfg.rollout)
+                films = False
+        rollout = collect(env, agent, streams(cfg.seed, i, moment, groups), low=False, **cfg.rollout)
+        return summary(rollout, parallel.gather)
 
     for i in range(progress["iteration"], cfg.tasks):
         tasks = balanced_tasks(env, cfg.seed, i, cfg.groups)
-        env.set_task(tasks)
+        env.set_task([tasks[g] for g in groups])
         agent.master.reset(streams(cfg.seed, i, "master", groups))
         master_optimizer = adam(agent.master, cfg.hlr)
         low_stats = {}
@@ -45,6 +53,7 @@ def train(cfg, env, agent, low_optimizer, log, progress):
             rngs = streams(cfg.seed, i, f"warmup {w}", groups)
             rollout = collect(env, agent, rngs, low=False, explore=explore, **cfg.rollout)
             master_stats = update(agent.master, master_optimizer, rollout.master, rngs, **cfg.master_ppo)
+            rollout = summary(rollout, parallel.gather)
             env_steps += rollout.steps
             log.step(i, "warm-up", rollout, env_steps)
         trained = look("warmup")
@@ -52,62 +61,76 @@ def train(cfg, env, agent, low_optimizer, log, progress):
             rngs = streams(cfg.seed, i, f"joint {u}", groups)
             rollout = collect(env, agent, rngs, explore=explore, **cfg.rollout)
             master_stats = update(agent.master, master_optimizer, rollout.master, rngs, **cfg.master_ppo)
-            low_stats = update(agent.subs, low_optimizer, rollout.low, rngs, **cfg.low_ppo(i))
-            agent.normaliser.update(rollout.obs)
+            low_stats = update(agent.subs, low_optimizer, rollout.low, rngs, **cfg.low_ppo(i), total=parallel.total)
+            agent.normaliser.update(rollout.obs, parallel.gather)
+            rollout = summary(rollout, parallel.gather)
             env_steps += rollout.steps
             log.step(i, "joint", rollout, env_steps)
         joint = look("afterjoint")
 
         env_steps += pretrain.steps + trained.steps + joint.steps
+        master_stats = {name: torch.cat([s[name] for s in parallel.gather(master_stats)]) for name in master_stats}
         log.task_done(i, tasks, (pretrain, trained, joint), master_stats, low_stats, env_steps)
         yield i + 1, env_steps
 
 
 def main():
-    cfg, saved = config.parse(sys.argv[1:], checkpoint.load)
-    env = make_env(cfg, cfg.groups * cfg.N)
-    agent = Hierarchy.build(cfg, env)
+    parallel.start()
+    cfg, saved = parallel.from_first(lambda: config.parse(sys.argv[1:], checkpoint.load))
+    cfg.device = parallel.device(cfg.device)
+    groups = len(parallel.mine(cfg.groups))
+    env = make_env(cfg, groups * cfg.N)
+    agent = Hierarchy.build(cfg, env, groups)
     agent.subs.reset(streams(cfg.seed, 0, "sub-policies", range(cfg.num_low)))
     low_optimizer = adam(agent.subs, cfg.llr)
     progress = {"iteration": 0, "env_steps": 0, "seconds": 0.0, "run_id": secrets.token_hex(4)}
-    folder, _lock = make_run_folder(cfg, resume=cfg.resume)
+    folder = parallel.from_first(lambda: make_run_folder(cfg, resume=cfg.resume))
+    path = folder / "checkpoint.pt"
     if saved:
-        saved = checkpoint.load(folder)  # again, now that no other run can change it
+        saved = parallel.from_first(lambda: checkpoint.load(path))  # again, now that no other run can change it
         checkpoint.restore(saved, agent, low_optimizer)
         progress = {name: saved[name] for name in progress}
-    path = folder / "checkpoint.pt"
+
+    def save():
+        if parallel.FIRST:
+            checkpoint.save(state, path)
+
     state, written = checkpoint.snapshot(cfg, agent, low_optimizer, progress), time.monotonic()
-    checkpoint.save(state, path)  # a disk that cannot take it shows now
-    log = Logger(cfg, folder, progress)
+    save()  # a disk that cannot take it shows now
+    log = Logger(cfg, folder, progress) if parallel.FIRST else Silence()
     try:
         for iteration, env_steps in train(cfg, env, agent, low_optimizer, log, progress):
             progress |= {"iteration": iteration, "env_steps": env_steps, "seconds": log.seconds}
             state = checkpoint.snapshot(cfg, agent, low_optimizer, progress)
             if time.monotonic() > written + cfg.save_seconds:
-                checkpoint.save(state, path)
+                save()
                 written = time.monotonic()
-        checkpoint.save(state, path)
-        tasks = env.train_tasks or [env.sample_task(rng) for rng in streams(cfg.seed, 0, "test: task", range(10))]
-        rows, test_steps = final_test(agent, tasks, cfg)
-        log.finish({"env": cfg.env, "seed": cfg.seed, **progress, "test_env_steps": test_steps, "test": rows})
-    except NotFinite as error:
-        checkpoint.save(state, path)
+        save()
+        if parallel.FIRST:
+            tasks = env.train_tasks or [env.sample_task(rng) for rng in streams(cfg.seed, 0, "test: task", range(10))]
+            rows, test_steps = final_test(agent, tasks, cfg)
+            log.finish({"env": cfg.env, "seed": cfg.seed, **progress, "test_env_steps": test_steps, "test": rows})
+    except (NotFinite, parallel.Lost) as error:
+        save()
         log.finish()
-        done = f"{path} is that of before, after {state['iteration']} tasks"
-        raise UserError(f"stopped: {error}; {done}. Try a smaller --llr or --hlr, or look at the environment") from None
+        raise UserError(
+            f"stopped: {error}; {path} is whole, and has {state['iteration']} of {cfg.tasks} tasks"
+        ) from None
     except OSError as error:
         log.abandon()
         raise UserError(
             f"cannot write to {folder} ({error}); free disk space, then -c --out {folder} goes on"
         ) from None
     except KeyboardInterrupt:  # the outer iteration under way is dropped; -c begins it again
-        checkpoint.save(state, path)
+        save()
         log.finish()
-        print(f"saved after {state['iteration']} of {cfg.tasks} tasks; -c --out {folder} goes on", file=sys.stderr)
+        log.say(f"saved after {state['iteration']} of {cfg.tasks} tasks; -c --out {folder} goes on")
         raise
-    for row in rows:
-        print("task {task} ({label}): return {return:.4g} ± {standard_error:.2g}, shares {share}".format(**row))
-    print(f"{progress['env_steps']:,} env steps in {progress['seconds']:.0f} s; see {folder}")
+    if parallel.FIRST:
+        for row in rows:
+            print("task {task} ({label}): return {return:.4g} ± {standard_error:.2g}, shares {share}".format(**row))
+        print(f"{progress['env_steps']:,} env steps in {progress['seconds']:.0f} s; see {folder}")
+    parallel.stop()
 
 
 if __name__ == "__main__":

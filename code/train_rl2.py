@@ -23,7 +23,7 @@ def main():
     policy = rl2.build(cfg, env)
     (rng,) = streams(cfg.seed, 0, "rl2: weights", [0])
     policy.reset(rng)
-    folder, _lock = make_run_folder(cfg, "rl2-")
+    folder = make_run_folder(cfg, "rl2-")
     optimizer = torch.optim.Adam(policy.parameters(), cfg.lr, eps=1e-5)
     env_steps, start = 0, time.monotonic()
     with open(folder / "metrics.csv", "w", newline="") as file:

@@ -11,6 +11,8 @@ import torch
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 torch.set_num_threads(1)
 
+from mlsh import logger  # noqa: E402
+
 CODE = Path(__file__).parent.parent / "code"
 TINY = "--env MovementBandits-v0 -N 2 -W 2 -U 1 --tasks 2 -K 2 -T 7 --high_len 3 --groups 2 --test_episodes 3"
 TINY = [*TINY.split(), "--wandb", "disabled"]
@@ -31,6 +33,8 @@ def command(monkeypatch, capfd):
             code = stop.code
         finally:
             signal.signal(signal.SIGTERM, before)
+            while logger.LOCKS:  # which a process's end does
+                logger.LOCKS.pop().release()
         return code, *capfd.readouterr()
 
     return run

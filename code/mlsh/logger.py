@@ -25,13 +25,14 @@ from mlsh.errors import UserError
 
 PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "pygame-ce", "wandb", "imageio", "matplotlib")
 REWARDS = ("pretrain_reward", "trained_reward", "joint_reward")
+LOCKS = []  # on the run folders of this process
 LOSSES = ("policy_loss", "value_loss", "kl", "clip_fraction", "entropy")
 
 
 def make_run_folder(cfg, prefix="", resume=False):
     """Create --out, or runs/<prefix><env>-<time>; refuse one with something in it unless it is to be continued.
 
-    Returns the folder and a lock on it, held until this process ends: no other run writes there in the meantime.
+    It is locked until this process ends: no other run writes there in the meantime.
     """
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     folder = Path(cfg.out or f"runs/{prefix}{cfg.env.split(':')[-1]}-{stamp}")
@@ -39,13 +40,13 @@ def make_run_folder(cfg, prefix="", resume=False):
         if not resume and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"--out {folder} is not empty; continue it with -c or name another folder")
         (folder / "videos").mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
-        lock.acquire(timeout=0)
+        LOCKS.append(FileLock(folder / ".lock"))
+        LOCKS[-1].acquire(timeout=0)
     except Timeout:
         raise UserError(f"another run is writing to {folder}; wait for it or name another with --out") from None
     except OSError as error:
         raise UserError(f"cannot make the run folder {folder} ({error.strerror}); name another with --out") from None
-    return folder, lock
+    return folder
 
 
 def commit():
@@ -219,6 +220,15 @@ class Logger:
         except Exception as error:
             self._wandb = None
             self.say(f"wandb failed and is off from here on: {error}")
+
+
+class Silence:
+    """The Logger of a process that is not the first."""
+
+    seconds = 0.0
+
+    def __getattr__(self, name):
+        return lambda *args: None
 
 
 def start_wandb(cfg, folder, run_id):

@@ -101,6 +101,13 @@ class ActorCritic(Policy):
         """A new ActorCritic of n members with the same networks, on the same device, its parameters zero."""
         return ActorCritic(n, *self.shape).to(self.policy_bias.device)
 
+    def joined(self, states):
+        """A new ActorCritic of the members of several, given as state dicts, one after the other."""
+        state = {name: torch.cat([s[name].to(self.policy_bias.device) for s in states]) for name in states[0]}
+        joined = self.like(len(state["policy_bias"]))
+        joined.load_state_dict(state)
+        return joined
+
     def only(self, members):
         """A copy of the listed members."""
         copy = self.like(len(members))
@@ -147,15 +154,20 @@ class Normaliser(nn.Module):
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
 
     @torch.no_grad()
-    def update(self, x):  # [S, size]
-        """Merge the observations `x` into the statistics (Chan, Golub and LeVeque 1979)."""
+    def update(self, x, gather=lambda moments: [moments]):  # [S, size]
+        """Merge the observations `x` into the statistics (Chan, Golub and LeVeque 1979).
+
+        `gather` makes this process's moments a list of every process's.
+        """
         x = x.double()
-        count = self.count + len(x)
-        delta = x.mean(0) - self.mean
-        squares = self.var * self.count + x.var(0, correction=0) * len(x) + delta**2 * self.count * len(x) / count
-        self.mean += delta * len(x) / count
-        self.var.copy_(squares / count)
-        self.count.copy_(count)
+        for n, mean, var in gather((len(x), x.mean(0), x.var(0, correction=0))):
+            mean, var = mean.to(self.mean.device), var.to(self.mean.device)
+            count = self.count + n
+            delta = mean - self.mean
+            squares = self.var * self.count + var * n + delta**2 * self.count * n / count
+            self.mean += delta * n / count
+            self.var.copy_(squares / count)
+            self.count.copy_(count)
 
     def forward(self, x):
         if not self.enabled or not self.count:
@@ -171,15 +183,16 @@ class Hierarchy(NamedTuple):
     normaliser: Normaliser
 
     @classmethod
-    def build(cls, cfg, env):
+    def build(cls, cfg, env, masters=None):
         """The agent of a `Config` for a batched environment, all parameters zero: call reset on master and subs.
 
+        `masters`: their number, if this process has not all `cfg.groups`.
         Without sub-policies (`num_low` 0) the masters are policies over the environment's own actions.
         """
         obs_size = math.prod(env.single_observation_space.shape)
         choices = Discrete(cfg.num_low) if cfg.num_low else env.single_action_space
         return cls(
-            ActorCritic(cfg.groups, obs_size, choices, cfg.hidden, cfg.log_std, "master").to(cfg.device),
+            ActorCritic(masters or cfg.groups, obs_size, choices, cfg.hidden, cfg.log_std, "master").to(cfg.device),
             ActorCritic(cfg.num_low, obs_size, env.single_action_space, cfg.hidden, cfg.log_std, "sub-policy").to(
                 cfg.device
             ),

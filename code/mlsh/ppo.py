@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from mlsh.errors import NotFinite
 
@@ -38,13 +39,15 @@ def gae(reward, value, bootstraps, goes_on, gamma, lam):
     return advantage
 
 
-def minibatches(member, group, n, parts, epochs, rngs):
+def minibatches(member, group, n, parts, epochs, rngs, total=lambda x: x):
     """Shuffle the samples into `epochs` × `parts` minibatches, each with a row of samples for every member.
 
     The samples of one group and member are spread evenly over the parts, in an order drawn from that group's own
     generator, so a group's share of a minibatch does not depend on the other groups. `member`, `group`: int arrays
-    [S], `group` counting from 0. Returns index [epochs * parts, n, width] (int64) and weight, same shape (float32),
-    which sums to 1 over a row, or to 0 where a member has no sample; padding weighs 0.
+    [S], `group` counting from 0. `total` sums a tensor over the processes that have samples of the same members.
+
+    Returns index [epochs * parts, n, width] (int64) and weight, same shape (float32), which sums to 1 over the row of
+    all processes, or to 0 where a member has no sample; padding weighs 0.
     """
     S = len(member)
     key = np.empty((epochs, S))
@@ -64,16 +67,19 @@ def minibatches(member, group, n, parts, epochs, rngs):
     index = np.zeros((epochs, parts * n, length.max()), np.int64)
     weight = np.zeros((parts * n, length.max()), np.float32)
     index[:, row[by_row], column] = order[:, by_row]
-    weight[row[by_row], column] = 1 / length[row[by_row]]
+    everywhere = total(torch.from_numpy(length)).numpy()
+    weight[row[by_row], column] = 1 / everywhere[row[by_row]]
     shape = (epochs * parts, n, -1)
     return index.reshape(shape), np.tile(weight, (epochs, 1, 1)).reshape(shape)
 
 
-def update(policy, optimizer, batch, rngs, *, parts, epochs, epsilon, c1, c2, target_kl=0.0):
+def update(policy, optimizer, batch, rngs, *, parts, epochs, epsilon, c1, c2, target_kl=0.0, total=None):
     """PPO with the clipped objective: `epochs` passes over `batch` in `parts` minibatches each.
 
     With a `target_kl` the pass is the last in which the members' mean KL divergence from the policy that played
     exceeds it.
+
+    `total` sums a tensor, in place, over the processes that learn the same policy from their own groups each.
 
     Every sample moves its own member's parameters only; a minibatch without a sample of a member leaves its
     parameters and Adam moments alone, and so does a batch with a single one. Advantages are normalised within a group
@@ -82,19 +88,22 @@ def update(policy, optimizer, batch, rngs, *, parts, epochs, epsilon, c1, c2, ta
     """
     n = policy.n
     member, group = batch.member.cpu().numpy(), batch.group.cpu().numpy()
-    index, weight = minibatches(member, group, n, parts, epochs, rngs)
+    alone = total is None
+    total = total or (lambda x: x)
+    index, weight = minibatches(member, group, n, parts, epochs, rngs, total)
     batch = batch._replace(advantage=normalise(batch.advantage, batch.group * n + batch.member, n * len(rngs)))
-    weight[:, np.bincount(member, minlength=n) < 2] = 0
-    idle = [np.flatnonzero(~row) for row in weight.any(2)]  # of each minibatch, the members without a sample
+    weight[:, total(torch.from_numpy(np.bincount(member, minlength=n))).numpy() < 2] = 0
+    weights = total(torch.from_numpy(weight.sum(2))).numpy()  # [epochs * parts, n]
+    idle = [np.flatnonzero(row == 0) for row in weights]  # of each minibatch, the members without a sample
     index, weight = (torch.from_numpy(a).to(batch.obs.device) for a in (index, weight))
     fields = (batch.obs, batch.action, batch.log_prob, batch.advantage, batch.value_target)
     fields = [f[index] for f in fields]  # [epochs * parts, n, width, ...]
-    kl = 0.0
+    kl = torch.zeros((), device=batch.obs.device)  # summed over an epoch's minibatches, and members
     for i, (*minibatch, w, still) in enumerate(zip(*fields, weight, idle, strict=True)):
-        if target_kl and i % parts == 0:
-            if kl > target_kl * parts:
+        if target_kl and i and i % parts == 0:
+            if total(kl) > target_kl * parts * n:
                 break
-            kl = 0.0
+            kl.zero_()
         obs, action, log_prob, advantage, value_target = minibatch
         params, value = policy(obs)
         new = policy.distribution(params)
@@ -105,9 +114,12 @@ def update(policy, optimizer, batch, rngs, *, parts, epochs, epsilon, c1, c2, ta
         if c2:
             loss = loss - c2 * new.entropy()
         if target_kl:
-            kl = kl + ((ratio.detach() - 1 - log_ratio.detach()) * w).sum() / w.sum()
+            kl += ((ratio.detach() - 1 - log_ratio.detach()) * w).sum()
         optimizer.zero_grad()
         (loss * w).sum().backward()
+        if not alone:
+            gradients = [p.grad for p in policy.parameters()]
+            vector_to_parameters(total(parameters_to_vector(gradients)), gradients)
         kept = [(t, t[still].clone()) for t in tensors(policy, optimizer)] if len(still) else []
         optimizer.step()
         for t, rows in kept:  # without a gradient Adam's momentum would still move them
@@ -122,7 +134,7 @@ def update(policy, optimizer, batch, rngs, *, parts, epochs, epsilon, c1, c2, ta
         # the last epoch has every sample once: [parts, n, width, ...] -> [n, parts * width, ...]
         last = [f[-parts:].transpose(0, 1).flatten(1, 2) for f in (*fields, weight > 0)]
         obs, action, log_prob, advantage, value_target, w = last
-        w = w / w.sum(1, keepdim=True)
+        w = w / total(w.sum(1, dtype=torch.float32))[:, None]
         params, value = policy(obs)
         new = policy.distribution(params)
         log_ratio = new.log_prob(action) - log_prob
@@ -134,7 +146,7 @@ def update(policy, optimizer, batch, rngs, *, parts, epochs, epsilon, c1, c2, ta
             "kl": ratio - 1 - log_ratio,
             "clip_fraction": ((ratio - 1).abs() > epsilon).float(),
         }
-        return {name: (x * w).sum(1) for name, x in means.items()}
+        return {name: total((x * w).sum(1)) for name, x in means.items()}
 
 
 def adam(policy, learning_rate):

@@ -145,6 +145,13 @@ def collect(
     return Rollout(master, low_batch, total, share, seen[:-1][valid], int(valid.sum()), diverged, final)
 
 
+def summary(rollout, gather):
+    """A Rollout of every process's groups, without what is learned from; `gather` makes `x` a list of everyone's."""
+    parts = gather((rollout.episode_return.cpu(), rollout.share.cpu(), rollout.diverged.cpu(), rollout.steps))
+    returns, share, diverged, steps = zip(*parts, strict=True)
+    return Rollout(None, None, torch.cat(returns), torch.cat(share), None, sum(steps), torch.cat(diverged), {})
+
+
 def flat_batch(valid, obs, action, params, policy, advantage, value, member, group):
     """The valid ones of the [steps, E] samples, one after the other; `member` and `group` [E] or [steps, E]."""
     log_prob = policy.distribution(params).log_prob(action)

@@ -1,0 +1,106 @@
+"""torchrun: several processes are one run."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from conftest import CODE, TINY
+from mlsh import checkpoint
+from mlsh.logger import read_metrics
+
+FLAGS = [*TINY, "--groups", "4", "-U", "2", "--normalise", "--target_kl", "0.01"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def start(launcher, *flags):
+    command = [*launcher, "train.py", *map(str, flags)]
+    return subprocess.Popen(
+        command, cwd=CODE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ONE_THREAD
+    )
+
+
+def torchrun(processes):
+    return [*TORCHRUN, "--standalone", "--nproc-per-node", str(processes)]
+
+
+def finish(*runs):
+    for run in runs:
+        _, err = run.communicate(timeout=200)
+        assert run.returncode == 0, err
+
+
+def assert_same_result(a, b):
+    """To the order of floating-point sums."""
+    one, two = checkpoint.load(a), checkpoint.load(b)
+    for part in ("subs", "normaliser"):
+        for name, tensor in one[part].items():
+            torch.testing.assert_close(tensor, two[part][name], rtol=1e-3, atol=1e-5)
+    rows = [read_metrics(folder) for folder in (a, b)]
+    assert len(rows[0]) == len(rows[1]) == 8
+    for row, other in zip(*rows, strict=True):
+        for name in row.keys() - {"seconds"}:
+            assert float(row[name]) == pytest.approx(float(other[name]), rel=1e-2, abs=1e-4), name
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    finish(start([sys.executable], *FLAGS, "--record", 1, "--out", folder))
+    return folder
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_processes_share_one_result(alone, tmp_path, processes):
+    finish(start(torchrun(processes), *FLAGS, "--record", 1, "--out", tmp_path))
+    assert_same_result(alone, tmp_path)
+    videos = [sorted(path.name for path in (folder / "videos").iterdir()) for folder in (alone, tmp_path)]
+    assert videos[0] == videos[1] and len(videos[0]) == 12
+
+
+def test_groups_that_do_not_divide_and_two_machines(alone, tmp_path):
+    """Two launchers, as on two machines: one process on the first, two on the second, for four groups."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    nodes = [*TORCHRUN, "--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", str(port), "--nproc-per-node"]
+    flags = [*FLAGS, "--groups", 3, "--record", 0]
+    pair = [start([*nodes, "1", "--node-rank", str(rank)], *flags, "--out", tmp_path / "two") for rank in (0, 1)]
+    finish(*pair)
+    finish(start([sys.executable], *flags, "--out", tmp_path / "one"))
+    a, b = (checkpoint.load(tmp_path / name)["subs"]["weight1"] for name in ("one", "two"))
+    torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_a_process_that_dies_ends_the_run_and_another_number_goes_on(tmp_path):
+    run = start(torchrun(2), *FLAGS, "--tasks", 10**6, "--save_seconds", 0, "--record", 0, "--out", tmp_path)
+    while len(read_metrics(tmp_path)) < 8:
+        assert run.poll() is None, run.communicate()[1]
+        time.sleep(0.05)
+    children = subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True).stdout.split()
+    assert len(children) == 2
+    os.kill(int(children[1]), signal.SIGKILL)
+    _, err = run.communicate(timeout=100)
+    assert run.returncode != 0 and ("has lost another one" in err or "saved after" in err)
+    done = checkpoint.load(tmp_path)["iteration"]
+    assert done >= 2
+    finish(start([sys.executable], "-c", "--tasks", done + 1, "--out", tmp_path))
+    assert [int(row["iteration"]) for row in read_metrics(tmp_path)] == [i for i in range(done + 1) for _ in range(4)]
+
+
+def test_what_the_first_process_refuses_ends_all(tmp_path):
+    for flags, reason in (
+        (["--groups", 1], "2 processes for 1 task groups; use --groups 2 or more"),
+        (["--gamma", 2], "--gamma is 2.0"),
+        (["-c"], "no checkpoint"),
+    ):
+        run = start(torchrun(2), *TINY, *flags, "--out", tmp_path / "new")
+        _, err = run.communicate(timeout=100)
+        assert run.returncode != 0 and reason in err
+        assert not (tmp_path / "new").exists()
