@@ -23,5 +23,5 @@ setup(
         "matplotlib>=3.9",
         "scipy>=1.15",
     ],
-    extras_require={"test": ["pytest>=8", "ruff>=0.9"]},
+    extras_require={"test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9"]},
 )

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from conftest import TINY
+from mlsh.evaluation import steps_to
 
 RL2 = "--env MovementBandits-v0 -N 4 --iterations 2 -K 1 -T 7 --episodes 3".split()
 
@@ -102,11 +103,6 @@ def test_an_rl2_checkpoint_is_none_of_train(command, tmp_path):
     ("returns", "steps"), [([1, 9, 9.5, 10], (10, 20)), ([-1, -0.5, -0.11, -0.1], (20, 30)), ([10, 0, 10, 10], (0, 0))]
 )
 def test_steps_to_a_part_of_the_last_return(returns, steps):
-    from runpy import run_path
-
-    from conftest import CODE
-
-    steps_to = run_path(str(CODE / "evaluate.py"))["steps_to"]
     y = np.array(returns)[:, None]
     x = np.arange(4) * 10
     assert (steps_to(0.9, x, y), steps_to(0.95, x, y)) == steps

@@ -22,10 +22,11 @@ def as_flat(agent, cfg, n):
     return agent._replace(master=agent.subs.only([0] * n), subs=agent.subs.like(0)), cfg
 
 
-def learn(agent, env, tasks, cfg, updates):
+def learn(agent, env, tasks, cfg, updates, before=lambda rollout: None):
     """PPO updates of the agent's masters, one a task of `tasks`; φ and the normaliser stay as they are.
 
-    `env`: batched, `cfg.N` episodes a task. Yields, after each update, the `Rollout` that it learned from.
+    `env`: batched, `cfg.N` episodes a task. Calls `before` with a `Rollout` before learning from it, and yields it
+    afterwards.
     """
     groups = range(len(tasks))
     optimizer = adam(agent.master, cfg.hlr)
@@ -33,6 +34,7 @@ def learn(agent, env, tasks, cfg, updates):
     for i in range(updates):
         rngs = streams(cfg.seed, i, "test: warm-up", groups)
         rollout = collect(env, agent, rngs, low=False, **cfg.rollout)
+        before(rollout)
         update(agent.master, optimizer, rollout.master, rngs, **cfg.master_ppo)
         yield rollout
 

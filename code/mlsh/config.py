@@ -52,9 +52,13 @@ class Settings:
 
 
 RULES = (  # names of flags, what must hold, the remedy
-    ("N tasks K T high_len groups bs parts_low hidden episodes iterations parts", lambda x: x >= 1, "use 1 or more"),
+    (
+        "N tasks K T high_len groups bs parts_low hidden episodes iterations parts seeds sample",
+        lambda x: x >= 1,
+        "use 1 or more",
+    ),
     ("test_episodes", lambda x: x >= 2, "use 2 or more"),
-    ("W U num_low record fade seed sim_threads", lambda x: x >= 0, "use 0 or more"),
+    ("W U num_low record fade seed sim_threads updates look", lambda x: x >= 0, "use 0 or more"),
     ("hlr llr lr epsilon reward_scale", lambda x: math.isfinite(x) and x > 0, "use a positive number"),
     ("gamma lam explore", lambda x: 0 <= x <= 1, "use a number from 0 to 1"),
     ("c1 c2 c2_low target_kl save_seconds", lambda x: math.isfinite(x) and x >= 0, "use 0 or a positive number"),
@@ -236,6 +240,40 @@ class RL2Config(Settings):
     def ppo(self):
         """Keyword arguments of `rl2.learn`."""
         return {"epochs": self.K, **{k: getattr(self, k) for k in ("parts", "epsilon", "c1", "c2")}}
+
+
+@dataclass
+class EvaluationConfig(Settings):
+    """Learn each task anew with what a run has learned (mlsh/evaluation.py)."""
+
+    env: str = ""
+    """Another environment than the run's own, with the same spaces (transfer)."""
+    tasks: tuple[str, ...] = ()
+    """Tasks: numbers in a finite family, else JSON. Default: all, or a sample of --sample."""
+    sample: int = 10
+    """Tasks drawn from a continuous family."""
+    updates: int = 20
+    """PPO updates of each master."""
+    seeds: int = 10
+    """Masters a task, each with its own randomness."""
+    seed: int = 0
+    """Seed of everything random."""
+    look: int = 0
+    """Episodes that measure each master after every update and count as no env steps; 0: those it learns from."""
+    N: Annotated[int, short("N")] = 0
+    """Episodes a rollout; 0 for the run's (of RL²: trials a seed, 10)."""
+    hlr: float = 0.0
+    """Learning rate; 0 for the run's."""
+    bs: int = 0
+    """Minibatch of a master, in decisions; 0 for the run's."""
+    device: str = "cpu"
+    """Torch device."""
+    sim_threads: int = 0
+    """Threads that simulate, in MuJoCo's families; 0 for all cores."""
+
+    def validate(self):
+        rest = {name: getattr(self, name) or 1 for name in ("N", "bs")}  # 0 is the run's
+        Settings.validate(dataclasses.replace(self, **rest, hlr=self.hlr or 1.0, tasks=None))
 
 
 PRESETS = {
