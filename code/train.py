@@ -116,6 +116,9 @@ def main():
         raise UserError(
             f"stopped: {error}; {path} is whole, and has {state['iteration']} of {cfg.tasks} tasks"
         ) from None
+    except UserError:  # of saving
+        log.abandon()
+        raise
     except OSError as error:
         log.abandon()
         raise UserError(

@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import datetime
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -219,6 +220,8 @@ class Logger:
             call(*args)
         except Exception as error:
             self._wandb = None
+            with contextlib.suppress(Exception):
+                wandb.teardown()  # else its exit handler prints a traceback
             self.say(f"wandb failed and is off from here on: {error}")
 
 
@@ -238,6 +241,7 @@ def start_wandb(cfg, folder, run_id):
     """
     if cfg.wandb == "disabled":
         return None
+    logging.raiseExceptions = False  # wandb's own log on a full disk would print tracebacks
     mode = cfg.wandb
     try:
         if mode == "auto":
