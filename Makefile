@@ -1,5 +1,7 @@
 # make train   install and run the headline command
 # make test    install and run the linter and all tests
+# make soak    kill and continue runs, fifty times
+# make bandits the study of the 2D bandits
 PYTHON ?= python3
 BIN := .venv/bin
 ENV ?= MovementBandits-v0
@@ -8,7 +10,7 @@ W ?= 60
 U ?= 1
 endif
 
-.PHONY: train test
+.PHONY: train test soak bandits
 train: .venv/installed
 	cd code && ../$(BIN)/python train.py $(if $(W),-W $(W)) $(if $(U),-U $(U)) --env $(ENV) $(ARGS)
 
@@ -16,6 +18,12 @@ test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
+
+soak: .venv/installed
+	$(BIN)/python tests/soak.py
+
+bandits: .venv/installed
+	cd code && ../$(BIN)/python bandits.py
 
 .venv/installed: requirements.txt setup.py
 	$(PYTHON) -m venv .venv

@@ -12,6 +12,7 @@ import tyro
 from mlsh.config import EvaluationConfig
 from mlsh.errors import UserError, run_command
 from mlsh.evaluation import evaluate, steps_to
+from mlsh.logger import make_folder, writing
 from mlsh.plots import draw_bands
 
 SHOWN = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # updates in the table
@@ -33,14 +34,15 @@ class Args(EvaluationConfig):
 
 
 def print_table(results):
-    """A row a run and task: returns after some updates, env steps to 90 % and 95 % of the last one, mean over all."""
+    """A row a run and task: returns after some updates, env steps to 90 % and 95 % of the last, mean over env steps."""
     shown = [n for n in SHOWN if n < max(len(steps) for steps, *_ in results.values())]
     rows = [["run", "task", *(f"after {n}" for n in shown), "to 90 %", "to 95 %", "area"]]
     for name, (steps, returns, labels) in results.items():
         for j, label in enumerate(labels):
             mean = returns[:, j].mean(1)
             cells = [f"{mean[n]:.4g}" if n < len(mean) else "" for n in shown]
-            cells += [f"{steps_to(part, steps, returns[:, j]):,.0f}" for part in (0.9, 0.95)] + [f"{mean.mean():.4g}"]
+            cells += [f"{steps_to(part, steps, returns[:, j]):,.0f}" for part in (0.9, 0.95)]
+            cells.append(f"{np.trapezoid(mean, steps) / steps[-1]:.4g}" if steps[-1] else "")
             rows.append([name, label, *cells])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
@@ -53,8 +55,7 @@ def print_table(results):
 def write(results, out):
     """Write adaptation.csv and adaptation.png of `results` (name -> what `evaluate` gave) to the folder `out`."""
     panels = defaultdict(dict)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
+    with writing(out):
         with open(out / "adaptation.csv", "w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["run", "task", "seed", "update", "env_steps", "return"])
@@ -64,8 +65,6 @@ def write(results, out):
                     for (n, seed), x in np.ndenumerate(returns[:, j]):
                         writer.writerow([name, label, seed, n, f"{steps[n]:.0f}", f"{x:.6g}"])
         draw_bands(out / "adaptation.png", panels, "env steps on the new task")
-    except OSError as error:
-        raise UserError(f"cannot write to {out} ({error.strerror}); name another folder with --out") from None
 
 
 def main():
@@ -75,7 +74,11 @@ def main():
         raise UserError("name a run folder or a checkpoint")
     first = args.runs[0]
     out = Path(args.out or (first if first.is_dir() else first.parent))
-    results = {run.stem if run.is_file() else run.name: evaluate(run, args) for run in args.runs}
+    names = [run.stem if run.is_file() else run.name for run in args.runs]
+    if len(set(names)) < len(names):
+        names = [str(run) for run in args.runs]
+    make_folder(out)
+    results = {name: evaluate(run, args) for name, run in zip(names, args.runs, strict=True)}
     print_table(results)
     write(results, out)
 

@@ -9,7 +9,7 @@ import torch
 from mlsh import checkpoint, config, parallel
 from mlsh.adapt import final_test
 from mlsh.envs import make_env
-from mlsh.errors import NotFinite, RenderingUnavailable, UserError, run_command
+from mlsh.errors import NotFinite, RenderingUnavailable, UserError, be_deaf, run_command
 from mlsh.film import film
 from mlsh.logger import Logger, Silence, make_run_folder
 from mlsh.models import Hierarchy
@@ -69,7 +69,8 @@ def train(cfg, env, agent, low_optimizer, log, progress):
         joint = look("afterjoint")
 
         env_steps += pretrain.steps + trained.steps + joint.steps
-        master_stats = {name: torch.cat([s[name] for s in parallel.gather(master_stats)]) for name in master_stats}
+        everyones = parallel.gather(master_stats)
+        master_stats = {name: torch.cat([stats[name] for stats in everyones]) for name in master_stats}
         log.task_done(i, tasks, (pretrain, trained, joint), master_stats, low_stats, env_steps)
         yield i + 1, env_steps
 
@@ -88,7 +89,7 @@ def main():
     path = folder / "checkpoint.pt"
     if saved:
         saved = parallel.from_first(lambda: checkpoint.load(path))  # again, now that no other run can change it
-        checkpoint.restore(saved, agent, low_optimizer)
+        checkpoint.restore(saved, subs=agent.subs, normaliser=agent.normaliser, optimizer=low_optimizer)
         progress = {name: saved[name] for name in progress}
 
     def save():
@@ -111,23 +112,18 @@ def main():
             rows, test_steps = final_test(agent, tasks, cfg)
             log.finish({"env": cfg.env, "seed": cfg.seed, **progress, "test_env_steps": test_steps, "test": rows})
     except (NotFinite, parallel.Lost) as error:
+        be_deaf()
         save()
         log.finish()
-        raise UserError(
-            f"stopped: {error}; {path} is whole, and has {state['iteration']} of {cfg.tasks} tasks"
-        ) from None
-    except UserError:  # of saving
+        where = f"in outer iteration {state['iteration']} (tasks {env.task[:: cfg.N]}); {path} has what was before"
+        raise UserError(f"{error}, {where}") from None
+    except UserError as error:  # of writing
         log.abandon()
-        raise
-    except OSError as error:
-        log.abandon()
-        raise UserError(
-            f"cannot write to {folder} ({error}); free disk space, then -c --out {folder} goes on"
-        ) from None
+        raise UserError(f"{error}, then -c --out {folder} goes on") from None
     except KeyboardInterrupt:  # the outer iteration under way is dropped; -c begins it again
         save()
-        log.finish()
         log.say(f"saved after {state['iteration']} of {cfg.tasks} tasks; -c --out {folder} goes on")
+        log.finish()
         raise
     if parallel.FIRST:
         for row in rows:

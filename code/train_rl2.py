@@ -12,7 +12,7 @@ from mlsh import checkpoint, rl2
 from mlsh.config import RL2Config
 from mlsh.envs import make_env
 from mlsh.errors import run_command
-from mlsh.logger import make_run_folder
+from mlsh.logger import make_run_folder, writing
 from mlsh.rollout import balanced_tasks, streams
 
 
@@ -26,7 +26,7 @@ def main():
     folder = make_run_folder(cfg, "rl2-")
     optimizer = torch.optim.Adam(policy.parameters(), cfg.lr, eps=1e-5)
     env_steps, start = 0, time.monotonic()
-    with open(folder / "metrics.csv", "w", newline="") as file:
+    with writing(folder), open(folder / "metrics.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["iteration", "task", "env_steps", "seconds", *(f"episode_{e}" for e in range(cfg.episodes))])
         for i in tqdm(range(cfg.iterations), unit="it", dynamic_ncols=True):

@@ -3,6 +3,7 @@
 python tests/soak.py [RUNS] [KILLS A RUN]
 """
 
+import json
 import random
 import subprocess
 import sys
@@ -33,11 +34,13 @@ def start(folder):
 
 
 def result(folder):
-    """What a run has learned and written, clock times and names apart: tensors and plain values."""
-    data = checkpoint.load(folder)
-    data = {name: x for name, x in data.items() if name not in ("seconds", "run_id", "config")}
+    """What a run has learned and written, clock times and names apart: a list of tensors and plain values."""
+    apart = ("seconds", "run_id", "config")
+    data = {name: x for name, x in checkpoint.load(folder).items() if name not in apart}
     rows = [[(k, v) for k, v in row.items() if k != "seconds"] for row in read_metrics(folder)]
-    return tree_flatten([data, rows])[0]
+    results = json.loads((folder / "results.json").read_text())
+    results = [(name, x) for name, x in results.items() if name not in apart]
+    return tree_flatten([data, rows, results])[0]
 
 
 def same(a, b):
@@ -55,39 +58,37 @@ def finish(run):
 def soak(folder, runs, kills, rng):
     """`runs` runs, each killed `kills` times and then left to end.
 
-    The moment is drawn between the first rows of this start and the usual end. Returns how many kills were sent, how
-    many hit a run that was not done, and how many runs ended bit-identical to one never killed.
+    Half of the kills come at any moment of a run, starting up included, the other half after it has gone on. Returns
+    how many were sent, how many hit a run that was not done, and how many runs ended bit-identical to one never killed.
     """
     begin = time.monotonic()
-    run = start(folder / "whole")
-    while not read_metrics(folder / "whole"):
-        time.sleep(0.01)
-    loop = time.monotonic()
-    finish(run)
-    loop = time.monotonic() - loop
-    print(f"a run takes {time.monotonic() - begin:.1f} s, {loop:.1f} s of it in training and test", flush=True)
+    finish(start(folder / "whole"))
+    duration = time.monotonic() - begin
+    print(f"a run takes {duration:.1f} s", flush=True)
     whole, identical, interrupted = result(folder / "whole"), 0, 0
     for i in range(runs):
         part = folder / str(i)
         for _ in range(kills):
-            before = len(read_metrics(part))
+            rows = len(read_metrics(part))
             run = start(part)
-            while run.poll() is None and len(read_metrics(part)) <= before:
-                time.sleep(0.005)
-            time.sleep(rng.uniform(0, loop / kills))
-            running = run.poll() is None
+            if rng.random() < 0.5:
+                time.sleep(rng.uniform(0, duration))
+            else:
+                while run.poll() is None and len(read_metrics(part)) <= rows:
+                    time.sleep(0.005)
+                time.sleep(rng.uniform(0, duration / 2 / kills))
+            interrupted += run.poll() is None
             run.kill()
             run.communicate()
-            interrupted += running
         finish(start(part))
-        equal = same(whole, result(part)) and (part / "results.json").exists()
+        equal = same(whole, result(part))
         identical += equal
         print(f"run {i}: {'identical' if equal else 'DIFFERENT'}", flush=True)
     return runs * kills, interrupted, identical
 
 
 if __name__ == "__main__":
-    runs, kills = map(int, sys.argv[1:3]) if len(sys.argv) > 2 else (17, 3)
+    runs, kills = map(int, sys.argv[1:3]) if len(sys.argv) > 2 else (50, 1)
     with tempfile.TemporaryDirectory() as folder:
         tried, interrupted, identical = soak(Path(folder), runs, kills, random.Random(0))
     print(f"{tried} kills, {interrupted} of them in a run not yet done; {identical} of {runs} runs ended bit-identical")

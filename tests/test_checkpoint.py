@@ -35,7 +35,7 @@ def test_a_checkpoint_comes_back_to_the_bit(parts, tmp_path):
     assert data["config"] == cfg and {k: data[k] for k in PROGRESS} == PROGRESS
     other = Hierarchy.build(cfg, make_env(cfg, 1))
     other_optimizer = adam(other.subs, 0.1)
-    checkpoint.restore(data, other, other_optimizer)
+    checkpoint.restore(data, subs=other.subs, normaliser=other.normaliser, optimizer=other_optimizer)
     for a, b in ((agent.subs, other.subs), (agent.normaliser, other.normaliser)):
         assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
     for one, two in zip(optimizer.state.values(), other_optimizer.state.values(), strict=True):
@@ -125,4 +125,4 @@ def test_a_checkpoint_of_other_sizes_is_refused(parts):
     data = checkpoint.snapshot(cfg, agent, optimizer, PROGRESS) | {"config": cfg}
     other = dataclasses.replace(cfg, num_low=3)
     with pytest.raises(UserError, match="does not fit"):
-        checkpoint.restore(data, Hierarchy.build(other, make_env(cfg, 1)))
+        checkpoint.restore(data, subs=Hierarchy.build(other, make_env(cfg, 1)).subs)

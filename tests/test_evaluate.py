@@ -7,7 +7,13 @@ import pytest
 import torch
 
 from conftest import TINY
-from mlsh.evaluation import steps_to
+from mlsh import adapt, checkpoint
+from mlsh.config import EvaluationConfig
+from mlsh.envs import make_env
+from mlsh.evaluation import evaluate, steps_to
+from mlsh.models import Hierarchy
+from mlsh.ppo import adam
+from mlsh.rollout import collect, streams
 
 RL2 = "--env MovementBandits-v0 -N 4 --iterations 2 -K 1 -T 7 --episodes 3".split()
 
@@ -45,31 +51,47 @@ def test_every_method_is_a_line(command, tmp_path):
     assert again[1] == out and adaptation(tmp_path / "y") == rows
 
 
-def test_a_shared_policy_is_tuned_and_mlshs_sub_policies_are_not(command, tmp_path, monkeypatch):
-    """Seen from what acts: before the first update the shared policy itself, afterwards another."""
-    shared = train(command, tmp_path / "shared", "--num_low", 1, "-W", 0)
-    from mlsh import adapt, checkpoint
-    from mlsh.envs import make_env
-
-    data = checkpoint.load(shared)
+def test_a_shared_policy_is_tuned_as_it_is(command, tmp_path):
+    data = checkpoint.load(train(command, tmp_path, "--num_low", 1, "-W", 0))
     env = make_env(data["config"], 6)
     agent = checkpoint.agent_of(data, env)
     flat, cfg = adapt.as_flat(agent, data["config"], 3)
     assert cfg.hlr == cfg.llr and cfg.num_low == 0 and cfg.bs == 1  # 2 episodes of 7 steps in 15 minibatches
-    before = {k: v.clone() for k, v in flat.master.state_dict().items()}
-    assert all(torch.equal(before[k], v.expand_as(before[k])) for k, v in agent.subs.state_dict().items())
+    for name, tensor in agent.subs.state_dict().items():  # three copies of the one policy
+        assert torch.equal(flat.master.state_dict()[name], tensor.expand_as(flat.master.state_dict()[name]))
+    before = flat.master.policy_bias.clone()
     list(adapt.learn(flat, env, [0, 1, 1], cfg, 1))
-    assert not torch.equal(before["policy_bias"], flat.master.policy_bias)
-    assert torch.equal(agent.subs.policy_bias[0], before["policy_bias"][0])
+    assert not torch.equal(before, flat.master.policy_bias)
+
+
+def test_returns_are_of_the_master_after_so_many_updates(cfg, tmp_path):
+    """Against adapt() and an own rollout; with --look, and by the episodes that it learns from."""
+    cfg.num_low, cfg.seed = 2, 5
+    env = make_env(cfg, 6)
+    agent = Hierarchy.build(cfg, env)
+    agent.subs.reset(streams(0, 0, "subs", range(2)))
+    progress = {"iteration": 0, "env_steps": 0, "seconds": 0.0, "run_id": ""}
+    checkpoint.save(checkpoint.snapshot(cfg, agent, adam(agent.subs, 0.1), progress), tmp_path / "checkpoint.pt")
+    for look in (0, 4):
+        steps, returns, labels = evaluate(tmp_path, EvaluationConfig(updates=2, seeds=2, seed=5, look=look))
+        assert steps.tolist() == [0, 21, 42] and returns.shape == (3, 2, 2) and labels[1] == "task 1 (purple)"
+        masters, _ = adapt.adapt(agent, make_env(cfg, 12), [0, 0, 1, 1], cfg, 2)
+        purpose, episodes, i = ("evaluate: look", 4, 2) if look else ("test: warm-up", 3, 2)
+        env = make_env(cfg, 4 * episodes)
+        env.set_task([0, 0, 1, 1])
+        played = collect(env, masters, streams(5, i, purpose, range(4)), low=False, **cfg.rollout)
+        np.testing.assert_allclose(returns[2].ravel(), played.episode_return.mean(1))
 
 
 def test_tasks_transfer_and_what_does_not_fit(command, tmp_path):
     run = train(command, tmp_path / "run")
+    assert command("train_rl2.py", *RL2, "--out", tmp_path / "rl2")[0] == 0
     code, out, _ = command("evaluate.py", run, "--tasks", 1, "--updates", 1, "--seeds", 2)
     assert code == 0 and "task 1 (purple)" in out and "task 0" not in out
     assert {row["task"] for row in adaptation(run)} == {"task 1 (purple)"}
     refused = [
         ((run, "--env", "MovementBandits4-v0"), "does not fit"),
+        ((tmp_path / "rl2", "--env", "MovementBandits4-v0"), "does not fit"),
         ((run, "--tasks", 7), "--tasks is 7: use 0, 1"),
         ((run, "--seeds", 0), "--seeds is 0"),
         ((run, "-N", -1), "-N is -1"),

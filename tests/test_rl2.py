@@ -49,6 +49,11 @@ def test_what_comes_after_a_termination_weighs_nothing():
     env = Ladder([99, 2])
     trials = play(env, policy_for(env))
     assert trials.steps == 10 and trials.episode_return.tolist() == [[6, 3], [6, 3]]
+    lived = torch.tensor([0, 1, 3, 4])  # as if the trial had these steps only
+    value = (trials.value_target - trials.advantage)[lived, 1:]
+    reward = torch.tensor([1.0, 2, 1, 2])[:, None] / 2
+    expected = gae(reward, torch.cat((value, torch.zeros(1, 1))), *[torch.ones(4, 1)] * 2, 0.9, 0.8)
+    torch.testing.assert_close(trials.advantage[lived, 1:], expected)
     assert (trials.weight[:, 1] > 0).tolist() == [True, True, False] * 2
     assert all(x.isfinite().all() for x in trials[:-1])
 

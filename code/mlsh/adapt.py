@@ -4,9 +4,9 @@ import dataclasses
 
 import torch
 
-from mlsh.envs import make_env
+from mlsh.envs import make_env, most_episodes
 from mlsh.ppo import adam, update
-from mlsh.rollout import collect, streams
+from mlsh.rollout import collect, joined, streams
 
 
 def with_new_masters(agent, n, seed):
@@ -46,12 +46,21 @@ def adapt(agent, env, tasks, cfg, updates):
 
 
 def play(agent, tasks, cfg, purpose):
-    """`cfg.test_episodes` episodes of each of `tasks`, one a master. Returns a `Rollout`."""
-    env = make_env(cfg, cfg.test_episodes * len(tasks))
-    env.set_task(tasks)
-    played = collect(env, agent, streams(cfg.seed, 0, purpose, range(len(tasks))), low=False, **cfg.rollout)
-    env.close()
-    return played
+    """`cfg.test_episodes` episodes of each of `tasks`, one a master, as many tasks at once as the environment bears.
+
+    Returns a `Rollout` without batches.
+    """
+    at_once = max(1, most_episodes(cfg) // cfg.test_episodes)
+    played = []
+    for first in range(0, len(tasks), at_once):
+        some = range(first, min(first + at_once, len(tasks)))
+        env = make_env(cfg, cfg.test_episodes * len(some))
+        env.set_task([tasks[j] for j in some])
+        part = agent._replace(master=agent.master.only(list(some)))
+        rollout = collect(env, part, streams(cfg.seed, 0, purpose, some), low=False, **cfg.rollout)
+        env.close()
+        played.append(rollout)
+    return joined(played)
 
 
 def alone(agent, tasks, cfg):

@@ -39,7 +39,7 @@ def save(data, path):
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
         temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path} ({error}); free disk space or check permissions, then use -c") from None
+        raise UserError(f"cannot write {path} ({error}); free disk space or check permissions") from None
 
 
 def load(path, kinds=(Config,)):
@@ -74,20 +74,18 @@ def load(path, kinds=(Config,)):
     return data
 
 
-def restore(data, agent, optimizer=None):
-    """Put what `load` gave into `agent` (and the sub-policies' optimiser)."""
+def restore(data, **parts):
+    """Put what `load` gave into modules and optimisers, by their name in it: subs=agent.subs, …"""
     try:
-        agent.subs.load_state_dict(data["subs"])
-        agent.normaliser.load_state_dict(data["normaliser"])
-        if optimizer:
-            optimizer.load_state_dict(data["optimizer"])
+        for name, part in parts.items():
+            part.load_state_dict(data[name])
     except (RuntimeError, KeyError, ValueError) as error:
         env = data["config"].env
-        raise UserError(f"the checkpoint of {env} does not fit: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(f"the checkpoint does not fit {env}: {' '.join(str(error).split())[:200]}") from None
 
 
 def agent_of(data, env):
     """A new agent with the checkpoint's sub-policies and normaliser, for a batched environment of fitting spaces."""
     agent = Hierarchy.build(data["config"], env)
-    restore(data, agent)
+    restore(data, subs=agent.subs, normaliser=agent.normaliser)
     return agent

@@ -90,7 +90,8 @@ class Config(Settings):
     high_len: int = 10
     """Env steps between two decisions of the master (paper: N)."""
     num_low: int = 2
-    """Number of sub-policies (paper: K); with 0 the master is a flat policy that acts itself, at every step."""
+    """Number of sub-policies (paper: K); with 0 the master is a flat policy that acts itself, at every step, on
+    observations as they are."""
     groups: int = 1
     """Task groups in step, each with its own task and master; they share the sub-policies (paper: 10)."""
     bs: int = 64
@@ -131,7 +132,7 @@ class Config(Settings):
     """Factor on rewards inside the learner; reported returns are without it."""
     record: int = 10
     """Outer iterations between two sets of videos; 0 for none."""
-    test_episodes: int = 1000
+    test_episodes: int = 100
     """Episodes of each task in the final test."""
     seed: int = 626
     """Seed of everything random."""
@@ -157,7 +158,10 @@ class Config(Settings):
     @property
     def rollout(self):
         """Keyword arguments of `collect`."""
-        return {k: getattr(self, k) for k in ("T", "high_len", "gamma", "lam", "reward_scale", "bootstrap")}
+        bootstrap = self.bootstrap or not self.num_low  # without sub-policies the master has a decision a step
+        return {k: getattr(self, k) for k in ("T", "high_len", "gamma", "lam", "reward_scale")} | {
+            "bootstrap": bootstrap
+        }
 
     @property
     def master_ppo(self):
@@ -293,6 +297,7 @@ PRESETS = {
         "fade": 20,
         "normalise": False,
         "reward_scale": 0.1,
+        "test_episodes": 1000,
     },
 }
 PRESETS["AntBandits-v1"] = {
@@ -311,7 +316,6 @@ PRESETS["AntBandits-v1"] = {
     "fade": 30,
     "log_std": -0.5,
     "reward_scale": 300.0,
-    "test_episodes": 100,
 }
 PRESETS["MovementBandits4-v0"] = PRESETS["MovementBandits-v0"] | {"num_low": 4}
 

@@ -16,13 +16,27 @@ class RenderingUnavailable(UserError):
     """This machine cannot draw the environment."""
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def be_deaf():
+    """From here on ignore both signals: what is under way must not be cut off."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def interrupt(number, frame):
+    be_deaf()  # torchrun sends it twice
+    raise KeyboardInterrupt
+
+
 def run_command(main):
     """Call `main()` as a command's whole program: no traceback for a UserError, Ctrl-C and SIGTERM alike.
 
-    Both signals reach `main` as KeyboardInterrupt; if it lets that out, the exit code is 130.
+    The first of them reaches `main` as KeyboardInterrupt, what follows is ignored; the exit code is then 130.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background job starts with SIGINT ignored
-        signal.signal(number, signal.default_int_handler)
+    for number in SIGNALS:  # a shell's background job starts with SIGINT ignored
+        signal.signal(number, interrupt)
     try:
         main()
     except UserError as error:

@@ -60,7 +60,7 @@ def learn_anew(data, cfg, env, tasks, ev):
 
 def play_on(data, cfg, env, tasks, ev):
     policy = rl2.build(cfg, env)
-    policy.load_state_dict(data["policy"])
+    checkpoint.restore(data | {"config": cfg}, policy=policy)
     trials_a_seed = ev.N or 10
     env = make_env(cfg, len(tasks) * ev.seeds * trials_a_seed)
     env.set_task(tasks)

@@ -37,8 +37,9 @@ def make_run_folder(cfg, prefix="", resume=False):
     """
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     folder = Path(cfg.out or f"runs/{prefix}{cfg.env.split(':')[-1]}-{stamp}")
+    ours = {".lock", "videos", "checkpoint.pt.tmp"}  # what a run leaves that got no further
     try:
-        if not resume and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if not resume and folder.exists() and (not folder.is_dir() or {p.name for p in folder.iterdir()} - ours):
             raise UserError(f"--out {folder} is not empty; continue it with -c or name another folder")
         (folder / "videos").mkdir(parents=True, exist_ok=True)
         LOCKS.append(FileLock(folder / ".lock"))
@@ -90,6 +91,22 @@ def read_metrics(folder):
         return [row for row in csv.DictReader(file) if None not in row.values()]
 
 
+def make_folder(folder):
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {folder} ({error.strerror}); name another with --out") from None
+
+
+@contextlib.contextmanager
+def writing(folder):
+    """A disk that takes no more is the user's error."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write to {folder} ({error}); free disk space or check permissions") from None
+
+
 class Logger:
     """Writes one run's folder and mirrors it to wandb.
 
@@ -104,14 +121,15 @@ class Logger:
         columns += [f"share_{k}" for k in range(cfg.num_low)]
         columns += [f"{who}_{name}" for who in ("master", *self._subs()) for name in LOSSES]
         config = {"run_id": run_id, "config": cfg.as_dict(), "machine": describe_machine()}
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         kept = [row for row in read_metrics(folder) if int(row["iteration"]) < begun] if begun else []
-        with open(folder / "metrics.csv.tmp", "w", newline="") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(kept)
-        os.replace(folder / "metrics.csv.tmp", folder / "metrics.csv")
-        self._file = open(folder / "metrics.csv", "a", newline="")  # noqa: SIM115
+        with writing(folder):
+            (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+            with open(folder / "metrics.csv.tmp", "w", newline="") as file:
+                writer = csv.DictWriter(file, columns)
+                writer.writeheader()
+                writer.writerows(kept)
+            os.replace(folder / "metrics.csv.tmp", folder / "metrics.csv")
+            self._file = open(folder / "metrics.csv", "a", newline="")  # noqa: SIM115
         self._writer = csv.DictWriter(self._file, columns)
         self._wandb = start_wandb(cfg, folder, run_id)
         inner = cfg.W + cfg.U
@@ -156,7 +174,8 @@ class Logger:
             row["diverged"] = int(self._diverged[g])
             row |= {name: x[g] for name, x in (rewards | masters).items()} | subs
             row |= {f"share_{k}": x for k, x in enumerate(share[g])}
-            self._writer.writerow({k: f"{x:.6g}" if isinstance(x, float) else x for k, x in row.items()})
+            with writing(self.folder):
+                self._writer.writerow({k: f"{x:.6g}" if isinstance(x, float) else x for k, x in row.items()})
         for name, x in (rewards | masters).items():
             logged[name] = sum(x) / len(x)
         for task in {str(t): t for t in tasks}.values():
@@ -167,7 +186,8 @@ class Logger:
                 logged[f"{task}_share_{k}"] = sum(share[g][k] for g in of_task) / len(of_task)
         logged["diverged"] = int(self._diverged.sum())
         self._diverged = 0
-        self._file.flush()
+        with writing(self.folder):
+            self._file.flush()
         self._trained = f"trained reward {logged['trained_reward']:.2f}"
         self._log(logged | {"env_steps": env_steps})
 
@@ -185,10 +205,13 @@ class Logger:
     def finish(self, results=None):
         """Draw the curves, write results.json, log the checkpoint as an artifact, close everything."""
         self._bar.close()
-        self._file.close()
-        draw_curves(self.folder)
-        if results:
-            (self.folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        with writing(self.folder):
+            self._file.close()
+            draw_curves(self.folder)
+            if results:
+                temporary = self.folder / "results.json.tmp"
+                temporary.write_text(json.dumps(results, indent=2) + "\n")
+                os.replace(temporary, self.folder / "results.json")
         self._try_wandb(self._finish_wandb, results)
 
     def abandon(self):
@@ -285,7 +308,8 @@ def write_video(path, frames, fps):
         else:
             imageio.mimsave(path, frames, fps=fps, macro_block_size=2)
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot write {path} ({error}); use a writable path that ends in .gif or .mp4") from None
+        wanted = "it wants free disk space, permission, and an end in .gif or .mp4"
+        raise UserError(f"cannot write {path} ({error}); {wanted}") from None
 
 
 def curve(rows, task, reward):

@@ -6,6 +6,7 @@ from datetime import timedelta
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.utils._pytree import tree_map_only
 
 from mlsh.errors import UserError
 
@@ -35,7 +36,10 @@ def device(name):
     """The device of this process where the user said `name`: each its own GPU."""
     if SIZE == 1 or not name.startswith("cuda"):
         return name
-    name = f"cuda:{os.environ['LOCAL_RANK']}"
+    local = int(os.environ["LOCAL_RANK"])
+    if local >= torch.cuda.device_count():
+        raise UserError(f"there is no GPU {local} for process {RANK}; use a smaller --nproc-per-node, or --device cpu")
+    name = f"cuda:{local}"
     torch.cuda.set_device(name)
     return name
 
@@ -57,10 +61,11 @@ total = _total if SIZE > 1 else None  # for `ppo.update`, which alone has nothin
 
 
 def gather(x):
-    """A list of every process's `x`."""
-    everyones = [x] * SIZE
-    if SIZE > 1:
-        _communicate(dist.all_gather_object, everyones, x)
+    """A list of every process's `x`; tensors in it come on the CPU."""
+    if SIZE == 1:
+        return [x]
+    everyones = [None] * SIZE
+    _communicate(dist.all_gather_object, everyones, tree_map_only(torch.Tensor, torch.Tensor.cpu, x))
     return everyones
 
 

@@ -29,18 +29,20 @@ def draw_bands(path, panels, xlabel, ylabel="mean episode return", symlog=0.0):
 
     `symlog`: a logarithmic x axis that is linear up to there.
     """
+    labels = dict.fromkeys(label for lines in panels.values() for label in lines)
+    colour = {label: f"C{i}" for i, label in enumerate(labels)}
     figure = Figure(figsize=(4.4 * len(panels), 3.6), layout="constrained")
     for axes, (title, lines) in zip(
         figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels.items(), strict=True
     ):
-        for i, (label, (x, y)) in enumerate(lines.items()):
+        for label, (x, y) in lines.items():
             middle, low, high = interval(np.asarray(y))
-            axes.plot(x, middle, f"C{i}", label=label)
-            axes.fill_between(x, low, high, color=f"C{i}", alpha=0.2, lw=0)
+            axes.plot(x, middle, colour[label], label=label)
+            axes.fill_between(x, low, high, color=colour[label], alpha=0.2, lw=0)
         if symlog:
             axes.set_xscale("symlog", linthresh=symlog)
         axes.set(title=title, xlabel=xlabel)
         axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
     figure.axes[0].set_ylabel(ylabel)
-    figure.axes[0].legend(fontsize=8)
     figure.savefig(path, dpi=110)

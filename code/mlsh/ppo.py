@@ -98,10 +98,11 @@ def update(policy, optimizer, batch, rngs, *, parts, epochs, epsilon, c1, c2, ta
     index, weight = (torch.from_numpy(a).to(batch.obs.device) for a in (index, weight))
     fields = (batch.obs, batch.action, batch.log_prob, batch.advantage, batch.value_target)
     fields = [f[index] for f in fields]  # [epochs * parts, n, width, ...]
-    kl = torch.zeros((), device=batch.obs.device)  # summed over an epoch's minibatches, and members
+    kl = torch.zeros(2, device=batch.obs.device)  # of an epoch: the members' sum, and how many they were
     for i, (*minibatch, w, still) in enumerate(zip(*fields, weight, idle, strict=True)):
         if target_kl and i and i % parts == 0:
-            if total(kl) > target_kl * parts * n:
+            kl = total(kl)
+            if kl[0] > target_kl * kl[1]:
                 break
             kl.zero_()
         obs, action, log_prob, advantage, value_target = minibatch
@@ -114,7 +115,7 @@ def update(policy, optimizer, batch, rngs, *, parts, epochs, epsilon, c1, c2, ta
         if c2:
             loss = loss - c2 * new.entropy()
         if target_kl:
-            kl += ((ratio.detach() - 1 - log_ratio.detach()) * w).sum()
+            kl += torch.stack((((ratio - 1 - log_ratio) * w).sum(), w.sum())).detach()
         optimizer.zero_grad()
         (loss * w).sum().backward()
         if not alone:

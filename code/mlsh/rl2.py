@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from mlsh.errors import NotFinite
 from mlsh.models import Policy
-from mlsh.ppo import gae
 
 
 class RecurrentPolicy(Policy):
@@ -92,16 +92,26 @@ def play(policy, env, rng, *, episodes, T, gamma, lam, reward_scale):
             alive = alive & ~terminated & ~truncated
             obs = torch.where(alive[:, None], new_obs, obs)
     x, action, log_prob, value, alive = (torch.stack(field) for field in zip(*steps, strict=True))
-    goes_on = torch.ones_like(alive)
-    reward, value = torch.stack(rewards), torch.cat((value, torch.zeros(1, E, device=device)))
-    advantage = gae(reward * reward_scale, value, goes_on, goes_on, gamma, lam)  # a trial ends for good
+    reward = torch.stack(rewards)
+    for name, finite in (("reward", reward), ("observation", x)):
+        if not finite.isfinite().all():
+            raise NotFinite(f"the environment gave a {name} that is not finite")
+    advantage, last = torch.zeros_like(reward), torch.zeros(E, device=device)
+    next_value = torch.zeros(E, device=device)  # a trial ends for good; an episode does not
+    for s in reversed(range(len(reward))):  # GAE over the steps in which the episode lives
+        ahead = reward[s] * reward_scale + gamma * (next_value + lam * last) - value[s]
+        last, next_value = torch.where(alive[s], ahead, last), torch.where(alive[s], value[s], next_value)
+        advantage[s] = last
     weight = alive.float() / alive.sum()
     returns = reward.view(episodes, T, E).sum(1)
-    return Trials(x, action, log_prob, advantage, value[:-1] + advantage, weight, returns, int(alive.sum()))
+    return Trials(x, action, log_prob, advantage, value + advantage, weight, returns, int(alive.sum()))
 
 
 def learn(policy, optimizer, trials, rng, *, parts, epochs, epsilon, c1, c2):
-    """PPO over whole trials: `epochs` passes in `parts` minibatches of trials, through time from their first step."""
+    """PPO over whole trials: `epochs` passes in `parts` minibatches of trials, through time from their first step.
+
+    Raises NotFinite if a parameter is not finite any more.
+    """
     mean = (trials.advantage * trials.weight).sum()
     std = ((trials.advantage - mean).square() * trials.weight).sum().sqrt()
     trials = trials._replace(advantage=(trials.advantage - mean) / (std + 1e-8))
@@ -118,3 +128,5 @@ def learn(policy, optimizer, trials, rng, *, parts, epochs, epsilon, c1, c2):
             (loss * weight).sum().div(weight.sum()).backward()
             nn.utils.clip_grad_norm_(policy.parameters(), 0.5)
             optimizer.step()
+    if not all(p.isfinite().all() for p in policy.parameters()):
+        raise NotFinite("the policy is not finite after an update")

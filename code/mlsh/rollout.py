@@ -35,7 +35,7 @@ class Rollout(NamedTuple):
     obs: torch.Tensor  # [S, obs], as the environment gave them, for the normaliser
     steps: int  # env steps, up to the end of each episode
     diverged: torch.Tensor  # [G], episodes whose simulation diverged
-    final: dict  # what else the environment's info has, at the last step: name -> [G, N]
+    final: dict  # the tensors [E] of the environment's info at step T, by name: [G, N] each
 
 
 @torch.no_grad()
@@ -120,7 +120,7 @@ def collect(
     at = inputs[[*range(0, T, high_len), T]]  # [M + 1, E, obs]
     value = agent.master.value(at.transpose(0, 1).reshape(G, N * (M + 1), -1)).view(E, M + 1).T  # [M + 1, E]
     bootstraps = unterminated[[*range(high_len - 1, T - 1, high_len), T - 1]]  # [M, E]
-    bootstraps[-1] &= bootstrap
+    bootstraps[-1] &= bootstrap | ~valid[-1]
     goes_on = torch.cat((valid[starts[1:]], alive[None]))
     advantage = gae(macro * reward_scale, value, bootstraps, goes_on, gamma, lam)
     params = torch.stack(master_params)
@@ -140,16 +140,24 @@ def collect(
         params, action = torch.stack(low_params), torch.stack(actions)
         low_batch = flat_batch(valid, inputs[:-1], action, params, agent.subs, advantage, value[:-1], z, group)
     diverged = diverged.view(G, N).sum(1)
-    final = {name: x.view(G, N) for name, x in info.items() if name != "diverged"}
+    final = {k: x.view(G, N) for k, x in info.items() if isinstance(x, torch.Tensor) and x.shape == (E,)}
+    final.pop("diverged", None)
     total = reward.sum(0).view(G, N)
     return Rollout(master, low_batch, total, share, seen[:-1][valid], int(valid.sum()), diverged, final)
 
 
+def joined(rollouts):
+    """Rollouts of different groups as one, without what is learned from."""
+    returns, share, diverged = (
+        torch.cat([getattr(r, name) for r in rollouts]) for name in ("episode_return", "share", "diverged")
+    )
+    final = {name: torch.cat([r.final[name] for r in rollouts]) for name in rollouts[0].final}
+    return Rollout(None, None, returns, share, None, sum(r.steps for r in rollouts), diverged, final)
+
+
 def summary(rollout, gather):
-    """A Rollout of every process's groups, without what is learned from; `gather` makes `x` a list of everyone's."""
-    parts = gather((rollout.episode_return.cpu(), rollout.share.cpu(), rollout.diverged.cpu(), rollout.steps))
-    returns, share, diverged, steps = zip(*parts, strict=True)
-    return Rollout(None, None, torch.cat(returns), torch.cat(share), None, sum(steps), torch.cat(diverged), {})
+    """The `joined` rollouts of every process's groups; `gather` makes `x` a list of everyone's."""
+    return joined(gather(rollout._replace(master=None, low=None, obs=None)))
 
 
 def flat_batch(valid, obs, action, params, policy, advantage, value, member, group):

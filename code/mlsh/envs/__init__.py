@@ -29,12 +29,8 @@ gym.register(
 )
 
 
-def make_env(cfg, num_envs, render_mode=None):
-    """The batched environment that a Config names: `num_envs` episodes of `cfg.T` steps, on `cfg.device`.
-
-    A family without a batched class (one with `set_task` and `sample_task`, like `VectorTasks`) is stepped one by one.
-    Raises UserError if there is no such environment, or if it has no task distribution.
-    """
+def find_class(cfg):
+    """The batched class of the family that a Config names, or None if it has only a single environment."""
     try:
         module, _, env_id = cfg.env.rpartition(":")
         if module:
@@ -45,7 +41,22 @@ def make_env(cfg, num_envs, render_mode=None):
     except Exception as error:  # an imported module may raise anything
         reason = " ".join(str(error).split())
         raise UserError(f"--env {cfg.env} is unknown ({reason}); the package's own are {', '.join(IDS)}") from None
-    if not (hasattr(creator, "set_task") and hasattr(creator, "sample_task")):
+    return creator if hasattr(creator, "set_task") and hasattr(creator, "sample_task") else None
+
+
+def most_episodes(cfg):
+    """How many episodes of the family a process should hold at once."""
+    return 10_000 if find_class(cfg) else 100
+
+
+def make_env(cfg, num_envs, render_mode=None):
+    """The batched environment that a Config names: `num_envs` episodes of `cfg.T` steps, on `cfg.device`.
+
+    A family without a batched class (one with `set_task` and `sample_task`, like `VectorTasks`) is stepped one by one.
+    Raises UserError if there is no such environment, or if it has no task distribution.
+    """
+    creator, env_id = find_class(cfg), cfg.env.rpartition(":")[-1]
+    if creator is None:
         make = functools.partial(gym.make, env_id, disable_env_checker=True)
         try:
             return GymnasiumTasks(make, num_envs, cfg.T, render_mode, cfg.device)

@@ -57,7 +57,10 @@ class VectorTasks(VectorEnv):
         return self._reset(), {}
 
     def step(self, actions):
-        """Return observation [E, …], reward [E] (float32), terminated [E], truncated [E] (bool) and an info dict."""
+        """Return observation [E, …], reward [E] (float32), terminated [E], truncated [E] (bool) and an info dict.
+
+        Tensors [E] in the info of the last step are reported by the final test, as means.
+        """
         self._elapsed += 1
         observation, reward, terminated, info = self._step(actions)
         truncated = torch.full_like(terminated, self._elapsed == self.max_episode_steps)

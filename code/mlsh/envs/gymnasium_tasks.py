@@ -1,7 +1,9 @@
 """Anybody's Gymnasium environment as a task family: a copy for each episode, stepped one after the other."""
 
 import inspect
+import json
 import math
+import random
 
 import numpy as np
 import torch
@@ -27,10 +29,17 @@ class GymnasiumTasks(VectorTasks):
     def __init__(self, make, num_envs=1, max_episode_steps=None, render_mode=None, device="cpu"):
         kwargs = {"max_episode_steps": max_episode_steps}
         if render_mode:
-            if render_mode not in make(**kwargs).metadata.get("render_modes", []):
+            probe = make(**kwargs)
+            probe.close()
+            if render_mode not in probe.metadata.get("render_modes", []):
                 raise RenderingUnavailable(f"the environment has no render_mode {render_mode}")
             kwargs["render_mode"] = render_mode
-        self.envs = [FlattenObservation(make(**kwargs)) for _ in range(num_envs)]
+        try:
+            self.envs = [FlattenObservation(make(**kwargs)) for _ in range(num_envs)]
+        except Exception as error:
+            if render_mode:
+                raise RenderingUnavailable(str(error)) from None
+            raise
         first = self.envs[0]
         space = first.action_space
         if not isinstance(space, (Box, Discrete)):
@@ -65,7 +74,14 @@ class GymnasiumTasks(VectorTasks):
             seed_globally(env, rng)
             task = env.sample_task()
         self._arrays = isinstance(task, np.ndarray)  # it gets back what it gave
-        return task.tolist() if isinstance(task, (np.ndarray, np.generic)) else task
+        task = task.tolist() if isinstance(task, (np.ndarray, np.generic)) else task
+        try:
+            json.dumps(task)
+        except TypeError as error:
+            raise UserError(
+                f"a task is {task!r}, but has to be numbers, strings, and lists of them ({error})"
+            ) from None
+        return task
 
     def _set(self, env, task):
         if self._list:
@@ -79,12 +95,12 @@ class GymnasiumTasks(VectorTasks):
 
     def _reset(self):
         seeds = self._draw(lambda rng, size: rng.integers(2**31, size=size))
-        for bare, task in zip(self._bare, self.task, strict=True):
+        observations = []
+        for env, bare, task, seed in zip(self.envs, self._bare, self.task, seeds, strict=True):
             self._set(bare, task)
-        observations = [env.reset(seed=int(seed))[0] for env, seed in zip(self.envs, seeds, strict=True)]
-        for bare, task in zip(self._bare, self.task, strict=True):
-            if is_original(bare):  # its reset may draw another
-                self._set(bare, task)
+            if is_original(bare):
+                seed_globally(bare, np.random.default_rng(seed))
+            observations.append(env.reset(seed=int(seed))[0])
         self._observations = np.stack(observations).astype(np.float32)
         self._over = np.zeros(self.num_envs, bool)
         return self._tensor(self._observations)
@@ -108,8 +124,11 @@ class GymnasiumTasks(VectorTasks):
         return np.clip(action.reshape(space.shape), space.low, space.high).astype(space.dtype)
 
     def render(self):
-        """A tuple of E frames."""
-        return tuple(env.render() for env in self.envs)
+        """A tuple of E frames. Raises RenderingUnavailable for whatever goes wrong in drawing."""
+        try:
+            return tuple(env.render() for env in self.envs)
+        except Exception as error:
+            raise RenderingUnavailable(f"the environment cannot draw here ({error})") from None
 
     def close_extras(self, **kwargs):
         for env in self.envs:
@@ -129,5 +148,6 @@ def is_original(env):
 def seed_globally(env, rng):
     """Let a method that takes no generator draw what `rng` determines."""
     np.random.seed(rng.integers(2**32))
+    random.seed(int(rng.integers(2**32)))
     old = isinstance(getattr(env, "np_random", None), np.random.RandomState)
     env.np_random = (np.random.RandomState if old else np.random.default_rng)(rng.integers(2**32))

@@ -57,7 +57,8 @@ class MujocoTasks(VectorTasks):
         super().__init__(num_envs, max_episode_steps, render_mode, device)
         self.model = model
         model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET  # would hide a divergence
-        threads = min(sim_threads or os.cpu_count(), num_envs)
+        cores = os.cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's processes share them
+        threads = min(sim_threads or max(cores, 1), num_envs)
         mujoco.set_mju_user_warning(lambda message: None)  # else written to MUJOCO_LOG.TXT where the user stands
         self._pool = mujoco.rollout.Rollout(nthread=threads if threads > 1 else 0)
         self._data = [mujoco.MjData(model) for _ in range(threads)]
