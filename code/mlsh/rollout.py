@@ -1,5 +1,6 @@
 """Play whole episodes at two timescales and hand back one batch for the masters and one for the sub-policies."""
 
+import functools
 import zlib
 from typing import NamedTuple
 
@@ -38,6 +39,23 @@ class Rollout(NamedTuple):
     final: dict  # the tensors [E] of the environment's info at step T, by name: [G, N] each
 
 
+def leaving_the_cores(collect):
+    """While a simulator steps on threads of its own, torch's would spin in their way: `collect` with one of them."""
+
+    @functools.wraps(collect)
+    def wrapped(env, *args, **kwargs):
+        threads = torch.get_num_threads()
+        if env.own_threads:
+            torch.set_num_threads(1)
+        try:
+            return collect(env, *args, **kwargs)
+        finally:
+            torch.set_num_threads(threads)
+
+    return wrapped
+
+
+@leaving_the_cores
 @torch.no_grad()
 def collect(
     env, agent, rngs, *, T, high_len, gamma, lam, explore=0.0, reward_scale=1.0, bootstrap=True, low=True, on_step=None

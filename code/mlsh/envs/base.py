@@ -20,6 +20,7 @@ class VectorTasks(VectorEnv):
 
     metadata = {"autoreset_mode": AutoresetMode.DISABLED, "render_modes": ["human", "rgb_array"], "render_fps": 10}
     train_tasks: list | None = None
+    own_threads = False  # whether it simulates on a pool of threads
 
     def __init__(self, num_envs, max_episode_steps, render_mode, device):
         if render_mode not in (None, *self.metadata["render_modes"]):

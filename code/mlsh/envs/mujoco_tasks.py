@@ -49,6 +49,7 @@ class MujocoTasks(VectorTasks):
     [E, …]), `_observe(qpos, qvel)` -> [E, obs] and `_reward(qpos, qvel, sensors)` -> [E].
     """
 
+    own_threads = True
     frame_skip: int
     camera: dict
     width, height = 320, 240
