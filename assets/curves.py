@@ -14,6 +14,7 @@ from mlsh.logger import curve, read_metrics
 
 HERE = Path(__file__).parent
 LINES = {"mb": (43.80, "best possible"), "ab": (-0.155, "the earlier port")}  # to compare with
+RANGE = {"ab": (-0.25, -0.09)}  # of the returns
 
 
 def main():
@@ -30,11 +31,12 @@ def main():
             axes.plot(steps, reward, color="C0", lw=0.7, alpha=0.5)
         length = min(len(steps) for steps, _ in curves)
         middle = [np.median([series[k][:length] for series in curves], axis=0) for k in (0, 1)]
-        axes.plot(*middle, color="C0", lw=2.2, label=f"median of {len(runs)} seeds")
+        axes.plot(*middle, color="C0", lw=2.2, label=f"{'median' if len(runs) > 2 else 'mean'} of {len(runs)} seeds")
         if name in LINES:
             level, label = LINES[name]
             axes.axhline(level, color="C7", ls=":", label=label)
         axes.set(xlabel="million env steps", ylabel="trained reward", title=f"task {task}" if task else "all tasks")
+        axes.set_ylim(RANGE.get(name))
         axes.grid(alpha=0.3)
         axes.legend(loc="lower right", fontsize=8)
         figure.savefig(HERE / f"{f'{task}_' if task else ''}trained_reward_{name}.png", dpi=100)

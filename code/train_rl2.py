@@ -33,7 +33,7 @@ def main():
             (rng,) = streams(cfg.seed, i, "rl2", [0])
             tasks = balanced_tasks(env, cfg.seed, i, cfg.N)
             env.set_task(tasks)
-            trials = rl2.play(policy, env, rng, **cfg.trial)
+            trials = rl2.play(env, policy, rng, **cfg.trial)
             rl2.learn(policy, optimizer, trials, rng, **cfg.ppo)
             env_steps += trials.steps
             for task in {str(t): t for t in tasks}.values():

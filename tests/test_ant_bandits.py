@@ -1,4 +1,5 @@
 import os
+import runpy
 
 import gymnasium as gym
 import mujoco
@@ -6,10 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from conftest import CODE
 from mlsh.config import Config
 from mlsh.envs import make_env
 from mlsh.envs.ant_bandits import build_model
+from mlsh.envs.mujoco_tasks import MujocoTasks
 from mlsh.errors import RenderingUnavailable
+from mlsh.models import Hierarchy
+from mlsh.rollout import collect, streams
 
 
 def ants(num_envs=4, **kwargs):
@@ -68,13 +73,15 @@ def test_batched_steps_are_plain_mj_steps():
             for _ in range(5):
                 mujoco.mj_step(model, data)
             expected = np.concatenate((data.qpos[:-2], data.qvel[:-2], [0]))
-            np.testing.assert_allclose(obs[e], expected, atol=1e-4)
+            np.testing.assert_allclose(obs[e], expected, atol=1e-5)
+            sensed = np.linalg.norm(data.sensordata[:3] - data.sensordata[3:])  # 10 ms old, as the batch's
+            assert reward[e].item() == pytest.approx(-np.sqrt(sensed) / 3000, rel=1e-5)
+            assert info["distance"][e].item() == pytest.approx(sensed, rel=1e-5)
             fresh = mujoco.MjData(model)
             fresh.qpos, fresh.qvel = data.qpos, data.qvel
             mujoco.mj_forward(model, fresh)
             distance = np.linalg.norm(com(model, fresh, "torso") - com(model, fresh, "target"))
-            assert reward[e].item() == pytest.approx(-np.sqrt(distance) / 3000, rel=0.02)  # the sensor is 10 ms old
-            assert info["distance"][e].item() == pytest.approx(distance, rel=0.04)
+            assert sensed == pytest.approx(distance, rel=0.04)
         assert not terminated.any() and not truncated.any() and not info["diverged"].any()
 
 
@@ -116,6 +123,41 @@ def test_sim_threads_is_a_flag():
         env.close()
 
 
+def test_the_benchmark_repeats_the_rollouts_states():
+    against = runpy.run_path(str(CODE / "benchmark.py"))["against_the_simulator"]
+    cfg = Config(env="AntBandits-v1", T=5, N=3, groups=2, high_len=5, sim_threads=1)
+    repeated, simulate = [], MujocoTasks.simulate
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            MujocoTasks, "simulate", lambda *args: repeated.append(simulate(*args)[0][:, -1]) or simulate(*args)
+        )
+        spent = {"bare MuJoCo": [], "collection": []}
+        against(cfg, spent)
+    assert len(repeated) == 10 and all(np.array_equal(a, b) for a, b in zip(repeated[:5], repeated[5:], strict=True))
+    assert all(len(x) == 1 and x[0] > 0 for x in spent.values())
+
+
+def test_torch_leaves_the_cores_to_the_simulator_while_it_steps():
+    env = make_env(Config(env="AntBandits-v1", T=2, groups=1), 2)
+    agent = Hierarchy.build(Config(groups=1), env)
+    seen, before = [], torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        collect(
+            env,
+            agent,
+            streams(0, 0, "x", [0]),
+            **Config(T=2).rollout,
+            on_step=lambda: seen.append(torch.get_num_threads()),
+        )
+        assert seen == [1, 1, 1] and torch.get_num_threads() == 2
+        with pytest.raises(ZeroDivisionError):
+            collect(env, agent, streams(0, 0, "x", [0]), **Config(T=2).rollout, on_step=lambda: 1 / 0)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_diverged_episode_ends_and_stays_finite(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     env = ants(3, max_episode_steps=10)
@@ -125,7 +167,7 @@ def test_a_diverged_episode_ends_and_stays_finite(tmp_path, monkeypatch):
 
     def explode(*args):
         states, sensors = step(*args)
-        states[0, -1, 20], states[1, -1, 20] = np.nan, 1e9
+        states[0, -1, 20], states[1, -1, 20] = np.nan, 1.1e3
         return states, sensors
 
     monkeypatch.setattr(env._pool, "rollout", explode)

@@ -20,7 +20,7 @@ def policy_for(env, hidden=8):
 
 
 def play(env, policy, **more):
-    return rl2.play(policy, env, np.random.default_rng(1), **SETTINGS | more)
+    return rl2.play(env, policy, np.random.default_rng(1), **SETTINGS | more)
 
 
 @pytest.mark.parametrize("space", [Discrete(3), Box(-1, 1, (2,))])
@@ -85,7 +85,7 @@ def test_it_learns_to_find_the_action_that_pays():
     optimizer = torch.optim.Adam(policy.parameters(), cfg.lr)
     for i in range(40):
         (rng,) = streams(0, i, "test", [0])
-        trials = rl2.play(policy, env, rng, **cfg.trial)
+        trials = rl2.play(env, policy, rng, **cfg.trial)
         rl2.learn(policy, optimizer, trials, rng, **cfg.ppo)
     first, second = trials.episode_return.mean(1) / cfg.T
     assert first > 0.6 and second > 0.9

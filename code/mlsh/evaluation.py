@@ -65,7 +65,7 @@ def play_on(data, cfg, env, tasks, ev):
     env = make_env(cfg, len(tasks) * ev.seeds * trials_a_seed)
     env.set_task(tasks)
     (rng,) = streams(ev.seed, 0, "evaluate: rl2", [0])
-    trials = rl2.play(policy, env, rng, **cfg.trial)
+    trials = rl2.play(env, policy, rng, **cfg.trial)
     env.close()
     returns = trials.episode_return.view(cfg.episodes, len(tasks), ev.seeds, trials_a_seed).mean(-1)
     steps = trials.steps / (env.num_envs * cfg.episodes)

@@ -306,7 +306,7 @@ def write_video(path, frames, fps):
     try:
         if Path(path).suffix == ".gif":
             # one palette and no dithering: what stands still costs nothing, a tenth of the bytes
-            palette = Image.fromarray(np.concatenate(frames[:: max(1, len(frames) // 5)])).quantize(64)
+            palette = Image.fromarray(np.concatenate(frames[:: max(1, len(frames) // 20)])).quantize(64)
             first, *rest = [Image.fromarray(frame).quantize(palette=palette, dither=0) for frame in frames]
             first.save(path, save_all=True, append_images=rest, duration=1000 / fps, loop=0)
         else:

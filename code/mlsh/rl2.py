@@ -9,6 +9,7 @@ from torch import nn
 
 from mlsh.errors import NotFinite
 from mlsh.models import Policy
+from mlsh.rollout import leaving_the_cores
 
 
 class RecurrentPolicy(Policy):
@@ -71,8 +72,9 @@ class Trials(NamedTuple):
     steps: int
 
 
+@leaving_the_cores
 @torch.no_grad()
-def play(policy, env, rng, *, episodes, T, gamma, lam, reward_scale):
+def play(env, policy, rng, *, episodes, T, gamma, lam, reward_scale):
     """A trial in each of the env's E slots, on the tasks it has: the hidden state lives as long as the trial."""
     E, device = env.num_envs, env.device
     h, action, reward = None, None, torch.zeros(E, device=device)

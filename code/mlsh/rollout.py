@@ -36,7 +36,7 @@ class Rollout(NamedTuple):
     obs: torch.Tensor  # [S, obs], as the environment gave them, for the normaliser
     steps: int  # env steps, up to the end of each episode
     diverged: torch.Tensor  # [G], episodes whose simulation diverged
-    final: dict  # the tensors [E] of the environment's info at step T, by name: [G, N] each
+    final: dict  # the tensors [E] of the environment's info at each episode's last step, by name: [G, N] each
 
 
 def leaving_the_cores(collect):
@@ -45,7 +45,7 @@ def leaving_the_cores(collect):
     @functools.wraps(collect)
     def wrapped(env, *args, **kwargs):
         threads = torch.get_num_threads()
-        if env.own_threads:
+        if getattr(env, "own_threads", False):
             torch.set_num_threads(1)
         try:
             return collect(env, *args, **kwargs)
@@ -94,7 +94,7 @@ def collect(
     alive = torch.ones(E, dtype=torch.bool, device=device)
     diverged = torch.zeros(E, dtype=torch.bool, device=device)
     seen, valid, unterminated, rewards, low_params, actions = [], [], [], [], [], []  # [T] of [E, ...]
-    choices, master_params = [], []  # [M] of [E, ...]
+    choices, master_params, final = [], [], {}  # [M] of [E, ...], twice; name -> [E]
     if on_step:
         on_step()
     for t in range(T):
@@ -113,6 +113,9 @@ def collect(
         seen.append(obs)
         valid.append(alive)
         new_obs, reward, terminated, truncated, info = env.step(z if flat else actions[-1])
+        for name, x in info.items():
+            if isinstance(x, torch.Tensor) and x.shape == (E,):
+                final[name] = torch.where(alive, x, final.get(name, x))
         if "diverged" in info:
             diverged = diverged | (info["diverged"] & alive)
         rewards.append(torch.where(alive, reward, 0))
@@ -158,8 +161,7 @@ def collect(
         params, action = torch.stack(low_params), torch.stack(actions)
         low_batch = flat_batch(valid, inputs[:-1], action, params, agent.subs, advantage, value[:-1], z, group)
     diverged = diverged.view(G, N).sum(1)
-    final = {k: x.view(G, N) for k, x in info.items() if isinstance(x, torch.Tensor) and x.shape == (E,)}
-    final.pop("diverged", None)
+    final = {name: x.view(G, N) for name, x in final.items() if name != "diverged"}
     total = reward.sum(0).view(G, N)
     return Rollout(master, low_batch, total, share, seen[:-1][valid], int(valid.sum()), diverged, final)
 

@@ -60,7 +60,7 @@ class VectorTasks(VectorEnv):
     def step(self, actions):
         """Return observation [E, …], reward [E] (float32), terminated [E], truncated [E] (bool) and an info dict.
 
-        Tensors [E] in the info of the last step are reported by the final test, as means.
+        Tensors [E] in the info of an episode's last step are reported by the final test, as means.
         """
         self._elapsed += 1
         observation, reward, terminated, info = self._step(actions)
@@ -121,6 +121,7 @@ class SingleEnv(gym.Env):
         observation, reward, terminated, truncated, info = self._vector.step(torch.as_tensor(action)[None])
         if self.render_mode == "human":
             self._vector.render()
+        info = {name: x.item() if isinstance(x, torch.Tensor) else x for name, x in info.items()}
         return observation[0].numpy(), reward.item(), terminated.item(), truncated.item(), info
 
     def render(self):

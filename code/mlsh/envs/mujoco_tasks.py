@@ -14,7 +14,7 @@ from mlsh.envs.base import VectorTasks
 from mlsh.errors import RenderingUnavailable
 
 NO_OPENGL = "no OpenGL for drawing; on Debian, apt install libegl1 or libosmesa6"
-TOO_LARGE = 1e6  # of a position or velocity: the simulation has diverged
+TOO_LARGE = 1e3  # of a position or velocity, which stay below 1e2: the simulation has diverged
 
 
 def choose_opengl(human):
@@ -41,7 +41,7 @@ def choose_opengl(human):
 class MujocoTasks(VectorTasks):
     """A family of tasks simulated by MuJoCo; control and state live on the CPU, as MuJoCo does.
 
-    An episode whose state stops being finite, or exceeds 1e6, has diverged: it keeps its last good state, terminates,
+    An episode whose state stops being finite, or exceeds 1e3, has diverged: it keeps its last good state, terminates,
     is flagged in `info["diverged"]`, and is paid its last good reward for every step that it misses, so that blowing up
     is worth no more than standing still.
 
