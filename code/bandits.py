@@ -3,7 +3,7 @@
 Runs go to runs/bandits, as many at a time as there are cores; figures to assets, tables to the screen.
 """
 
-import functools
+import csv
 import itertools
 import json
 import os
@@ -16,10 +16,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from mlsh import checkpoint
-from mlsh.config import EvaluationConfig
 from mlsh.errors import UserError, run_command
-from mlsh.evaluation import evaluate
 from mlsh.logger import curve, read_metrics
 from mlsh.plots import draw_bands, interquartile_mean, interval
 
@@ -60,13 +57,15 @@ FIXED = {  # name of a run, without the seed -> command, number of seeds
 }
 
 
+LAST = {"train.py": "results.json", "train_rl2.py": "checkpoint.pt", "evaluate.py": "adaptation.csv"}  # file written
+
+
 def run(job):
     """Start, continue or skip the run `job` (name, command); one thread, as several run side by side."""
     name, command = job
     folder = RUNS / name
     script, *flags = command.split()
-    finished = folder / ("results.json" if script == "train.py" else "checkpoint.pt")
-    if finished.exists():
+    if (folder / LAST[script]).exists():
         return
     if (folder / "checkpoint.pt").exists():
         flags = ["-c"]
@@ -134,37 +133,21 @@ def learning_curves(rates):
     table(["method", "learning rate", "both tasks", "better task", "worse task", "env steps"], ends)
 
 
-# Learning one task: the runs, the env steps a master gets, and what it may choose from (episodes, learning rate)
-ADAPTATION = {
-    "MLSH, new master": ("full", 6_000, list(itertools.product((2, 5, 10), (3e-3, 1e-2, 3e-2)))),
-    "shared policy, fine-tuned": ("shared-full", 75_000, list(itertools.product((5, 10, 20), (3e-4, 1e-3, 3e-3)))),
-    "PPO from scratch": ("scratch", 75_000, list(itertools.product((5, 10, 20), (3e-4, 1e-3, 3e-3)))),
-}
+def adaptation_job(run, N, rate, steps, first, seeds):
+    """`run`'s sub-policies frozen, `seeds` masters a task from seed `first` on, `steps` env steps each."""
+    flags = f"-N {N} --hlr {rate:g} --bs 64 --updates {steps // (N * 50)} --seeds {seeds} --seed {first} --look 50"
+    return f"{run}/adapt-{N}-{rate:g}-{first}", f"evaluate.py {RUNS.relative_to(CODE) / run} {flags}"
 
 
-def adapt(name, steps, choice, first, seeds):
-    """Env steps [n] and returns [n, tasks, runs], of each training run the mean of `seeds` masters."""
-    N, rate = choice
-    of_run = []
-    for seed in SEEDS:
-        path = RUNS / (f"{name}-{seed}" if name in FIXED and FIXED[name][1] > 1 else f"{name}-0")
-        ev = EvaluationConfig(updates=steps // (N * 50), seeds=seeds, seed=first + seed, look=50, N=N, hlr=rate, bs=64)
-        key = f"{path.name}-{checkpoint.load(path)['run_id']}-{N}-{rate:g}-{ev.seed}-{seeds}-{ev.updates}"
-        cache = RUNS / f"adaptation-{key}.npz"
-        if not cache.exists():
-            env_steps, returns, _ = evaluate(path, ev)
-            with open(f"{cache}.tmp", "wb") as file:
-                np.savez(file, env_steps=env_steps, returns=returns.mean(2))
-            os.replace(f"{cache}.tmp", cache)
-        saved = np.load(cache)
-        of_run.append(saved["returns"])
-    return saved["env_steps"], np.stack(of_run, 2)
-
-
-def quality(name, steps, choice):
-    """Area under the curves of masters with seeds for choosing; every choice gets the same env steps."""
-    env_steps, returns = adapt(name, steps, choice, first=1000, seeds=1)
-    return np.trapezoid(returns.mean((1, 2)), env_steps) / env_steps[-1]
+def read_adaptation(name):
+    """Env steps [updates + 1] and returns [updates + 1, tasks, seeds] of an evaluation."""
+    with open(RUNS / name / "adaptation.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    shape = [len({row[key] for row in rows}) for key in ("task", "seed", "update")]
+    returns = np.array([float(row["return"]) for row in rows])  # a task after the other, then update, then seed
+    return np.unique([float(row["env_steps"]) for row in rows]), returns.reshape(shape[0], shape[2], shape[1]).swapaxes(
+        0, 1
+    )
 
 
 def solved(env_steps, returns):
@@ -173,15 +156,49 @@ def solved(env_steps, returns):
     return env_steps[good.argmax()] if good.any() else np.inf
 
 
+# Ways to learn one task: training runs, masters of each (ten in all), env steps of a master, and the settings to choose
+# from (episodes a rollout, learning rate)
+LEARNERS = {
+    "MLSH, new master": ([f"full-{s}" for s in SEEDS], 2, 6_000, ((2, 5, 10), (3e-3, 1e-2, 3e-2))),
+    "shared policy, fine-tuned": ([f"shared-full-{s}" for s in SEEDS], 2, 100_000, ((5, 10, 20), (3e-4, 1e-3, 3e-3))),
+    "PPO from scratch": (["scratch-0"], 10, 100_000, ((5, 10, 20), (3e-4, 1e-3, 3e-3))),
+}
+
+
+def choosing(label):
+    """Setting -> its evaluations, on two training runs, with masters that are reported nowhere."""
+    runs, masters, steps, grid = LEARNERS[label]
+    return {
+        x: [adaptation_job(run, *x, steps, CHOOSING, masters) for run in runs[:2]] for x in itertools.product(*grid)
+    }
+
+
+def best_setting(label):
+    """The setting with the largest area under its curves; all get the same env steps."""
+
+    def area(setting):
+        curves = [read_adaptation(name) for name, _ in choosing(label)[setting]]
+        return np.mean([np.trapezoid(y.mean((1, 2)), x) / x[-1] for x, y in curves])
+
+    return max(choosing(label), key=area)
+
+
 def adaptation():
     """Figure and table: learning one task anew."""
+    run_all([job for label in LEARNERS for jobs in choosing(label).values() for job in jobs])
+    best = {label: best_setting(label) for label in LEARNERS}
+    jobs = {
+        label: [adaptation_job(run, *best[label], steps, 0, masters) for run in runs]
+        for label, (runs, masters, steps, _) in LEARNERS.items()
+    }
+    run_all(itertools.chain(*jobs.values()))
     panels, rows = {"task 0": {}, "task 1": {}}, []
-    for label, (name, steps, choices) in ADAPTATION.items():
-        N, rate = best = max(choices, key=functools.partial(quality, name, steps))
-        env_steps, returns = adapt(name, steps, best, first=0, seeds=2)
-        for j in (0, 1):
-            panels[f"task {j}"][label] = env_steps, returns[:, j]
-            needed = np.array([solved(env_steps, returns[:, j, run]) for run in SEEDS])
+    for label, (N, rate) in best.items():
+        curves = [read_adaptation(name) for name, _ in jobs[label]]
+        env_steps, returns = curves[0][0], np.concatenate([y for _, y in curves], 2)  # [n, tasks, masters]
+        for j, panel in enumerate(panels.values()):
+            panel[label] = env_steps, returns[:, j]
+            needed = np.array([solved(env_steps, y) for y in returns[:, j].T])
             reached = needed[np.isfinite(needed)]
             cells = [with_interval(reached, 0) if len(reached) else "", f"{len(reached)} of {len(needed)}"]
             cells += [with_interval(returns[0, j]), with_interval(last_tenth(returns[:, j].T))]
@@ -192,13 +209,16 @@ def adaptation():
 
 def sweep():
     """Figure and table: number of sub-policies by warm-up, the worse task's return of a master after 20 updates."""
-    worse = {}
-    for K, W in SWEEP:
-        ends = []
-        for seed in range(3):
-            ev = EvaluationConfig(updates=20, seeds=1, seed=seed, look=200)
-            ends.append(evaluate(RUNS / f"sweep-{K}-{W}-{seed}", ev)[1][-1].min())
-        worse[K, W] = ends
+    runs = {(K, W): [f"sweep-{K}-{W}-{seed}" for seed in range(3)] for K, W in SWEEP}
+    flags = "--updates 20 --seeds 1 --look 200"
+    run_all(
+        [
+            (f"{run}/adapt", f"evaluate.py {RUNS.relative_to(CODE) / run} {flags}")
+            for of_cell in runs.values()
+            for run in of_cell
+        ]
+    )
+    worse = {cell: [read_adaptation(f"{run}/adapt")[1][-1].min() for run in of_cell] for cell, of_cell in runs.items()}
     subs, warm_ups = ([*dict.fromkeys(cell[k] for cell in SWEEP)] for k in (0, 1))
     mean = np.array([[interquartile_mean(worse[K, W]) for W in warm_ups] for K in subs])
     figure = Figure(figsize=(5, 3.4), layout="constrained")
