@@ -23,5 +23,8 @@ setup(
         "matplotlib>=3.9",
         "scipy>=1.15",
     ],
-    extras_require={"test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9"]},
+    extras_require={
+        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9"],
+        "gym": ["shimmy>=2.0", "gym==0.26.2"],  # environments on the old Gym; Shimmy's own extra wants NumPy 1
+    },
 )

@@ -94,6 +94,22 @@ def test_the_same_seed_the_same_start_for_each_block():
     assert first.unique().numel() == 4
 
 
+def test_old_gym_through_shimmy(command, tmp_path):
+    pytest.importorskip("shimmy", reason="pip install -e .[gym]")
+    env = make_env(Config(env="old:Old-v0", T=5), 4)
+    tasks = [env.sample_task(np.random.default_rng(i)) for i in range(20)]
+    assert set(tasks) == {0, 1} and tasks == [env.sample_task(np.random.default_rng(i)) for i in range(20)]
+    env.set_task([0, 1])
+    env.reset(seed=[1, 1])
+    _, reward, *_ = env.step(torch.tensor([2, 2, 2, 2]))
+    assert reward.tolist() == [0, 0, 1, 1]
+    for out in ("a", "b"):
+        code, _, err = command("train.py", *TINY, "--env", "old:Old-v0", "--out", tmp_path / out)
+        assert code == 0, err
+    same = [[{k: v for k, v in row.items() if k != "seconds"} for row in read_metrics(tmp_path / x)] for x in "ab"]
+    assert len(same[0]) == 4 and same[0] == same[1]
+
+
 def test_an_unknown_module_is_a_clear_error():
     with pytest.raises(UserError, match="no_such_module"):
         make_env(Config(env="no_such_module:X-v0"), 1)

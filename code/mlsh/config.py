@@ -317,7 +317,7 @@ PRESETS["AntBandits-v1"] = {
     "log_std": -0.5,
     "reward_scale": 300.0,
 }
-PRESETS["MovementBandits4-v0"] = PRESETS["MovementBandits-v0"] | {"num_low": 4}
+PRESETS["MovementBandits4-v0"] = PRESETS["MovementBandits-v0"] | {"W": 20, "tasks": 110, "num_low": 4, "fade": 80}
 
 CHANGEABLE = ("tasks", "record", "wandb", "device", "sim_threads", "save_seconds", "resume", "out")  # by -c
 

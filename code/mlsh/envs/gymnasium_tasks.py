@@ -149,5 +149,7 @@ def seed_globally(env, rng):
     """Let a method that takes no generator draw what `rng` determines."""
     np.random.seed(rng.integers(2**32))
     random.seed(int(rng.integers(2**32)))
-    old = isinstance(getattr(env, "np_random", None), np.random.RandomState)
-    env.np_random = (np.random.RandomState if old else np.random.default_rng)(rng.integers(2**32))
+    if hasattr(env, "seed"):  # of old Gym
+        env.seed(int(rng.integers(2**31)))
+    else:
+        env.np_random = np.random.default_rng(rng.integers(2**32))
