@@ -38,11 +38,12 @@ def budget(W, U, steps):
     return f"-W {W} -U {U} --tasks {tasks} --fade {max(1, 2 * tasks // 3)}"
 
 
-METHODS = {  # 5 M env steps each; without a warm-up all iterations are joint, as many a task
+# 5 M env steps to learn from; without a warm-up all iterations are joint, as many a task, each with half the updates
+METHODS = {
     "MLSH": f"{SMALL} {budget(20, 1, 5e6)} --llr",
-    "no warm-up": f"{SMALL} {budget(0, 21, 5e6)} --llr",
-    "timescale 1": f"{SMALL} {budget(20, 1, 5e6)} --high_len 1 --llr",
-    "shared policy": f"{SMALL} {budget(0, 21, 5e6)} --num_low 1 --llr",
+    "no warm-up": f"{SMALL} {budget(0, 21, 5e6)} --parts_low 15 --llr",
+    "timescale 1": f"{SMALL} {budget(20, 1, 5e6)} --high_len 1 --bs 500 --llr",
+    "shared policy": f"{SMALL} {budget(0, 21, 5e6)} --num_low 1 --parts_low 15 --llr",
     "RL2": "train_rl2.py --iterations 250 --lr",
 }
 RATES = (5e-4, 1.5e-3, 4e-3)
@@ -50,7 +51,6 @@ FULL = "train.py --record 0 --wandb disabled"
 SWEEP = list(itertools.product((1, 2, 4), (0, 5, 20, 60)))  # sub-policies, warm-up
 FIXED = {  # name of a run, without the seed -> command, number of seeds
     "full": (FULL, 5),
-    "shared-full": (f"{FULL} --num_low 1 -W 0 -U 61", 5),
     "scratch": (f"{FULL} --num_low 0 -W 1 -U 0 --tasks 1", 1),
     "four-goals": (f"{FULL} --env MovementBandits4-v0", 3),
     **{f"sweep-{K}-{W}": (f"{SMALL} --num_low {K} {budget(W, 1, 3e6)}", 3) for K, W in SWEEP},
@@ -156,40 +156,39 @@ def solved(env_steps, returns):
     return env_steps[good.argmax()] if good.any() else np.inf
 
 
-# Ways to learn one task: training runs, masters of each (ten in all), env steps of a master, and the settings to choose
-# from (episodes a rollout, learning rate)
-LEARNERS = {
-    "MLSH, new master": ([f"full-{s}" for s in SEEDS], 2, 6_000, ((2, 5, 10), (3e-3, 1e-2, 3e-2))),
-    "shared policy, fine-tuned": ([f"shared-full-{s}" for s in SEEDS], 2, 100_000, ((5, 10, 20), (3e-4, 1e-3, 3e-3))),
-    "PPO from scratch": (["scratch-0"], 10, 100_000, ((5, 10, 20), (3e-4, 1e-3, 3e-3))),
-}
+def learners(shared_rate):
+    """Ways to learn one task: training runs, masters of each (ten in all), env steps of a master, and what to choose
+    from (episodes a rollout, learning rates)."""
+    grid = (5, 10, 20), (3e-4, 1e-3, 3e-3)
+    return {
+        "MLSH, new master": ([f"full-{s}" for s in SEEDS], 2, 6_000, ((2, 5, 10), (3e-3, 1e-2, 3e-2))),
+        "shared policy, fine-tuned": ([named("shared policy", shared_rate, s) for s in SEEDS], 2, 100_000, grid),
+        "PPO from scratch": (["scratch-0"], 10, 100_000, grid),
+    }
 
 
-def choosing(label):
+def choosing(runs, masters, steps, grid):
     """Setting -> its evaluations, on two training runs, with masters that are reported nowhere."""
-    runs, masters, steps, grid = LEARNERS[label]
     return {
         x: [adaptation_job(run, *x, steps, CHOOSING, masters) for run in runs[:2]] for x in itertools.product(*grid)
     }
 
 
-def best_setting(label):
-    """The setting with the largest area under its curves; all get the same env steps."""
-
-    def area(setting):
-        curves = [read_adaptation(name) for name, _ in choosing(label)[setting]]
-        return np.mean([np.trapezoid(y.mean((1, 2)), x) / x[-1] for x, y in curves])
-
-    return max(choosing(label), key=area)
+def area(jobs):
+    """Mean over env steps of the return; all settings get the same env steps."""
+    curves = [read_adaptation(name) for name, _ in jobs]
+    return np.mean([np.trapezoid(y.mean((1, 2)), x) / x[-1] for x, y in curves])
 
 
-def adaptation():
+def adaptation(shared_rate):
     """Figure and table: learning one task anew."""
-    run_all([job for label in LEARNERS for jobs in choosing(label).values() for job in jobs])
-    best = {label: best_setting(label) for label in LEARNERS}
+    ways = learners(shared_rate)
+    trials = {label: choosing(*way) for label, way in ways.items()}
+    run_all(job for settings in trials.values() for jobs in settings.values() for job in jobs)
+    best = {label: max(settings, key=lambda x: area(settings[x])) for label, settings in trials.items()}
     jobs = {
         label: [adaptation_job(run, *best[label], steps, 0, masters) for run in runs]
-        for label, (runs, masters, steps, _) in LEARNERS.items()
+        for label, (runs, masters, steps, _) in ways.items()
     }
     run_all(itertools.chain(*jobs.values()))
     panels, rows = {"task 0": {}, "task 1": {}}, []
@@ -255,7 +254,7 @@ def main():
     jobs += [(f"{name}-{s}", f"{command} --seed {s}") for name, (command, n) in FIXED.items() for s in range(n)]
     run_all(jobs)
     learning_curves(rates)
-    adaptation()
+    adaptation(rates["shared policy"])
     sweep()
     four_goals()
 
