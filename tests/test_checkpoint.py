@@ -56,11 +56,10 @@ def test_a_failed_save_leaves_the_old_file(parts, tmp_path, monkeypatch):
     checkpoint.save(checkpoint.snapshot(cfg, agent, optimizer, PROGRESS), path)
     old = path.read_bytes()
 
-    def full_disk(data, file):
-        file.write(b"half")
+    def full_disk(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", full_disk)
+    monkeypatch.setattr(checkpoint.os, "fsync", full_disk)
     with pytest.raises(UserError, match="free disk space"):
         checkpoint.save({}, path)
     assert path.read_bytes() == old and [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]

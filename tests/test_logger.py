@@ -144,6 +144,13 @@ def test_auto_goes_offline_where_wandb_cannot_be_reached(cfg, folder, monkeypatc
     logger.start_wandb(cfg, folder, "id")
     assert modes[2:] == ["offline"]
 
+    def slow(prompt):
+        raise OSError("the login got no answer")
+
+    monkeypatch.setattr(logger.wandb, "login", slow)
+    logger.start_wandb(cfg, folder, "id")
+    assert modes[3:] == ["offline"]
+
 
 @pytest.mark.parametrize("ending", ["gif", "mp4"])
 def test_videos(tmp_path, ending):

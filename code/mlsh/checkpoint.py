@@ -1,5 +1,6 @@
 """Save and load a run: plain data, written whole or not at all, read without running any code in it."""
 
+import io
 import os
 import warnings
 import zipfile
@@ -31,13 +32,15 @@ def snapshot(cfg, agent, optimizer, progress):
 def save(data, path):
     """Write `data` beside `path`, flush it to the disk, then rename; a failure leaves the old file whole."""
     temporary = Path(f"{path}.tmp")
+    buffer = io.BytesIO()  # to a file directly, torch would report a full disk in its own words
+    torch.save(data, buffer)
     try:
         with open(temporary, "wb") as file:
-            torch.save(data, file)
+            file.write(buffer.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
+    except OSError as error:
         temporary.unlink(missing_ok=True)
         raise UserError(f"cannot write {path} ({error}); free disk space or check permissions") from None
 

@@ -132,6 +132,9 @@ class Logger:
             os.replace(folder / "metrics.csv.tmp", folder / "metrics.csv")
             self._file = open(folder / "metrics.csv", "a", newline="")  # noqa: SIM115
         self._writer = csv.DictWriter(self._file, columns)
+        if not os.access(Path.home(), os.W_OK):  # what libraries keep there goes to the run folder
+            for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "MPLCONFIGDIR"):
+                os.environ.setdefault(name, str(folder.absolute() / "wandb" / "home"))
         self._wandb = start_wandb(cfg, folder, run_id)
         inner = cfg.W + cfg.U
         self._bar = tqdm(total=cfg.tasks * inner, initial=begun * inner, unit="it", dynamic_ncols=True)
@@ -189,6 +192,7 @@ class Logger:
         self._diverged = 0
         with writing(self.folder):
             self._file.flush()
+            os.fsync(self._file.fileno())  # no checkpoint is ahead of it, even if the machine goes down
         self._trained = f"trained reward {logged['trained_reward']:.2f}"
         self._log(logged | {"env_steps": env_steps})
 
@@ -272,7 +276,7 @@ def start_wandb(cfg, folder, run_id):
             mode = "online" if wandb.login(prompt=False) else "offline"
         run = init_wandb(cfg, folder, run_id, mode)
     except Exception as error:
-        if cfg.wandb == "auto" and mode == "online":
+        if cfg.wandb == "auto" and mode != "offline":
             return start_wandb(dataclasses.replace(cfg, wandb="offline"), folder, run_id)
         print(f"wandb did not start, going on without it: {' '.join(str(error).split())}", file=sys.stderr)
         return None

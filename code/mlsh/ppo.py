@@ -47,7 +47,7 @@ def minibatches(member, group, n, parts, epochs, rngs, total=lambda x: x):
     [S], `group` counting from 0. `total` sums a tensor over the processes that have samples of the same members.
 
     Returns index [epochs * parts, n, width] (int64) and weight, same shape (float32), which sums to 1 over the row of
-    all processes, or to 0 where a member has no sample; padding weighs 0.
+    all processes, or to 0 where a member has no sample; padding weighs 0, and repeats a sample of the row.
     """
     S = len(member)
     key = np.empty((epochs, S))
@@ -69,6 +69,7 @@ def minibatches(member, group, n, parts, epochs, rngs, total=lambda x: x):
     index[:, row[by_row], column] = order[:, by_row]
     everywhere = total(torch.from_numpy(length)).numpy()
     weight[row[by_row], column] = 1 / everywhere[row[by_row]]
+    index = np.where(weight, index, index[:, :, :1])  # a sample of another member could be infinitely improbable
     shape = (epochs * parts, n, -1)
     return index.reshape(shape), np.tile(weight, (epochs, 1, 1)).reshape(shape)
 
