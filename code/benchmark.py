@@ -1,5 +1,6 @@
 """Throughput of training, and where its time goes: python benchmark.py --env MovementBandits-v0"""
 
+import os
 import statistics
 import subprocess
 import sys
@@ -37,18 +38,47 @@ class Args:
     """Outer iterations of train.py, two or more; the first is not counted."""
     sim_threads: int = 0
     """Threads that simulate, in MuJoCo's families; 0 for all cores."""
+    processes: int = 0
+    """Instead, compare torchrun with so many processes to one, and to so many runs at once; a thread each."""
 
 
-def whole_loop(flags, tasks):
-    """Env steps and seconds of an outer iteration of train.py as a user starts it, without videos, by metrics.csv."""
+def whole_loop(flags, tasks, launcher=(), copies=1, **environment):
+    """Env steps and seconds of an outer iteration of train.py as a user starts it, without videos, by metrics.csv.
+
+    Of `copies` runs at the same time, a pair each.
+    """
+    names = ("env_steps", "seconds")
     with tempfile.TemporaryDirectory() as folder:
-        more = ["--record", 0, "--tasks", tasks, "--wandb", "offline", "--test_episodes", 2, "--out", folder]
-        command = [sys.executable, Path(__file__).with_name("train.py"), *flags, *more]
-        run = subprocess.run([str(word) for word in command], capture_output=True, text=True)
-        if run.returncode:
-            raise UserError(run.stderr.strip().splitlines()[-1].removeprefix("train.py: error: "))
-        rows = read_metrics(folder)
-    return [(float(rows[-1][name]) - float(rows[0][name])) / (tasks - 1) for name in ("env_steps", "seconds")]
+        more = ["--record", 0, "--tasks", tasks, "--wandb", "offline", "--test_episodes", 2]
+        command = [sys.executable, *launcher, Path(__file__).with_name("train.py"), *flags, *more, "--out"]
+        outs = [Path(folder, str(copy)) for copy in range(copies)]
+        started = []
+        for out in outs:
+            with open(f"{out}.log", "w") as log:
+                words = [str(word) for word in (*command, out)]
+                started.append(subprocess.Popen(words, stdout=log, stderr=log, env=os.environ | environment))
+        for run, out in zip(started, outs, strict=True):
+            if run.wait():
+                raise UserError(Path(f"{out}.log").read_text().strip().splitlines()[-1])
+        rows = [read_metrics(out) for out in outs]
+    return [[(float(r[-1][name]) - float(r[0][name])) / (tasks - 1) for name in names] for r in rows]
+
+
+def scaling(flags, groups, args):
+    """Print env steps a second of one process, of several at once that share nothing, and of as many by torchrun."""
+    n = args.processes
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", n)
+    ways = {"one run": {}, f"{n} runs at once": {"copies": n}, f"torchrun, {n} processes": {"launcher": launcher}}
+    speeds = {way: [] for way in ways}
+    for _ in range(2):  # as a machine's speed may change
+        for way, how in ways.items():
+            loops = whole_loop([*flags, "--sim_threads", "1"], args.tasks, **how, OMP_NUM_THREADS="1")
+            speeds[way].append(sum(steps / seconds for steps, seconds in loops))
+    print(f"{args.env} --groups {groups}, a thread each, env steps/s:")
+    one, apart, together = (statistics.mean(x) for x in speeds.values())
+    for (way, each), mean in zip(speeds.items(), (one, apart, together), strict=True):
+        print(f"  {way:<24}{mean:10,.0f}  x {mean / one:.2f}  ({', '.join(f'{x:,.0f}' for x in each)})")
+    print(f"  torchrun has {100 * together / apart:.0f} % of what this machine can give", flush=True)
 
 
 def new_agent(cfg, env):
@@ -124,11 +154,14 @@ def main():
         flags = ["--env", args.env, "--device", args.device, "--sim_threads", str(args.sim_threads)]
         flags += ["--groups", str(groups)] if groups else []
         cfg, _ = config.parse(flags, load=None)
+        if args.processes:
+            scaling(flags, cfg.groups, args)
+            continue
         env = make_env(cfg, 1)
         spent = {"bare MuJoCo": [], "collection": []}
         for again in range(6):  # before and after the loop, as a machine's speed may change
             if again == 3:
-                steps, whole = whole_loop(flags, args.tasks)
+                ((steps, whole),) = whole_loop(flags, args.tasks)
             if isinstance(env, MujocoTasks):
                 against_the_simulator(cfg, spent)
         threads = f"{torch.get_num_threads()} threads"

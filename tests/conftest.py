@@ -9,6 +9,7 @@ import pytest
 import torch
 
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of what the tests start, too: several processes stall each other
 torch.set_num_threads(1)
 
 from mlsh import logger  # noqa: E402

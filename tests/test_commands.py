@@ -220,6 +220,17 @@ def test_no_environment_variables_are_needed(tmp_path, home):
     assert not any(word in run.stderr for word in ("Warning", "INFO", "ERROR", "mkdir", "wandb failed"))
 
 
+def test_scaling(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(CODE)
+    import benchmark
+
+    benchmark.scaling(TINY, 2, benchmark.Args(processes=2, tasks=2))
+    first, *rows, last = capsys.readouterr().out.splitlines()
+    speeds = [float(row[26:36].replace(",", "")) for row in rows]
+    assert first.startswith("MovementBandits-v0 --groups 2") and len(speeds) == 3 and min(speeds) > 0
+    assert float(last.split()[2]) == pytest.approx(100 * speeds[2] / speeds[1], abs=1)
+
+
 def test_benchmark(command):
     code, out, err = command("benchmark.py", "--groups", 1, "--tasks", 2)
     assert code == 0, err
