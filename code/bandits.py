@@ -136,7 +136,7 @@ def learning_curves(rates):
 def adaptation_job(run, N, rate, steps, first, seeds):
     """`run`'s sub-policies frozen, `seeds` masters a task from seed `first` on, `steps` env steps each."""
     flags = f"-N {N} --hlr {rate:g} --bs 64 --updates {steps // (N * 50)} --seeds {seeds} --seed {first} --look 50"
-    return f"{run}/adapt-{N}-{rate:g}-{first}", f"evaluate.py {RUNS.relative_to(CODE) / run} {flags}"
+    return f"{run}/adapt-{N}-{rate:g}-{first}", f"evaluate.py {os.path.relpath(RUNS / run, CODE)} {flags}"
 
 
 def read_adaptation(name):
@@ -212,7 +212,7 @@ def sweep():
     flags = "--updates 20 --seeds 1 --look 200"
     run_all(
         [
-            (f"{run}/adapt", f"evaluate.py {RUNS.relative_to(CODE) / run} {flags}")
+            (f"{run}/adapt", f"evaluate.py {os.path.relpath(RUNS / run, CODE)} {flags}")
             for of_cell in runs.values()
             for run in of_cell
         ]
