@@ -30,13 +30,13 @@ def wait_for_rows(run, folder, rows):
 
 @pytest.mark.parametrize(
     ("env", "what"),
-    [("NaNReward", "reward"), ("InfiniteReward", "reward"), ("NaNObservation", "observation")],
+    [("NaNReward", "a reward"), ("InfiniteReward", "a reward"), ("NaNObservation", "an observation")],
 )
 def test_what_is_not_finite_stops_the_run_with_the_last_good_checkpoint(command, tmp_path, env, what):
     flags = ["--env", f"faulty:{env}-v0", "-W", 1, "-U", 0, "--save_seconds", 0, "--out", tmp_path]
     code, _, err = command("train.py", *SMALL, *flags)  # four rollouts an outer iteration: the second fails
     assert code == 2 and "Traceback" not in err
-    assert f"gave a {what} that is not finite at step {2 if what == 'reward' else 3}, task 1" in err
+    assert f"gave {what} that is not finite at step {2 if what == 'a reward' else 3}, task 1" in err
     assert checkpoint.load(tmp_path)["iteration"] == 1 and len(read_metrics(tmp_path)) == 2
 
 

@@ -2,6 +2,7 @@
 
 import io
 import os
+import pickle
 import warnings
 import zipfile
 from pathlib import Path
@@ -71,6 +72,8 @@ def load(path, kinds=(Config,)):
         data["config"] = kind.from_dict(data["config"])
     except Exception as error:  # a damaged file may fail anywhere
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):
+            reason = "it holds other things than plain data, which are not loaded"
         raise UserError(f"{path} is damaged or no checkpoint of train.py ({reason:.80}); use another one") from None
     if kind not in kinds:
         raise UserError(f"{path} is of {SCRIPTS[kind]}; this takes one of {SCRIPTS[kinds[0]]}")

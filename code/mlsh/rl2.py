@@ -95,9 +95,9 @@ def play(env, policy, rng, *, episodes, T, gamma, lam, reward_scale):
             obs = torch.where(alive[:, None], new_obs, obs)
     x, action, log_prob, value, alive = (torch.stack(field) for field in zip(*steps, strict=True))
     reward = torch.stack(rewards)
-    for name, finite in (("reward", reward), ("observation", x)):
+    for name, finite in (("a reward", reward), ("an observation", x)):
         if not finite.isfinite().all():
-            raise NotFinite(f"the environment gave a {name} that is not finite")
+            raise NotFinite(f"the environment gave {name} that is not finite")
     advantage, last = torch.zeros_like(reward), torch.zeros(E, device=device)
     next_value = torch.zeros(E, device=device)  # a trial ends for good; an episode does not
     for s in reversed(range(len(reward))):  # GAE over the steps in which the episode lives

@@ -130,10 +130,10 @@ def collect(
     unterminated = torch.stack(unterminated).cumprod(0).bool()  # [T, E], up to and with this step
     alive = torch.zeros_like(alive)  # after the last step, every episode has ended
     group = episode.div(N, rounding_mode="floor")
-    for name, finite in (("reward", reward.isfinite()), ("observation", seen.isfinite().all(-1))):
+    for name, finite in (("a reward", reward.isfinite()), ("an observation", seen.isfinite().all(-1))):
         if not finite.all():
             t, e = (~finite).nonzero()[0].tolist()
-            raise NotFinite(f"the environment gave a {name} that is not finite at step {t}, task {env.task[e]}")
+            raise NotFinite(f"the environment gave {name} that is not finite at step {t}, task {env.task[e]}")
 
     # the masters: one transition is up to high_len steps; it is real if its first step is
     starts = torch.arange(0, T, high_len, device=device)
