@@ -46,15 +46,8 @@ METHODS = {
     "shared policy": f"{SMALL} {budget(0, 21, 5e6)} --num_low 1 --parts_low 15 --llr",
     "RL2": "train_rl2.py --iterations 250 --lr",
 }
-RATES = (5e-4, 1.5e-3, 4e-3)
-FULL = "train.py --record 0 --wandb disabled"
+RATES = (5e-4, 1.5e-3, 4e-3, 1e-2)
 SWEEP = list(itertools.product((1, 2, 4), (0, 5, 20, 60)))  # sub-policies, warm-up
-FIXED = {  # name of a run, without the seed -> command, number of seeds
-    "full": (FULL, 5),
-    "scratch": (f"{FULL} --num_low 0 -W 1 -U 0 --tasks 1", 1),
-    "four-goals": (f"{FULL} --env MovementBandits4-v0", 3),
-    **{f"sweep-{K}-{W}": (f"{SMALL} --num_low {K} {budget(W, 1, 3e6)}", 3) for K, W in SWEEP},
-}
 
 
 LAST = {"train.py": "results.json", "train_rl2.py": "checkpoint.pt", "evaluate.py": "adaptation.csv"}  # file written
@@ -90,9 +83,13 @@ def named(method, rate, seed):
     return f"{method}-{rate:g}-{seed}".replace(" ", "-")
 
 
-def training_curve(method, rate, seed):
+def trained(method, rates):
+    return [named(method, rates[method], seed) for seed in SEEDS]
+
+
+def training_curve(run):
     """Env steps (millions) [n] and returns [2, n] of the tasks, after the joint iterations of each outer one."""
-    rows = read_metrics(RUNS / named(method, rate, seed))
+    rows = read_metrics(RUNS / run)
     reward = "joint_reward" if "joint_reward" in rows[0] else [x for x in rows[0] if x.startswith("episode_")][-1]
     curves = [curve(rows, task, reward) for task in ("0", "1")]
     return curves[0][0], np.array([y for _, y in curves])
@@ -103,7 +100,7 @@ def last_tenth(returns):
 
 
 def best_rate(method):
-    return max(RATES, key=lambda rate: last_tenth(training_curve(method, rate, CHOOSING)[1]).mean())
+    return max(RATES, key=lambda rate: last_tenth(training_curve(named(method, rate, CHOOSING))[1]).mean())
 
 
 def table(header, rows):
@@ -122,7 +119,7 @@ def learning_curves(rates):
     panels = {"both tasks": {}, "the worse task": {}}
     ends = []
     for method, rate in rates.items():
-        curves = [training_curve(method, rate, seed) for seed in SEEDS]
+        curves = [training_curve(run) for run in trained(method, rates)]
         steps, returns = curves[0][0], np.array([y for _, y in curves])  # [seeds, 2, n]
         panels["both tasks"][method] = steps, returns.mean(1).T
         panels["the worse task"][method] = steps, returns.min(1).T
@@ -156,14 +153,14 @@ def solved(env_steps, returns):
     return env_steps[good.argmax()] if good.any() else np.inf
 
 
-def learners(shared_rate):
+def learners(rates):
     """Ways to learn one task: training runs, masters of each (ten in all), env steps of a master, and what to choose
     from (episodes a rollout, learning rates)."""
     grid = (5, 10, 20), (3e-4, 1e-3, 3e-3)
     return {
-        "MLSH, new master": ([f"full-{s}" for s in SEEDS], 2, 6_000, ((2, 5, 10), (3e-3, 1e-2, 3e-2))),
-        "shared policy, fine-tuned": ([named("shared policy", shared_rate, s) for s in SEEDS], 2, 100_000, grid),
-        "PPO from scratch": (["scratch-0"], 10, 100_000, grid),
+        "MLSH, new master": (trained("MLSH", rates), 2, 6_000, ((2, 5, 10), (3e-3, 1e-2, 3e-2))),
+        "shared policy, fine-tuned": (trained("shared policy", rates), 2, 100_000, grid),
+        "PPO from scratch": (["scratch"], 10, 100_000, grid),
     }
 
 
@@ -180,9 +177,9 @@ def area(jobs):
     return np.mean([np.trapezoid(y.mean((1, 2)), x) / x[-1] for x, y in curves])
 
 
-def adaptation(shared_rate):
+def adaptation(rates):
     """Figure and table: learning one task anew."""
-    ways = learners(shared_rate)
+    ways = learners(rates)
     trials = {label: choosing(*way) for label, way in ways.items()}
     run_all(job for settings in trials.values() for jobs in settings.values() for job in jobs)
     best = {label: max(settings, key=lambda x: area(settings[x])) for label, settings in trials.items()}
@@ -251,10 +248,17 @@ def main():
     run_all(jobs)
     rates = {method: best_rate(method) for method in METHODS}
     jobs = [(named(m, rates[m], s), f"{c} {rates[m]} --seed {s}") for m, c in METHODS.items() for s in SEEDS]
-    jobs += [(f"{name}-{s}", f"{command} --seed {s}") for name, (command, n) in FIXED.items() for s in range(n)]
+    jobs.append(("scratch", "train.py --num_low 0 -W 1 -U 0 --tasks 1 --record 0 --wandb disabled"))  # for its Config
+    four = "train.py --env MovementBandits4-v0 --record 0 --wandb disabled"
+    jobs += [(f"four-goals-{s}", f"{four} --seed {s}") for s in range(3)]
+    jobs += [
+        (f"sweep-{K}-{W}-{s}", f"{SMALL} --num_low {K} {budget(W, 1, 3e6)} --llr {rates['MLSH']} --seed {s}")
+        for K, W in SWEEP
+        for s in range(3)
+    ]
     run_all(jobs)
     learning_curves(rates)
-    adaptation(rates["shared policy"])
+    adaptation(rates)
     sweep()
     four_goals()
 
