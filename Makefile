@@ -1,6 +1,6 @@
 # make train   install and run the headline command
 # make test    install and run the linter and all tests
-# make soak    kill and continue runs, fifty times
+# make soak    kill and continue runs, fifty times; watch the memory of a long one
 # make bandits the study of the 2D bandits
 PYTHON ?= python3
 BIN := .venv/bin
@@ -21,6 +21,7 @@ test: .venv/installed
 
 soak: .venv/installed
 	$(BIN)/python tests/soak.py
+	$(BIN)/python tests/memory.py
 
 bandits: .venv/installed
 	cd code && ../$(BIN)/python bandits.py
