@@ -99,8 +99,13 @@ def last_tenth(returns):
     return returns[..., -max(1, returns.shape[-1] // 10) :].mean(-1)
 
 
-def best_rate(method):
-    return max(RATES, key=lambda rate: last_tenth(training_curve(named(method, rate, CHOOSING))[1]).mean())
+def best_rate(*methods):
+    """The learning rate with which the methods' runs for choosing end best, on average."""
+
+    def end(rate):
+        return sum(last_tenth(training_curve(named(method, rate, CHOOSING))[1]).mean() for method in methods)
+
+    return max(RATES, key=end)
 
 
 def table(header, rows):
@@ -251,8 +256,9 @@ def main():
     jobs.append(("scratch", "train.py --num_low 0 -W 1 -U 0 --tasks 1 --record 0 --wandb disabled"))  # for its Config
     four = "train.py --env MovementBandits4-v0 --record 0 --wandb disabled"
     jobs += [(f"four-goals-{s}", f"{four} --seed {s}") for s in range(3)]
+    rate = best_rate("MLSH", "no warm-up")  # the two ends of the sweep
     jobs += [
-        (f"sweep-{K}-{W}-{s}", f"{SMALL} --num_low {K} {budget(W, 1, 3e6)} --llr {rates['MLSH']} --seed {s}")
+        (f"sweep-{K}-{W}-{s}", f"{SMALL} --num_low {K} {budget(W, 1, 3e6)} --llr {rate} --seed {s}")
         for K, W in SWEEP
         for s in range(3)
     ]
