@@ -48,35 +48,53 @@ METHODS = {
 }
 RATES = (5e-4, 1.5e-3, 4e-3, 1e-2)
 SWEEP = list(itertools.product((1, 2, 4), (0, 5, 20, 60)))  # sub-policies, warm-up
+SCRATCH = "train.py --num_low 0 -W 1 -U 0 --tasks 1 --record 0 --wandb disabled"  # for its Config
+FOUR_GOALS = "train.py --env MovementBandits4-v0 --record 0 --wandb disabled"
+# Learning one task: env steps, and what to choose from, episodes a rollout and learning rate
+MASTER = 6_000, list(itertools.product((2, 5, 10), (3e-3, 1e-2, 3e-2)))
+FLAT = 100_000, list(itertools.product((5, 10, 20), (3e-4, 1e-3, 3e-3)))
 
 
 LAST = {"train.py": "results.json", "train_rl2.py": "checkpoint.pt", "evaluate.py": "adaptation.csv"}  # file written
+STARTED = set()  # processes
 
 
 def run(job):
     """Start, continue or skip the run `job` (name, command); one thread, as several run side by side."""
     name, command = job
-    folder = RUNS / name
+    folder, note = RUNS / name, RUNS / f"{name}.command"
     script, *flags = command.split()
+    if note.exists() and note.read_text() != command:
+        raise UserError(f"{folder} is of another command ({note.read_text()}); remove it and {note}")
     if (folder / LAST[script]).exists():
         return
     if (folder / "checkpoint.pt").exists():
         flags = ["-c"]
     elif folder.exists():
         shutil.rmtree(folder)
+    note.write_text(command)
     print(f"{name}: {command}", flush=True)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     words = [sys.executable, script, *flags, "--out", folder]
-    done = subprocess.run(
-        words, cwd=CODE, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    if done.returncode:
-        raise UserError(f"{name} failed: {done.stderr.strip()[-300:]}")
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(words, cwd=CODE, env=environment, **pipes)
+    STARTED.add(process)
+    _, err = process.communicate()
+    STARTED.remove(process)
+    if process.returncode:
+        raise UserError(f"{name} failed: {err.strip()[-300:]}")
 
 
 def run_all(jobs):
+    """Run jobs, as many at a time as there are cores; if this is interrupted, they save and stop."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(run, jobs))
+        try:
+            list(pool.map(run, jobs))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(STARTED):
+                process.terminate()
+            raise
 
 
 def named(method, rate, seed):
@@ -87,12 +105,19 @@ def trained(method, rates):
     return [named(method, rates[method], seed) for seed in SEEDS]
 
 
-def training_curve(run):
-    """Env steps (millions) [n] and returns [2, n] of the tasks, after the joint iterations of each outer one."""
-    rows = read_metrics(RUNS / run)
-    reward = "joint_reward" if "joint_reward" in rows[0] else [x for x in rows[0] if x.startswith("episode_")][-1]
-    curves = [curve(rows, task, reward) for task in ("0", "1")]
-    return curves[0][0], np.array([y for _, y in curves])
+def training_curve(name):
+    """Env steps learned from (millions) [n] and returns [2, n] of the tasks, at the end of each outer iteration.
+
+    Of RL², in the last episode of a trial.
+    """
+    rows = read_metrics(RUNS / name)
+    reward, part = [x for x in rows[0] if x.startswith("episode_")][-1:], 1.0
+    if not reward:
+        cfg = json.loads((RUNS / name / "config.json").read_text())["config"]
+        rollouts = cfg["W"] + cfg["U"]
+        reward, part = ["joint_reward"], rollouts / (rollouts + 3)  # three more only measure
+    curves = [curve(rows, task, *reward) for task in ("0", "1")]
+    return part * np.array(curves[0][0]), np.array([y for _, y in curves])
 
 
 def last_tenth(returns):
@@ -120,19 +145,21 @@ def with_interval(values, digits=1):
 
 
 def learning_curves(rates):
-    """Figure and table: training over the distribution of tasks."""
+    """Figure and table: training over the distribution of tasks. Which task is the worse one is told by the end."""
     panels = {"both tasks": {}, "the worse task": {}}
     ends = []
     for method, rate in rates.items():
-        curves = [training_curve(run) for run in trained(method, rates)]
+        curves = [training_curve(name) for name in trained(method, rates)]
         steps, returns = curves[0][0], np.array([y for _, y in curves])  # [seeds, 2, n]
+        last = last_tenth(returns)  # [seeds, 2]
         panels["both tasks"][method] = steps, returns.mean(1).T
-        panels["the worse task"][method] = steps, returns.min(1).T
-        last = last_tenth(returns)
+        panels["the worse task"][method] = steps, returns[range(len(last)), last.argmin(1)].T
         cells = [with_interval(x) for x in (last.mean(1), last.max(1), last.min(1))]
-        ends.append([method, f"{rate:g}", *cells, f"{steps[-1]:.1f} M"])
+        both = f"{(last.min(1) >= 0.9 * 43.80).sum()} of {len(last)}"
+        ends.append([method, f"{rate:g}", *cells, both, f"{steps[-1]:.1f} M"])
     draw_bands(ASSETS / "bandits-training.png", panels, "million env steps")
-    table(["method", "learning rate", "both tasks", "better task", "worse task", "env steps"], ends)
+    header = ["method", "learning rate", "both tasks", "better task", "worse task"]
+    table([*header, "worse ≥ 39.4", "env steps"], ends)
 
 
 def adaptation_job(run, N, rate, steps, first, seeds):
@@ -153,73 +180,89 @@ def read_adaptation(name):
 
 
 def solved(env_steps, returns):
-    """The first env steps at which a curve [n] is at 95 % of the best possible return; infinite if it never is."""
-    good = returns >= SOLVED
+    """The env steps at which a curve [n] reaches 95 % of the best possible return; infinite if it never does.
+
+    A mean over five measurements around it has to: one alone is as noisy as its 50 episodes.
+    """
+    good = np.convolve(np.pad(returns, 2, mode="edge"), np.full(5, 0.2), "valid") >= SOLVED
     return env_steps[good.argmax()] if good.any() else np.inf
 
 
 def learners(rates):
-    """Ways to learn one task: training runs, masters of each (ten in all), env steps of a master, and what to choose
-    from (episodes a rollout, learning rates)."""
-    grid = (5, 10, 20), (3e-4, 1e-3, 3e-3)
-    return {
-        "MLSH, new master": (trained("MLSH", rates), 2, 6_000, ((2, 5, 10), (3e-3, 1e-2, 3e-2))),
-        "shared policy, fine-tuned": (trained("shared policy", rates), 2, 100_000, grid),
-        "PPO from scratch": (["scratch"], 10, 100_000, grid),
-    }
+    """Ways to learn one task: the training run for choosing, those reported, masters a task of each (ten in all), their
+    env steps, and what to choose from."""
+    ways = {}
+    for label, method, how in (
+        ("MLSH, new master", "MLSH", MASTER),
+        ("shared policy, fine-tuned", "shared policy", FLAT),
+    ):
+        ways[label] = named(method, rates[method], CHOOSING), trained(method, rates), 10 // len(SEEDS), *how
+    return ways | {"PPO from scratch": ("scratch", ["scratch"], 10, *FLAT)}
 
 
-def choosing(runs, masters, steps, grid):
-    """Setting -> its evaluations, on two training runs, with masters that are reported nowhere."""
-    return {
-        x: [adaptation_job(run, *x, steps, CHOOSING, masters) for run in runs[:2]] for x in itertools.product(*grid)
-    }
+def choosing(first, _, __, steps, choices):
+    """Setting -> its evaluation, with masters that are reported nowhere."""
+    return {x: adaptation_job(first, *x, steps, CHOOSING, 10) for x in choices}
 
 
-def area(jobs):
-    """Mean over env steps of the return; all settings get the same env steps."""
-    curves = [read_adaptation(name) for name, _ in jobs]
-    return np.mean([np.trapezoid(y.mean((1, 2)), x) / x[-1] for x, y in curves])
+def area(name):
+    """Mean over env steps of an evaluation's return; all settings get the same env steps."""
+    env_steps, returns = read_adaptation(name)
+    return np.trapezoid(returns.mean((1, 2)), env_steps) / env_steps[-1]
+
+
+def spread(values):
+    """Median, lowest and highest; what never happened is more than anything."""
+    shown = [f"{x:,.0f}" if np.isfinite(x) else "never" for x in (np.median(values), min(values), max(values))]
+    return "{} ({} to {})".format(*shown)
 
 
 def adaptation(rates):
-    """Figure and table: learning one task anew."""
+    """Figure and table: learning one task anew; of each training run apart the task it was better at, and the other."""
     ways = learners(rates)
     trials = {label: choosing(*way) for label, way in ways.items()}
-    run_all(job for settings in trials.values() for jobs in settings.values() for job in jobs)
-    best = {label: max(settings, key=lambda x: area(settings[x])) for label, settings in trials.items()}
+    run_all(job for settings in trials.values() for job in settings.values())
+    best = {}
+    for label, settings in trials.items():
+        best[label] = max(settings, key=lambda x: area(settings[x][0]))
     jobs = {
-        label: [adaptation_job(run, *best[label], steps, 0, masters) for run in runs]
-        for label, (runs, masters, steps, _) in ways.items()
+        label: [adaptation_job(run, *best[label], steps, seed, masters) for seed, run in enumerate(runs)]
+        for label, (_, runs, masters, steps, _) in ways.items()
     }
     run_all(itertools.chain(*jobs.values()))
-    panels, rows = {"task 0": {}, "task 1": {}}, []
+    panels, rows, medians = {"the task done worse before": {}, "the task done better before": {}}, [], {}
     for label, (N, rate) in best.items():
         curves = [read_adaptation(name) for name, _ in jobs[label]]
-        env_steps, returns = curves[0][0], np.concatenate([y for _, y in curves], 2)  # [n, tasks, masters]
-        for j, panel in enumerate(panels.values()):
+        env_steps = curves[0][0]
+        by_start = [y[:, np.argsort(y[0].mean(1))] for _, y in curves]  # the worse task first
+        returns = np.concatenate(by_start, 2)  # [n, 2, masters]
+        for j, (title, panel) in enumerate(panels.items()):
             panel[label] = env_steps, returns[:, j]
             needed = np.array([solved(env_steps, y) for y in returns[:, j].T])
-            reached = needed[np.isfinite(needed)]
-            cells = [with_interval(reached, 0) if len(reached) else "", f"{len(reached)} of {len(needed)}"]
-            cells += [with_interval(returns[0, j]), with_interval(last_tenth(returns[:, j].T))]
-            rows.append([label, f"{N} episodes, {rate:g}", j, *cells])
+            medians[label, j] = np.median(needed)
+            reached = f"{np.isfinite(needed).sum()} of {len(needed)}"
+            cells = [with_interval(x) for x in (returns[0, j], last_tenth(returns[:, j].T))]
+            rows.append([label, f"{N} episodes, {rate:g}", title, spread(needed), reached, *cells])
     draw_bands(ASSETS / "bandits-adaptation.png", panels, "env steps on the task", symlog=100)
-    table(["method", "setting", "task", f"env steps to {SOLVED:.1f}", "reached by", "before", "in the end"], rows)
+    table(["method", "setting", "", f"env steps to {SOLVED:.1f}", "reached by", "before", "in the end"], rows)
+    for (label, j), median in medians.items():
+        few = medians["MLSH, new master", j]
+        if median != few and 0 < few < np.inf:
+            print(f"{label}, {list(panels)[j]}: {median / few:.1f} × the env steps of MLSH's new master")
 
 
 def sweep():
-    """Figure and table: number of sub-policies by warm-up, the worse task's return of a master after 20 updates."""
+    """Figure and table: number of sub-policies by warm-up, the worse task's return of a new master after 20 updates.
+
+    A single sub-policy is not fine-tuned: it stays as it is.
+    """
     runs = {(K, W): [f"sweep-{K}-{W}-{seed}" for seed in range(3)] for K, W in SWEEP}
-    flags = "--updates 20 --seeds 1 --look 200"
-    run_all(
-        [
-            (f"{run}/adapt", f"evaluate.py {os.path.relpath(RUNS / run, CODE)} {flags}")
-            for of_cell in runs.values()
-            for run in of_cell
-        ]
-    )
-    worse = {cell: [read_adaptation(f"{run}/adapt")[1][-1].min() for run in of_cell] for cell, of_cell in runs.items()}
+    jobs = []
+    for (K, _), names in runs.items():
+        flags = f"--updates {20 if K > 1 else 0} --seeds 1 --look 200"
+        jobs += [(f"{x}/adapt", f"evaluate.py {os.path.relpath(RUNS / x, CODE)} {flags}") for x in names]
+    run_all(jobs)
+    worse = {cell: [read_adaptation(f"{x}/adapt")[1][-1].min() for x in names] for cell, names in runs.items()}
     subs, warm_ups = ([*dict.fromkeys(cell[k] for cell in SWEEP)] for k in (0, 1))
     mean = np.array([[interquartile_mean(worse[K, W]) for W in warm_ups] for K in subs])
     figure = Figure(figsize=(5, 3.4), layout="constrained")
@@ -253,9 +296,8 @@ def main():
     run_all(jobs)
     rates = {method: best_rate(method) for method in METHODS}
     jobs = [(named(m, rates[m], s), f"{c} {rates[m]} --seed {s}") for m, c in METHODS.items() for s in SEEDS]
-    jobs.append(("scratch", "train.py --num_low 0 -W 1 -U 0 --tasks 1 --record 0 --wandb disabled"))  # for its Config
-    four = "train.py --env MovementBandits4-v0 --record 0 --wandb disabled"
-    jobs += [(f"four-goals-{s}", f"{four} --seed {s}") for s in range(3)]
+    jobs.append(("scratch", SCRATCH))
+    jobs += [(f"four-goals-{s}", f"{FOUR_GOALS} --seed {s}") for s in range(3)]
     rate = best_rate("MLSH", "no warm-up")  # the two ends of the sweep
     jobs += [
         (f"sweep-{K}-{W}-{s}", f"{SMALL} --num_low {K} {budget(W, 1, 3e6)} --llr {rate} --seed {s}")

@@ -1,6 +1,7 @@
 """How fast a new task is learned, the sub-policies frozen: python evaluate.py --help"""
 
 import csv
+import os
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Annotated
 import numpy as np
 import tyro
 
+from mlsh import checkpoint
 from mlsh.config import EvaluationConfig
 from mlsh.errors import UserError, run_command
-from mlsh.evaluation import evaluate, steps_to
+from mlsh.evaluation import KINDS, evaluate, steps_to
 from mlsh.logger import make_folder, writing
 from mlsh.plots import draw_bands
 
@@ -35,7 +37,8 @@ class Args(EvaluationConfig):
 
 def print_table(results):
     """A row a run and task: returns after some updates, env steps to 90 % and 95 % of the last, mean over env steps."""
-    shown = [n for n in SHOWN if n < max(len(steps) for steps, *_ in results.values())]
+    last = max(len(steps) for steps, *_ in results.values()) - 1
+    shown = sorted({last, *(n for n in SHOWN if n < last)})
     rows = [["run", "task", *(f"after {n}" for n in shown), "to 90 %", "to 95 %", "area"]]
     for name, (steps, returns, labels) in results.items():
         for j, label in enumerate(labels):
@@ -55,8 +58,9 @@ def print_table(results):
 def write(results, out):
     """Write adaptation.csv and adaptation.png of `results` (name -> what `evaluate` gave) to the folder `out`."""
     panels = defaultdict(dict)
+    temporary = out / "adaptation.csv.tmp"
     with writing(out):
-        with open(out / "adaptation.csv", "w", newline="") as file:
+        with open(temporary, "w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["run", "task", "seed", "update", "env_steps", "return"])
             for name, (steps, returns, labels) in results.items():
@@ -65,6 +69,7 @@ def write(results, out):
                     for (n, seed), x in np.ndenumerate(returns[:, j]):
                         writer.writerow([name, label, seed, n, f"{steps[n]:.0f}", f"{x:.6g}"])
         draw_bands(out / "adaptation.png", panels, "env steps on the new task")
+        os.replace(temporary, out / "adaptation.csv")
 
 
 def main():
@@ -77,6 +82,8 @@ def main():
     names = [run.stem if run.is_file() else run.name for run in args.runs]
     if len(set(names)) < len(names):
         names = [str(run) for run in args.runs]
+    for run in args.runs:
+        checkpoint.load(run, KINDS)  # what is none is refused before anything is written
     make_folder(out)
     results = {name: evaluate(run, args) for name, run in zip(names, args.runs, strict=True)}
     print_table(results)

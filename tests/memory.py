@@ -47,3 +47,4 @@ if __name__ == "__main__":
         seen = watch(Path(folder), int(sys.argv[1]) if len(sys.argv) > 1 else 10_000)
     grown = seen[-1][1] - seen[0][1]
     print(f"grown by {grown:.1f} MB from {seen[0][0]:,} to {seen[-1][0]:,} iterations")
+    sys.exit(grown > 20)

@@ -18,7 +18,7 @@ def bandits(monkeypatch, tmp_path):
 
 
 def test_a_run_is_made_once_continued_and_begun_again(bandits, tmp_path, capsys):
-    job = "a", " ".join(["train.py", *TINY])
+    job = name, line = "a", " ".join(["train.py", *TINY])
 
     def starts():
         bandits.run(job)
@@ -31,6 +31,8 @@ def test_a_run_is_made_once_continued_and_begun_again(bandits, tmp_path, capsys)
     (tmp_path / "a" / "results.json").unlink()
     (tmp_path / "a" / "checkpoint.pt").unlink()  # as if stopped before the first save
     assert starts() == 1 and read_metrics(tmp_path / "a") != rows
+    with pytest.raises(UserError, match="a is of another command"):
+        bandits.run((name, f"{line} --seed 1"))
 
 
 def test_a_run_that_fails_is_named(bandits):
@@ -58,6 +60,50 @@ def test_an_evaluation_job(bandits, tmp_path):
     assert env_steps.tolist() == [0, 14, 28, 42, 56]  # two episodes of seven steps an update
 
 
+def test_the_whole_study_shrunken(bandits, command, tmp_path, monkeypatch, capfd):
+    tiny = " ".join(["train.py", *TINY])
+    methods = {"MLSH": "", "no warm-up": "-W 0", "timescale 1": "--high_len 1", "shared policy": "--num_low 1 -W 0"}
+    methods = {name: f"{tiny} {flags} --llr" for name, flags in methods.items()}
+    small = {
+        "ASSETS": tmp_path,
+        "SEEDS": range(2),
+        "RATES": (1e-3, 2e-3),
+        "METHODS": methods | {"RL2": "train_rl2.py --iterations 2 -N 4 -T 7 --lr"},
+        "SMALL": tiny,
+        "budget": lambda W, U, steps: f"-W {W} -U {U}",
+        "SWEEP": [(1, 2), (2, 2)],
+        "solved": lambda env_steps, returns: env_steps[len(env_steps) // 7],
+        "SCRATCH": f"{tiny} --num_low 0 -U 0",
+        "FOUR_GOALS": f"{tiny} --env MovementBandits4-v0 --num_low 4",
+        "MASTER": (900, [(3, 1e-3), (2, 1e-3)]),
+        "FLAT": (2000, [(2, 1e-3)]),
+    }
+    for name, value in small.items():
+        monkeypatch.setattr(bandits, name, value)
+    printed = []
+
+    def run_here(jobs):
+        printed.append(capfd.readouterr().out)
+        for name, line in jobs:
+            script, *flags = line.split()
+            if not (tmp_path / name / bandits.LAST[script]).exists():
+                code, _, err = command(script, *flags, "--out", tmp_path / name)
+                assert code == 0, err
+
+    monkeypatch.setattr(bandits, "run_all", run_here)
+    bandits.main()
+    out = "".join(printed) + capfd.readouterr().out
+    rows = [line.split("|")[1].strip() for line in out.splitlines() if line.startswith("| ")]
+    adapted = ["MLSH, new master", "shared policy, fine-tuned", "PPO from scratch"]
+    expected = ["method", *small["METHODS"], "method", *(x for x in adapted for _ in "01")]
+    assert rows == [*expected, "sub-policies", "1", "2", "seed", "0", "1", "2"]
+    assert out.count("× the env steps of MLSH") == 4
+    pictures = {"bandits-training.png", "bandits-adaptation.png", "bandits-sweep.png"}
+    assert pictures <= {path.name for path in tmp_path.iterdir()}
+    assert len(bandits.read_adaptation("sweep-1-2-0/adapt")[0]) == 1  # one sub-policy is not fine-tuned
+    assert len(bandits.read_adaptation("sweep-2-2-0/adapt")[0]) == 21
+
+
 def test_budget_by_hand(bandits):
     """Four groups of 40 episodes of 50 steps: 8,000 env steps an iteration, 168,000 an outer one."""
     assert bandits.budget(20, 1, 5e6) == "-W 20 -U 1 --tasks 30 --fade 20"
@@ -66,11 +112,13 @@ def test_budget_by_hand(bandits):
 
 def test_figures_of_curves_by_hand(bandits, monkeypatch):
     steps = np.array([0.0, 100.0, 200.0])
-    assert bandits.solved(steps, np.array([1.0, 41.6, 43.0])) == 200
-    assert bandits.solved(steps, np.array([41.7, 1.0, 1.0])) == 0
-    assert bandits.solved(steps, np.array([1.0, 2.0, 41.0])) == np.inf
+    eleven = np.arange(11) * 10.0
+    assert bandits.solved(eleven, np.where(eleven < 40, 0, 42)) == 60  # the first with five good ones around it
+    assert bandits.solved(eleven, np.full(11, 42.0)) == 0
+    assert bandits.solved(eleven, np.where(eleven == 50, 43.8, 41)) == np.inf  # one that is good by chance
     assert bandits.last_tenth(np.arange(20.0)).tolist() == 18.5 and bandits.last_tenth(np.arange(3.0)) == 2
-    curves = {"x": (steps, np.ones((3, 2, 1)) * [[[0]], [[4]], [[8]]]), "y": (steps, np.ones((3, 2, 1)))}
+    curves = {"x": (steps, np.ones((3, 2, 1)) * [[[0]], [[4]], [[8]]])}
     monkeypatch.setattr(bandits, "read_adaptation", curves.get)
-    assert bandits.area([("x", "")]) == 4 and bandits.area([("x", ""), ("y", "")]) == 2.5
+    assert bandits.area("x") == 4
     assert bandits.with_interval([7.0, 7.0, 7.0]) == "7.0 (7.0 to 7.0)"
+    assert bandits.spread([3000.0, np.inf, 1000.0]) == "3,000 (1,000 to never)"

@@ -77,14 +77,14 @@ def alone(agent, tasks, cfg):
 
 
 def final_test(agent, tasks, cfg):
-    """For each task W updates of a new master, then `cfg.test_episodes` episodes with it.
+    """For each task W updates (without a warm-up, U) of a new master, then `cfg.test_episodes` episodes with it.
 
     Returns a list of dicts (task and its label, mean return, its standard error, share of the steps of each
     sub-policy, return of each sub-policy alone, mean of what the environment's info has at the last step) and the env
     steps taken.
     """
     env = make_env(cfg, cfg.N * len(tasks))
-    trained, steps = adapt(agent, env, tasks, cfg, cfg.W)
+    trained, steps = adapt(agent, env, tasks, cfg, cfg.W or cfg.U)
     env.close()
     played = play(trained, tasks, cfg, "test: play")
     of_subs, alone_steps = alone(agent, tasks, cfg)

@@ -10,6 +10,8 @@ from mlsh.config import Config, RL2Config
 from mlsh.envs import find_task, make_env
 from mlsh.rollout import collect, streams
 
+KINDS = (Config, RL2Config)  # of runs that can be evaluated
+
 
 def evaluate(run, ev):
     """Learn the tasks anew from a run folder or checkpoint, as the `EvaluationConfig` ev says.
@@ -18,7 +20,7 @@ def evaluate(run, ev):
     sub-policies (num_low 0) is PPO from scratch; an RL² policy plays on, an episode in place of an update. Returns env
     steps [updates + 1] on a task, returns [updates + 1, tasks, seeds] from the untrained on, and the tasks' labels.
     """
-    data = checkpoint.load(run, kinds=(Config, RL2Config))
+    data = checkpoint.load(run, KINDS)
     cfg = dataclasses.replace(data["config"], seed=ev.seed, device=ev.device, sim_threads=ev.sim_threads)
     cfg.env = ev.env or cfg.env
     env = make_env(cfg, 1)
