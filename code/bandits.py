@@ -46,6 +46,7 @@ METHODS = {
     "shared policy": f"{SMALL} {budget(0, 21, 5e6)} --num_low 1 --parts_low 15 --llr",
     "RL2": "train_rl2.py --iterations 250 --lr",
 }
+HIERARCHIES = ("MLSH", "no warm-up", "timescale 1")  # MLSH and its ablations share a learning rate, with the sweep
 RATES = (5e-4, 1.5e-3, 4e-3, 1e-2)
 SWEEP = list(itertools.product((1, 2, 4), (0, 5, 20, 60)))  # sub-policies, warm-up
 SCRATCH = "train.py --num_low 0 -W 1 -U 0 --tasks 1 --record 0 --wandb disabled"  # for its Config
@@ -294,13 +295,13 @@ def main():
     RUNS.mkdir(parents=True, exist_ok=True)
     jobs = [(named(m, rate, CHOOSING), f"{c} {rate} --seed {CHOOSING}") for m, c in METHODS.items() for rate in RATES]
     run_all(jobs)
-    rates = {method: best_rate(method) for method in METHODS}
+    shared = best_rate(*HIERARCHIES)
+    rates = {method: shared if method in HIERARCHIES else best_rate(method) for method in METHODS}
     jobs = [(named(m, rates[m], s), f"{c} {rates[m]} --seed {s}") for m, c in METHODS.items() for s in SEEDS]
     jobs.append(("scratch", SCRATCH))
     jobs += [(f"four-goals-{s}", f"{FOUR_GOALS} --seed {s}") for s in range(3)]
-    rate = best_rate("MLSH", "no warm-up")  # the two ends of the sweep
     jobs += [
-        (f"sweep-{K}-{W}-{s}", f"{SMALL} --num_low {K} {budget(W, 1, 3e6)} --llr {rate} --seed {s}")
+        (f"sweep-{K}-{W}-{s}", f"{SMALL} --num_low {K} {budget(W, 1, 3e6)} --llr {shared} --seed {s}")
         for K, W in SWEEP
         for s in range(3)
     ]
