@@ -59,7 +59,8 @@ def whole_loop(flags, tasks, launcher=(), copies=1, **environment):
                 started.append(subprocess.Popen(words, stdout=log, stderr=log, env=os.environ | environment))
         for run, out in zip(started, outs, strict=True):
             if run.wait():
-                raise UserError(Path(f"{out}.log").read_text().strip().splitlines()[-1])
+                lines = Path(f"{out}.log").read_text().strip().splitlines() or ["train.py has failed without a word"]
+                raise UserError(next((line for line in lines if "error: " in line), lines[-1]))
         rows = [read_metrics(out) for out in outs]
     return [[(float(r[-1][name]) - float(r[0][name])) / (tasks - 1) for name in names] for r in rows]
 
@@ -155,6 +156,8 @@ def main():
         flags += ["--groups", str(groups)] if groups else []
         cfg, _ = config.parse(flags, load=None)
         if args.processes:
+            if not 1 < args.processes <= cfg.groups:
+                raise UserError(f"--processes is {args.processes}: use 2 to {cfg.groups}, the number of task groups")
             scaling(flags, cfg.groups, args)
             continue
         env = make_env(cfg, 1)

@@ -49,6 +49,9 @@ def test_final_test_reports_each_task(cfg):
         assert 0 <= row["return"] <= cfg.T and row["standard_error"] >= 0
         assert len(row["sub_policy_returns"]) == 2
         assert len(row["share"]) == 2 and abs(sum(row["share"]) - 1) < 1e-6
+    cfg.W, cfg.U = 0, 3  # without a warm-up the new master gets as many updates as it had in training
+    _, steps = final_test(agent_for(cfg), [0, 1], cfg)
+    assert steps == 2 * cfg.T * (3 * cfg.N + cfg.test_episodes * (1 + cfg.num_low))
 
 
 class Guess(VectorTasks):

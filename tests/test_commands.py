@@ -239,3 +239,5 @@ def test_benchmark(command):
     assert len(shares) == 6 and shares[-1] == 100 and abs(sum(shares[:-1]) - 100) <= 3
     code, _, err = command("benchmark.py", "--tasks", 1)
     assert code == 2 and "use 2 or more" in err
+    code, _, err = command("benchmark.py", "--groups", 2, "--processes", 3)
+    assert code == 2 and "use 2 to 2" in err

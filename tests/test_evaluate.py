@@ -103,6 +103,7 @@ def test_tasks_transfer_and_what_does_not_fit(command, tmp_path):
     for flags, reason in refused:
         code, _, err = command("evaluate.py", *flags, "--updates", 1)
         assert code == 2 and reason in err and "Traceback" not in err, flags
+    assert not (tmp_path / "none").exists()
 
 
 def test_an_rl2_checkpoint_is_none_of_train(command, tmp_path):
@@ -116,9 +117,10 @@ def test_an_rl2_checkpoint_is_none_of_train(command, tmp_path):
         code, _, err = command(script, *flags)
         assert code == 2 and "is of train_rl2.py" in err
     code, _, err = command("train_rl2.py", *RL2, "--out", tmp_path / "rl2")
-    assert code == 2 and "not empty" in err
-    code, _, err = command("train_rl2.py", *RL2, "--parts", 0)
-    assert code == 2 and "--parts is 0" in err
+    assert code == 2 and "is not empty; name another folder" in err
+    for parts, reason in ((0, "--parts is 0"), (5, "--parts is 5: there are only 4 trials")):
+        code, _, err = command("train_rl2.py", *RL2, "--parts", parts)
+        assert code == 2 and reason in err
 
 
 @pytest.mark.parametrize(

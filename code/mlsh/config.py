@@ -235,6 +235,11 @@ class RL2Config(Settings):
     out: str = ""
     """Run folder; runs/rl2-<env>-<time> if empty."""
 
+    def validate(self):
+        super().validate()
+        if self.parts > self.N:
+            raise UserError(f"--parts is {self.parts}: there are only {self.N} trials to split; use --parts {self.N}")
+
     @property
     def trial(self):
         """Keyword arguments of `rl2.play`."""

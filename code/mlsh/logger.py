@@ -41,7 +41,8 @@ def make_run_folder(cfg, prefix="", resume=False):
     ours = {".lock", "videos", "checkpoint.pt.tmp"}  # what a run leaves that got no further
     try:
         if not resume and folder.exists() and (not folder.is_dir() or {p.name for p in folder.iterdir()} - ours):
-            raise UserError(f"--out {folder} is not empty; continue it with -c or name another folder")
+            go_on = "continue it with -c or " if hasattr(cfg, "resume") else ""
+            raise UserError(f"--out {folder} is not empty; {go_on}name another folder")
         (folder / "videos").mkdir(parents=True, exist_ok=True)
         LOCKS.append(FileLock(folder / ".lock"))
         LOCKS[-1].acquire(timeout=0)
