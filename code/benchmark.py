@@ -40,6 +40,8 @@ class Args:
     """Threads that simulate, in MuJoCo's families; 0 for all cores."""
     processes: int = 0
     """Instead, compare torchrun with so many processes to one, and to so many runs at once; a thread each."""
+    repeats: int = 2
+    """Times that --processes does so, as a machine's speed may change."""
 
 
 def whole_loop(flags, tasks, launcher=(), copies=1, **environment):
@@ -71,7 +73,7 @@ def scaling(flags, groups, args):
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", n)
     ways = {"one run": {}, f"{n} runs at once": {"copies": n}, f"torchrun, {n} processes": {"launcher": launcher}}
     speeds = {way: [] for way in ways}
-    for _ in range(2):  # as a machine's speed may change
+    for _ in range(args.repeats):
         for way, how in ways.items():
             loops = whole_loop([*flags, "--sim_threads", "1"], args.tasks, **how, OMP_NUM_THREADS="1")
             speeds[way].append(sum(steps / seconds for steps, seconds in loops))
@@ -149,8 +151,9 @@ def against_the_simulator(cfg, spent):
 
 def main():
     args = tyro.cli(Args, use_underscores=True)
-    if args.tasks < 2:
-        raise UserError(f"--tasks is {args.tasks}: use 2 or more")
+    for name, least in (("tasks", 2), ("repeats", 1)):
+        if getattr(args, name) < least:
+            raise UserError(f"--{name} is {getattr(args, name)}: use {least} or more")
     for groups in args.groups or (None,):
         flags = ["--env", args.env, "--device", args.device, "--sim_threads", str(args.sim_threads)]
         flags += ["--groups", str(groups)] if groups else []

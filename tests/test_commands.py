@@ -224,7 +224,7 @@ def test_scaling(monkeypatch, capsys):
     monkeypatch.syspath_prepend(CODE)
     import benchmark
 
-    benchmark.scaling(TINY, 2, benchmark.Args(processes=2, tasks=2))
+    benchmark.scaling(TINY, 2, benchmark.Args(processes=2, tasks=2, repeats=1))
     first, *rows, last = capsys.readouterr().out.splitlines()
     speeds = [float(row[26:36].replace(",", "")) for row in rows]
     assert first.startswith("MovementBandits-v0 --groups 2") and len(speeds) == 3 and min(speeds) > 0
@@ -237,7 +237,8 @@ def test_benchmark(command):
     shares = [int(line.split()[-2]) for line in out.splitlines()[1:]]
     assert out.startswith("MovementBandits-v0 --groups 1, ") and "env steps/s" in out
     assert len(shares) == 6 and shares[-1] == 100 and abs(sum(shares[:-1]) - 100) <= 3
-    code, _, err = command("benchmark.py", "--tasks", 1)
-    assert code == 2 and "use 2 or more" in err
+    for flag, value, remedy in (("--tasks", 1, "use 2 or more"), ("--repeats", 0, "use 1 or more")):
+        code, _, err = command("benchmark.py", flag, value)
+        assert code == 2 and remedy in err
     code, _, err = command("benchmark.py", "--groups", 2, "--processes", 3)
     assert code == 2 and "use 2 to 2" in err
