@@ -322,7 +322,14 @@ PRESETS["AntBandits-v1"] = {
     "log_std": -0.5,
     "reward_scale": 300.0,
 }
-PRESETS["MovementBandits4-v0"] = PRESETS["MovementBandits-v0"] | {"W": 20, "tasks": 110, "num_low": 4, "fade": 80}
+PRESETS["MovementBandits4-v0"] = PRESETS["MovementBandits-v0"] | {
+    "W": 20,
+    "tasks": 130,
+    "num_low": 4,
+    "llr": 3e-3,
+    "c2_low": 0.05,
+    "fade": 100,
+}
 
 CHANGEABLE = ("tasks", "record", "wandb", "device", "sim_threads", "save_seconds", "resume", "out")  # by -c
 
