@@ -53,7 +53,7 @@ SCRATCH = "train.py --num_low 0 -W 1 -U 0 --tasks 1 --record 0 --wandb disabled"
 FOUR_GOALS = "train.py --env MovementBandits4-v0 --record 0 --wandb disabled"
 # Learning one task: env steps, and what to choose from, episodes a rollout and learning rate
 MASTER = 6_000, list(itertools.product((2, 5, 10), (3e-3, 1e-2, 3e-2)))
-FLAT = 100_000, list(itertools.product((5, 10, 20), (3e-4, 1e-3, 3e-3)))
+FLAT = 100_000, list(itertools.product((10,), (3e-4, 1e-3, 3e-3)))
 
 
 LAST = {"train.py": "results.json", "train_rl2.py": "checkpoint.pt", "evaluate.py": "adaptation.csv"}  # file written
@@ -298,18 +298,18 @@ def main():
     shared = best_rate(*HIERARCHIES)
     rates = {method: shared if method in HIERARCHIES else best_rate(method) for method in METHODS}
     jobs = [(named(m, rates[m], s), f"{c} {rates[m]} --seed {s}") for m, c in METHODS.items() for s in SEEDS]
-    jobs.append(("scratch", SCRATCH))
-    jobs += [(f"four-goals-{s}", f"{FOUR_GOALS} --seed {s}") for s in range(3)]
-    jobs += [
+    run_all([*jobs, ("scratch", SCRATCH)])
+    learning_curves(rates)
+    adaptation(rates)
+    run_all([(f"four-goals-{s}", f"{FOUR_GOALS} --seed {s}") for s in range(3)])
+    four_goals()
+    jobs = [
         (f"sweep-{K}-{W}-{s}", f"{SMALL} --num_low {K} {budget(W, 1, 3e6)} --llr {shared} --seed {s}")
         for K, W in SWEEP
         for s in range(3)
     ]
     run_all(jobs)
-    learning_curves(rates)
-    adaptation(rates)
     sweep()
-    four_goals()
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ def test_the_whole_study_shrunken(bandits, command, tmp_path, monkeypatch, capfd
     rows = [line.split("|")[1].strip() for line in out.splitlines() if line.startswith("| ")]
     adapted = ["MLSH, new master", "shared policy, fine-tuned", "PPO from scratch"]
     expected = ["method", *small["METHODS"], "method", *(x for x in adapted for _ in "01")]
-    assert rows == [*expected, "sub-policies", "1", "2", "seed", "0", "1", "2"]
+    assert rows == [*expected, "seed", "0", "1", "2", "sub-policies", "1", "2"]
     assert out.count("× the env steps of MLSH") == 4
     pictures = {"bandits-training.png", "bandits-adaptation.png", "bandits-sweep.png"}
     assert pictures <= {path.name for path in tmp_path.iterdir()}
