@@ -52,7 +52,7 @@ SWEEP = list(itertools.product((1, 2, 4), (0, 5, 20, 60)))  # sub-policies, warm
 SCRATCH = "train.py --num_low 0 -W 1 -U 0 --tasks 1 --record 0 --wandb disabled"  # for its Config
 FOUR_GOALS = "train.py --env MovementBandits4-v0 --record 0 --wandb disabled"
 # Learning one task: env steps, and what to choose from, episodes a rollout and learning rate
-MASTER = 6_000, list(itertools.product((2, 5, 10), (3e-3, 1e-2, 3e-2)))
+MASTER = 6_000, list(itertools.product((1, 2, 5, 10), (1e-3, 3e-3, 1e-2, 3e-2)))
 FLAT = 100_000, list(itertools.product((10,), (3e-4, 1e-3, 3e-3)))
 
 
@@ -248,7 +248,7 @@ def adaptation(rates):
     table(["method", "setting", "", f"env steps to {SOLVED:.1f}", "reached by", "before", "in the end"], rows)
     for (label, j), median in medians.items():
         few = medians["MLSH, new master", j]
-        if median != few and 0 < few < np.inf:
+        if median != few and 0 < few < np.inf and 0 < median < np.inf:
             print(f"{label}, {list(panels)[j]}: {median / few:.1f} × the env steps of MLSH's new master")
 
 
