@@ -110,7 +110,7 @@ def update(policy, optimizer, batch, rngs, *, parts, epochs, epsilon, c1, c2, ta
         params, value = policy(obs)
         new = policy.distribution(params)
         log_ratio = new.log_prob(action) - log_prob
-        ratio = torch.exp(log_ratio)
+        ratio = torch.exp(log_ratio.clamp(max=20))  # a random decision may have been all but impossible
         loss = -torch.min(ratio * advantage, ratio.clamp(1 - epsilon, 1 + epsilon) * advantage)
         loss = loss + c1 * (value - value_target).square()
         if c2:
