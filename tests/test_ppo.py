@@ -190,3 +190,13 @@ def test_stats_by_hand():
     assert stats["entropy"] == pytest.approx(np.log(4), abs=1e-2)
     value = policy.value(data.obs[None])[0]
     assert stats["value_loss"].item() == pytest.approx((value - data.value_target).square().mean().item(), rel=1e-4)
+
+
+def test_a_sample_that_was_all_but_impossible_gives_no_nan():
+    """As a random decision is that a saturated master would never make."""
+    policy = actor_critic(1, Discrete(4))
+    data = batch(policy, [0] * 8)
+    data.log_prob[0], data.advantage[0] = -200.0, -10.0
+    flags = {"parts": 2, "epochs": 3, "epsilon": 0.2, "c1": 0.5, "c2": 0.0}
+    update(policy, adam(policy, 1e-2), data, rngs(1), **flags)
+    assert all(p.isfinite().all() for p in policy.parameters())
