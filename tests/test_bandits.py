@@ -91,6 +91,7 @@ def test_the_whole_study_shrunken(bandits, command, tmp_path, monkeypatch, capfd
                 assert code == 0, err
 
     monkeypatch.setattr(bandits, "run_all", run_here)
+    monkeypatch.chdir(CODE)  # as `run` does
     bandits.main()
     out = "".join(printed) + capfd.readouterr().out
     rows = [line.split("|")[1].strip() for line in out.splitlines() if line.startswith("| ")]
