@@ -3,10 +3,12 @@ import os
 import runpy
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+import wandb
 
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of what the tests start, too: several processes stall each other
@@ -17,6 +19,25 @@ from mlsh import logger  # noqa: E402
 CODE = Path(__file__).parent.parent / "code"
 TINY = "--env MovementBandits-v0 -N 2 -W 2 -U 1 --tasks 2 -K 2 -T 7 --high_len 3 --groups 2 --test_episodes 3"
 TINY = [*TINY.split(), "--wandb", "disabled"]
+
+
+def wait_until(run, done):
+    """Until done() holds, for two minutes at most and while the process `run` lives."""
+    try:
+        for _ in range(6000):
+            if done():
+                return
+            assert run.poll() is None, run.communicate()[1]
+            time.sleep(0.02)
+        pytest.fail("nothing happened in two minutes")
+    except BaseException:
+        run.kill()
+        raise
+
+
+def wait_for_rows(run, folder, rows):
+    """Until the metrics.csv in `folder`, which the process `run` writes, has so many rows."""
+    wait_until(run, lambda: len(logger.read_metrics(folder)) >= rows)
 
 
 @pytest.fixture
@@ -36,6 +57,7 @@ def command(monkeypatch, capfd):
             signal.signal(signal.SIGTERM, before)
             while logger.LOCKS:  # which a process's end does
                 logger.LOCKS.pop().release()
+            wandb.teardown()  # its service would be shared by the processes a later test starts
         return code, *capfd.readouterr()
 
     return run

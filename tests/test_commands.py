@@ -6,13 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import imageio.v3 as iio
 import pytest
 import torch
 
-from conftest import CODE, TINY
+from conftest import CODE, TINY, wait_for_rows
 from mlsh import checkpoint
 from mlsh.envs import make_env
 from mlsh.models import Hierarchy
@@ -132,10 +131,7 @@ def test_a_signal_saves_and_the_run_continues(tmp_path, sent):
     flags = [*TINY, "--tasks", "1000000", "--out", str(tmp_path)]
     flags[flags.index("disabled")] = "offline"
     run = subprocess.Popen([sys.executable, "train.py", *flags], cwd=CODE, stderr=subprocess.PIPE, text=True)
-    metrics = tmp_path / "metrics.csv"
-    while not metrics.exists() or metrics.read_text().count("\n") < 8:
-        assert run.poll() is None, run.stderr.read()
-        time.sleep(0.05)
+    wait_for_rows(run, tmp_path, 7)
     run.send_signal(sent)
     try:
         _, err = run.communicate(timeout=60)

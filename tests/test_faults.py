@@ -5,11 +5,10 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
-from conftest import CODE, TINY
+from conftest import CODE, TINY, wait_for_rows, wait_until
 from mlsh import checkpoint
 from mlsh.logger import read_metrics
 from soak import result, same, soak
@@ -20,12 +19,6 @@ SMALL = [*TINY, "--hidden", "8", "--record", "0"]
 def start(*flags, **more):
     command = [sys.executable, "train.py", *map(str, flags)]
     return subprocess.Popen(command, cwd=CODE, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **more)
-
-
-def wait_for_rows(run, folder, rows):
-    while len(read_metrics(folder)) < rows:
-        assert run.poll() is None, run.stderr.read()
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(
@@ -80,9 +73,7 @@ def test_a_full_disk_while_logging_leaves_the_last_checkpoint(tmp_path):
 def test_training_goes_on_when_wandbs_process_is_killed(tmp_path):
     run = start(*SMALL, "--tasks", 10**6, "--wandb", "offline", "--out", tmp_path)
     wait_for_rows(run, tmp_path, 2)
-    while subprocess.run(["pkill", "-KILL", "-P", str(run.pid), "wandb-core"]).returncode:
-        assert run.poll() is None, run.stderr.read()
-        time.sleep(0.1)
+    wait_until(run, lambda: not subprocess.run(["pkill", "-KILL", "-P", str(run.pid), "wandb-core"]).returncode)
     wait_for_rows(run, tmp_path, len(read_metrics(tmp_path)) + 40)
     run.terminate()
     _, err = run.communicate(timeout=100)

@@ -5,12 +5,11 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
 
-from conftest import CODE, TINY
+from conftest import CODE, TINY, wait_for_rows
 from mlsh import checkpoint
 from mlsh.logger import read_metrics
 
@@ -80,9 +79,7 @@ def test_groups_that_do_not_divide_and_two_machines(alone, tmp_path):
 
 def test_a_process_that_dies_ends_the_run_and_another_number_goes_on(tmp_path):
     run = start(torchrun(2), *FLAGS, "--tasks", 10**6, "--save_seconds", 0, "--record", 0, "--out", tmp_path)
-    while len(read_metrics(tmp_path)) < 8:
-        assert run.poll() is None, run.communicate()[1]
-        time.sleep(0.05)
+    wait_for_rows(run, tmp_path, 8)
     children = subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True).stdout.split()
     assert len(children) == 2
     os.kill(int(children[1]), signal.SIGKILL)
