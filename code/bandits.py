@@ -74,7 +74,7 @@ def run(job):
     elif folder.exists():
         shutil.rmtree(folder)
     note.write_text(command)
-    print(f"{name}: {command}", flush=True)
+    print(f"{name}: {command}\n", end="", flush=True)  # in one piece, beside other threads
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     words = [sys.executable, script, *flags, "--out", folder]
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
