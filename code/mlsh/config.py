@@ -324,11 +324,11 @@ PRESETS["AntBandits-v1"] = {
 }
 PRESETS["MovementBandits4-v0"] = PRESETS["MovementBandits-v0"] | {
     "W": 20,
-    "tasks": 130,
+    "U": 5,
+    "tasks": 80,
     "num_low": 4,
-    "llr": 3e-3,
     "c2_low": 0.05,
-    "fade": 100,
+    "fade": 70,
 }
 
 CHANGEABLE = ("tasks", "record", "wandb", "device", "sim_threads", "save_seconds", "resume", "out")  # by -c
