@@ -7,9 +7,9 @@ import time
 import torch
 
 from mlsh import checkpoint, config, parallel
-from mlsh.adapt import final_test
+from mlsh.adapt import final_test, tasks_to_test
 from mlsh.envs import make_env
-from mlsh.errors import NotFinite, RenderingUnavailable, UserError, be_deaf, run_command
+from mlsh.errors import EnvironmentFailed, NotFinite, RenderingUnavailable, UserError, be_deaf, run_command
 from mlsh.film import film
 from mlsh.logger import Logger, Silence, make_run_folder
 from mlsh.models import Hierarchy
@@ -108,10 +108,9 @@ def main():
                 written = time.monotonic()
         save()
         if parallel.FIRST:
-            tasks = env.train_tasks or [env.sample_task(rng) for rng in streams(cfg.seed, 0, "test: task", range(10))]
-            rows, test_steps = final_test(agent, tasks, cfg)
+            rows, test_steps = final_test(agent, tasks_to_test(env, cfg.seed), cfg)
             log.finish({"env": cfg.env, "seed": cfg.seed, **progress, "test_env_steps": test_steps, "test": rows})
-    except (NotFinite, parallel.Lost) as error:
+    except (NotFinite, EnvironmentFailed, parallel.Lost) as error:
         be_deaf()
         save()
         log.finish()

@@ -2,7 +2,7 @@
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.spaces import Box, Dict, Discrete, MultiBinary
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, Sequence
 
 
 class Line(gym.Env):
@@ -91,6 +91,31 @@ class Blind(Sampled):
         super().__init__()
 
 
+class Faulty(Sampled):
+    """Does `how` what it should not."""
+
+    def __init__(self, how, render_mode=None):
+        super().__init__(render_mode, actions=Box(-1, 1, (1,), np.float32))
+        self.how = how
+
+    def step(self, action):
+        observation, reward, *rest = super().step(action)
+        if self.how == "raises" and self.t == 4:
+            raise ZeroDivisionError("its own")
+        if self.how == "blind" and self.t == 2:
+            self.x = np.nan
+        if self.how == "global":
+            reward = np.random.uniform()
+        return (observation, reward, False, {}) if self.how == "old" else (self._observation(), reward, *rest)
+
+    def render(self):
+        return [super().render()] if self.how == "draws" else super().render()
+
+
+class Many(Listed):
+    train_tasks = np.array([Listed.Task(goal) for goal in range(12)])
+
+
 KINDS = {
     "Sampled-v0": (Sampled, {}),
     "Listed-v0": (Listed, {}),
@@ -102,8 +127,22 @@ KINDS = {
     "DiscreteObservations-v0": (Listed, {"observations": Discrete(5)}),
     "DictObservations-v0": (Listed, {"observations": Dict(at=Box(-99, 99, (1,)), side=Discrete(2))}),
     "Blind-v0": (Blind, {}),
+    "Many-v0": (Many, {}),
     "Tasks-v0": (Line, {}),
     "Buttons-v0": (Listed, {"actions": MultiBinary(3)}),
+    "Text-v0": (Listed, {"observations": Sequence(Discrete(2))}),
+    **{f"Faulty-{how}-v0": (Faulty, {"how": how}) for how in ("raises", "blind", "global", "old", "draws")},
 }
 for env_id, (entry_point, kwargs) in KINDS.items():
     gym.register(env_id, entry_point=entry_point, kwargs=kwargs, max_episode_steps=1000)
+
+
+class NumpyBatch(gym.vector.SyncVectorEnv):
+    """Somebody's batched environment on NumPy arrays; we take the single one."""
+
+    def sample_task(self, rng): ...
+
+    def set_task(self, task): ...
+
+
+gym.register("Batch-v0", entry_point=Sampled, vector_entry_point=NumpyBatch, max_episode_steps=1000)

@@ -1,8 +1,10 @@
+import dataclasses
+
 import numpy as np
 import torch
 from gymnasium.spaces import Box, Discrete
 
-from mlsh.adapt import adapt, alone, final_test
+from mlsh.adapt import adapt, alone, final_test, tasks_to_test
 from mlsh.envs import make_env
 from mlsh.envs.base import VectorTasks
 from mlsh.models import Hierarchy
@@ -96,3 +98,12 @@ def test_alone_runs_one_sub_policy_only(cfg):
     near_the_start = 50 * torch.pi * 2500 / 400**2  # the goal is within 50 pixels of the start
     for stays, walks in returns:
         assert abs(stays - near_the_start) < 1.5 and 0 < walks < stays
+
+
+def test_of_many_tasks_ten_are_tested(cfg):
+    assert tasks_to_test(make_env(cfg, 1), 0) == [0, 1]
+    env = make_env(dataclasses.replace(cfg, env="foreign:Many-v0"), 1)
+    few = tasks_to_test(env, 0)
+    assert len(set(few)) == 10 and set(few) < set(env.train_tasks) and few == tasks_to_test(env, 0)
+    assert few != tasks_to_test(env, 1)
+    assert len(tasks_to_test(make_env(dataclasses.replace(cfg, env="foreign:Sampled-v0"), 1), 0)) == 10

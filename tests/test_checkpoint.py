@@ -99,6 +99,22 @@ def test_what_is_no_checkpoint_is_refused_and_not_run(parts, tmp_path, capsys):
         checkpoint.load(tmp_path)
 
 
+def test_what_does_not_fit_inside_is_refused(parts, tmp_path):
+    cfg, agent, optimizer = parts
+    good = checkpoint.snapshot(cfg, agent, optimizer, PROGRESS)
+    for name, value in (("iteration", -5), ("subs", good["subs"] | {"weight1": torch.tensor(torch.nan)})):
+        torch.save(good | {name: value}, tmp_path / "checkpoint.pt")
+        with pytest.raises(UserError, match="damaged"):
+            checkpoint.load(tmp_path)
+    good["config"] = cfg
+    for name, value in (("subs", 3), ("optimizer", 3)):
+        with pytest.raises(UserError, match="does not fit"):
+            checkpoint.restore(good | {name: value}, subs=agent.subs, optimizer=optimizer)
+    good["optimizer"]["state"][0]["exp_avg"] = torch.zeros(3)  # Adam would read beyond its end
+    with pytest.raises(UserError, match="other shapes"):
+        checkpoint.restore(good, optimizer=optimizer)
+
+
 def test_a_flipped_bit_is_found_or_harmless(parts, tmp_path):
     cfg, agent, optimizer = parts
     path = tmp_path / "checkpoint.pt"

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from conftest import CODE, TINY, wait_for_rows, wait_until
-from mlsh import checkpoint
+from mlsh import checkpoint, errors
 from mlsh.logger import read_metrics
 from soak import result, same, soak
 
@@ -35,7 +35,7 @@ def test_what_is_not_finite_stops_the_run_with_the_last_good_checkpoint(command,
 
 @pytest.mark.parametrize(("flag", "who"), [("--llr", "sub-policy"), ("--hlr", "master")])
 def test_weights_that_are_not_finite_are_never_saved(command, tmp_path, flag, who):
-    code, _, err = command("train.py", *SMALL, flag, 1e38, "--reward_scale", 1e30, "--out", tmp_path)
+    code, _, err = command("train.py", *SMALL, flag, 1e38, "--out", tmp_path)
     assert code == 2 and f"{who} " in err and "is not finite after an update" in err
     data = checkpoint.load(tmp_path)
     assert data["iteration"] == 0 and all(x.isfinite().all() for x in data["subs"].values())
@@ -105,3 +105,32 @@ def test_what_the_comparison_of_runs_sees(command, tmp_path):
         assert command("train.py", *SMALL, "--seed", seed, "--out", tmp_path / name)[0] == 0
     a, b = result(tmp_path / "a"), result(tmp_path / "b")
     assert same(a, a) and not same(a, b) and not same(a, a[:-1])
+
+
+def test_two_signals_at_once_are_one_and_a_later_one_counts(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(errors.time, "monotonic", lambda: now)
+    monkeypatch.setattr(errors, "signalled", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        errors.interrupt(signal.SIGINT, None)
+    now = 101.0
+    errors.interrupt(signal.SIGTERM, None)
+    now = 104.0
+    with pytest.raises(KeyboardInterrupt):
+        errors.interrupt(signal.SIGINT, None)
+
+
+@pytest.mark.parametrize("error", [MemoryError("too much"), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_too_little_memory_is_the_users_error(error, capsys):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        errors.run_command(main)
+    assert stop.value.code == 2 and "use smaller -N" in capsys.readouterr().err
+
+
+def test_a_program_that_reads_only_the_beginning_is_no_error():
+    command = f"{sys.executable} train.py --help | head -1"
+    run = subprocess.run(command, shell=True, cwd=CODE, capture_output=True, text=True)
+    assert run.stdout.startswith("usage") and not run.stderr

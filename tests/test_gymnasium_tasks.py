@@ -21,7 +21,10 @@ def family(kind, num_envs=4, **more):
     return make_env(Config(env=f"foreign:{kind}-v0", T=5), num_envs, **more)
 
 
-@pytest.mark.parametrize("env_id", [k for k in KINDS if k not in ("Tasks-v0", "Buttons-v0")])
+TRAINED = [k for k in KINDS if k not in ("Tasks-v0", "Buttons-v0", "Text-v0") and "Faulty" not in k]
+
+
+@pytest.mark.parametrize("env_id", [*TRAINED, "Batch-v0"])
 def test_anybodys_environment_trains(command, tmp_path, env_id):
     code, out, err = command("train.py", *TINY, "--env", f"foreign:{env_id}", "--record", 1, "--out", tmp_path)
     assert code == 0, err
@@ -32,7 +35,13 @@ def test_anybodys_environment_trains(command, tmp_path, env_id):
 
 
 def test_what_cannot_be_trained_is_refused_with_what_to_add(command, tmp_path):
-    for env_id, reason in (("Tasks", "give its class sample_task(rng)"), ("Buttons", "Discrete and Box")):
+    reasons = {
+        "Tasks": "give its class sample_task(rng)",
+        "Buttons": "Discrete and Box",
+        "Text": "cannot be made a vector",
+        "Faulty-old": "not enough values to unpack",
+    }
+    for env_id, reason in reasons.items():
         code, _, err = command("train.py", *TINY, "--env", f"foreign:{env_id}-v0", "--out", tmp_path / "x")
         assert code == 2 and reason in err and "Traceback" not in err
     assert not (tmp_path / "x").exists()
@@ -92,6 +101,34 @@ def test_the_same_seed_the_same_start_for_each_block():
     again, _ = env.reset(seed=[3, 2])
     assert torch.equal(first[2:], again[2:]) and not torch.equal(first[:2], again[:2])
     assert first.unique().numel() == 4
+
+
+def test_what_was_observed_does_not_change_with_the_next_step():
+    env = family("Sampled")
+    first, _ = env.reset(seed=0)
+    kept = first.clone()
+    second, *_ = env.step(torch.tensor([2, 2, 2, 2]))
+    assert torch.equal(first, kept) and not torch.equal(second, kept)
+
+
+def test_an_environment_that_fails_ends_the_run_in_one_line(command, tmp_path):
+    tiny = [*TINY, "-W", 1, "-U", 0]
+    code, _, err = command("train.py", *tiny, "--env", "foreign:Faulty-raises-v0", "--out", tmp_path / "a")
+    assert code == 2 and "Traceback" not in err and "foreign.py" in err
+    assert "failed at step 4, task" in err and "ZeroDivisionError('its own')" in err and "has what was before" in err
+    code, _, err = command("train.py", *tiny, "--env", "foreign:Faulty-blind-v0", "--out", tmp_path / "b")
+    assert code == 2 and "Traceback" not in err and "an observation that is not finite at step 2" in err
+    code, _, err = command(
+        "train.py", *TINY, "--env", "foreign:Faulty-draws-v0", "--record", 1, "--out", tmp_path / "c"
+    )
+    assert code == 0 and "no videos: " in err and "uint8" in err
+
+
+def test_what_draws_from_global_generators_repeats(command, tmp_path):
+    for out in ("a", "b"):
+        assert command("train.py", *TINY, "--env", "foreign:Faulty-global-v0", "--out", tmp_path / out)[0] == 0
+    a, b = ([row["trained_reward"] for row in read_metrics(tmp_path / out)] for out in ("a", "b"))
+    assert a == b and len(set(a)) == 4
 
 
 def test_old_gym_through_shimmy(command, tmp_path):

@@ -3,6 +3,7 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 
+from mlsh.errors import NotFinite
 from mlsh.models import ActorCritic
 from mlsh.ppo import Batch, adam, gae, minibatches, normalise, update
 
@@ -199,4 +200,14 @@ def test_a_sample_that_was_all_but_impossible_gives_no_nan():
     data.log_prob[0], data.advantage[0] = -200.0, -10.0
     flags = {"parts": 2, "epochs": 3, "epsilon": 0.2, "c1": 0.5, "c2": 0.0}
     update(policy, adam(policy, 1e-2), data, rngs(1), **flags)
+    assert all(p.isfinite().all() for p in policy.parameters())
+
+
+def test_a_loss_that_is_infinite_is_noticed():
+    """The weights stay finite, but Adam would never move them again."""
+    policy = actor_critic(2)
+    samples = batch(policy, [0, 0, 1, 1])
+    samples.value_target[2:] = 1e25
+    with pytest.raises(NotFinite, match="1 is not finite"):
+        update(policy, adam(policy, 1e-3), samples, rngs(1), parts=1, epochs=1, **ALWAYS)
     assert all(p.isfinite().all() for p in policy.parameters())

@@ -76,6 +76,15 @@ def alone(agent, tasks, cfg):
     return played.episode_return.mean(1).view(len(tasks), K).tolist(), played.steps
 
 
+def tasks_to_test(env, seed):
+    """All tasks of a family of up to ten, else ten that `seed` draws."""
+    if env.train_tasks is None:
+        return [env.sample_task(rng) for rng in streams(seed, 0, "test: task", range(10))]
+    (rng,) = streams(seed, 0, "test: task", [0])
+    few = len(env.train_tasks) <= 10
+    return env.train_tasks if few else sorted(rng.choice(env.train_tasks, 10, replace=False).tolist())
+
+
 def final_test(agent, tasks, cfg):
     """For each task W updates (without a warm-up, U) of a new master, then `cfg.test_episodes` episodes with it.
 

@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 
 import torch
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from mlsh.config import Config, RL2Config
 from mlsh.errors import UserError
@@ -52,10 +52,11 @@ def load(path, kinds=(Config,)):
     `kinds`: the configurations that will do, `Config` (of `snapshot`) or `RL2Config`.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises for a name too long)
         path = path / "checkpoint.pt"
-    if not path.is_file():
-        raise UserError(f"there is no checkpoint at {path}; give a run folder or a checkpoint.pt of train.py")
+    if not os.path.isfile(path):  # noqa: PTH113
+        give = "give a run folder or a checkpoint.pt of train.py"
+        raise UserError(f"there is no checkpoint at {path}; {give}; a run killed before its first starts without -c")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's guess at what a foreign file is
@@ -64,8 +65,10 @@ def load(path, kinds=(Config,)):
                 raise ValueError(f"{damaged} has a wrong checksum")
             data = torch.load(path, map_location="cpu", weights_only=True)
         for name, kind in PLAIN.items():
-            if type(data[name]) is not kind:
+            if type(data[name]) is not kind or kind is int and data[name] < 0:
                 raise TypeError(f"{name} is {data[name]!r}")
+        if not all(x.isfinite().all() for x in tree_leaves(data) if isinstance(x, torch.Tensor)):
+            raise ValueError("not all of its numbers are finite")
         if data["format"] != FORMAT:
             raise ValueError(f"it has format {data['format']}, this version reads {FORMAT}")
         kind = RL2Config if "episodes" in data["config"] else Config
@@ -85,7 +88,10 @@ def restore(data, **parts):
     try:
         for name, part in parts.items():
             part.load_state_dict(data[name])
-    except (RuntimeError, KeyError, ValueError) as error:
+            for parameter, state in getattr(part, "state", {}).items():  # an optimiser compares no shapes
+                if any(x.dim() and x.shape != parameter.shape for x in state.values()):
+                    raise ValueError(f"{name} is of parameters of other shapes")
+    except Exception as error:  # whatever is in it
         env = data["config"].env
         raise UserError(f"the checkpoint does not fit {env}: {' '.join(str(error).split())[:200]}") from None
 

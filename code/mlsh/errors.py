@@ -1,7 +1,9 @@
 """Errors that a user can cause, and how a command reports them."""
 
+import os
 import signal
 import sys
+import time
 
 
 class UserError(Exception):
@@ -12,11 +14,17 @@ class NotFinite(UserError):
     """A reward, an observation or a weight has become NaN or infinite; learning from it would spoil everything."""
 
 
+class EnvironmentFailed(UserError):
+    """Somebody's environment raised an exception."""
+
+
 class RenderingUnavailable(UserError):
     """This machine cannot draw the environment."""
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+ONCE = 3.0  # seconds in which several signals are one: torchrun sends two
+signalled = -ONCE
 
 
 def be_deaf():
@@ -26,14 +34,17 @@ def be_deaf():
 
 
 def interrupt(number, frame):
-    be_deaf()  # torchrun sends it twice
-    raise KeyboardInterrupt
+    global signalled
+    if time.monotonic() > signalled + ONCE:
+        signalled = time.monotonic()
+        raise KeyboardInterrupt
 
 
 def run_command(main):
     """Call `main()` as a command's whole program: no traceback for a UserError, Ctrl-C and SIGTERM alike.
 
-    The first of them reaches `main` as KeyboardInterrupt, what follows is ignored; the exit code is then 130.
+    They reach `main` as KeyboardInterrupt, but not what follows within `ONCE`; the exit code is then 130. Where memory
+    does not suffice, that is the user's error.
     """
     for number in SIGNALS:  # a shell's background job starts with SIGINT ignored
         signal.signal(number, interrupt)
@@ -42,5 +53,14 @@ def run_command(main):
     except UserError as error:
         print(f"{sys.argv[0]}: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        reason = " ".join(str(error).split())
+        print(f"{sys.argv[0]}: error: {reason:.150}; use smaller -N, --groups or --hidden", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

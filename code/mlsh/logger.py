@@ -123,7 +123,10 @@ class Logger:
         columns += [f"share_{k}" for k in range(cfg.num_low)]
         columns += [f"{who}_{name}" for who in ("master", *self._subs()) for name in LOSSES]
         config = {"run_id": run_id, "config": cfg.as_dict(), "machine": describe_machine()}
-        kept = [row for row in read_metrics(folder) if int(row["iteration"]) < begun] if begun else []
+        try:
+            kept = [row for row in read_metrics(folder) if int(row["iteration"]) < begun] if begun else []
+        except (KeyError, ValueError) as error:
+            raise UserError(f"{folder / 'metrics.csv'} is not of this run ({error!r}); move it away") from None
         with writing(folder):
             (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
             with open(folder / "metrics.csv.tmp", "w", newline="") as file:
@@ -133,7 +136,8 @@ class Logger:
             os.replace(folder / "metrics.csv.tmp", folder / "metrics.csv")
             self._file = open(folder / "metrics.csv", "a", newline="")  # noqa: SIM115
         self._writer = csv.DictWriter(self._file, columns)
-        if not os.access(Path.home(), os.W_OK):  # what libraries keep there goes to the run folder
+        home = os.path.expanduser("~")  # noqa: PTH111 (Path.home raises where there is none)
+        if not os.access(home, os.W_OK):  # what libraries keep there goes to the run folder
             for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "MPLCONFIGDIR"):
                 os.environ.setdefault(name, str(folder.absolute() / "wandb" / "home"))
         self._wandb = start_wandb(cfg, folder, run_id)

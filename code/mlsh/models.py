@@ -170,9 +170,10 @@ class Normaliser(nn.Module):
             self.count.copy_(count)
 
     def forward(self, x):
-        if not self.enabled or not self.count:
+        if not self.enabled:
             return x
-        return ((x - self.mean.float()) / (self.var.float().sqrt() + 1e-8)).clamp(-5, 5)
+        normal = ((x - self.mean.float()) / (self.var.float().sqrt() + 1e-8)).clamp(-5, 5)
+        return torch.where(self.count > 0, normal, x)  # on a GPU an `if` would wait for it
 
 
 class Hierarchy(NamedTuple):

@@ -24,7 +24,13 @@ def start():
     """Join the other processes: NCCL for tensors on a GPU, Gloo for all else."""
     if SIZE > 1:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        _communicate(dist.init_process_group, backend, timeout=PATIENCE)
+        try:
+            dist.init_process_group(backend, timeout=PATIENCE)
+        except (RuntimeError, ValueError) as error:
+            raise UserError(
+                f"WORLD_SIZE is {SIZE}, but the processes do not meet ({str(error).splitlines()[0]:.150}); "
+                "start them with torchrun, or unset it"
+            ) from None
 
 
 def stop():

@@ -127,7 +127,8 @@ def update(policy, optimizer, batch, rngs, *, parts, epochs, epsilon, c1, c2, ta
         for t, rows in kept:  # without a gradient Adam's momentum would still move them
             t[still] = rows
 
-    finite = torch.stack([p.detach().flatten(1).isfinite().all(1) for p in policy.parameters()]).all(0)  # [n]
+    # an infinite gradient leaves the parameters finite, but Adam's moments not, and nothing would ever be learned again
+    finite = torch.stack([t.flatten(1).isfinite().all(1) for t in tensors(policy, optimizer)]).all(0)  # [n]
     if not finite.all():
         member = finite.logical_not().nonzero()[0].item()
         raise NotFinite(f"{policy.name} {member} is not finite after an update")

@@ -8,6 +8,7 @@ import json
 import gymnasium as gym
 from gymnasium.envs.registration import load_env_creator
 
+from mlsh.envs.base import VectorTasks
 from mlsh.envs.gymnasium_tasks import GymnasiumTasks
 from mlsh.errors import RenderingUnavailable, UserError
 
@@ -41,7 +42,7 @@ def find_class(cfg):
     except Exception as error:  # an imported module may raise anything
         reason = " ".join(str(error).split())
         raise UserError(f"--env {cfg.env} is unknown ({reason}); the package's own are {', '.join(IDS)}") from None
-    return creator if hasattr(creator, "set_task") and hasattr(creator, "sample_task") else None
+    return creator if inspect.isclass(creator) and issubclass(creator, VectorTasks) else None
 
 
 def most_episodes(cfg):
@@ -52,7 +53,7 @@ def most_episodes(cfg):
 def make_env(cfg, num_envs, render_mode=None):
     """The batched environment that a Config names: `num_envs` episodes of `cfg.T` steps, on `cfg.device`.
 
-    A family without a batched class (one with `set_task` and `sample_task`, like `VectorTasks`) is stepped one by one.
+    A family without a batched class (a `VectorTasks`) is stepped one by one.
     Raises UserError if there is no such environment, or if it has no task distribution.
     """
     creator, env_id = find_class(cfg), cfg.env.rpartition(":")[-1]

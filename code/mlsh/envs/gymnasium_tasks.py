@@ -4,6 +4,7 @@ import inspect
 import json
 import math
 import random
+import traceback
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.wrappers import FlattenObservation
 
 from mlsh.envs.base import VectorTasks
-from mlsh.errors import RenderingUnavailable, UserError
+from mlsh.errors import EnvironmentFailed, RenderingUnavailable, UserError
 
 WANTED = "give its class sample_task(rng) or a list train_tasks, and set_task(task)"
 
@@ -23,7 +24,10 @@ class GymnasiumTasks(VectorTasks):
     its index in the list), `sample_task` and `set_task`, or `randomizeCorrect` and `realgoal` (as in the original).
     `sample_task` gets a NumPy generator if it takes an argument; what it returns has to be numbers, strings, and lists
     of them. Observations are flattened. Box actions are clipped to their bounds. Raises UserError for an environment
-    without tasks or with another action space.
+    without tasks, with other spaces, or whose first step fails, EnvironmentFailed if a later one does.
+
+    NumPy's and Python's global generators are seeded before every reset, for environments that draw from them; their
+    episodes are then the same in every run, but not over different numbers of processes.
     """
 
     def __init__(self, make, num_envs=1, max_episode_steps=None, render_mode=None, device="cpu"):
@@ -44,6 +48,8 @@ class GymnasiumTasks(VectorTasks):
         space = first.action_space
         if not isinstance(space, (Box, Discrete)):
             raise UserError(f"its action space is {space}; Discrete and Box can be learned")
+        if not isinstance(first.observation_space, Box):
+            raise UserError(f"its observation space is {first.observation_space}, which cannot be made a vector")
         self.single_observation_space = first.observation_space
         self.single_action_space = (
             Box(-1, 1, (math.prod(space.shape),)) if isinstance(space, Box) else Discrete(space.n)
@@ -52,26 +58,30 @@ class GymnasiumTasks(VectorTasks):
         bare = [unwrapped(env) for env in self.envs]
         self._bare, one = bare, bare[0]
         self._list = None
-        if hasattr(one, "set_task") and getattr(one, "train_tasks", None):
-            self._list = list(one.train_tasks)
+        listed = getattr(one, "train_tasks", None)
+        if hasattr(one, "set_task") and listed is not None and len(listed):
+            self._list = list(listed)
             self.train_tasks = list(range(len(self._list)))
         elif not (hasattr(one, "set_task") and hasattr(one, "sample_task")) and not is_original(one):
             raise UserError(f"it has no task distribution; {WANTED}")
         super().__init__(num_envs, max_episode_steps, None, device)
         self.render_mode = render_mode
+        self._observations = np.zeros((num_envs, *first.observation_space.shape), np.float32)
+        self._start(0, 0)  # what cannot be played shows now
+        self._observations[0], _, _, _, _ = first.step(self._action(np.zeros(self.single_action_space.shape)))
 
     def sample_task(self, rng):
         if self.train_tasks:
             return super().sample_task(rng)
         env = self._bare[0]
         if is_original(env):
-            seed_globally(env, rng)
+            seed_all(env, rng)
             env.randomizeCorrect()
             task = env.realgoal
         elif inspect.signature(env.sample_task).parameters:
             task = env.sample_task(rng)
         else:
-            seed_globally(env, rng)
+            seed_all(env, rng)
             task = env.sample_task()
         self._arrays = isinstance(task, np.ndarray)  # it gets back what it gave
         task = task.tolist() if isinstance(task, (np.ndarray, np.generic)) else task
@@ -93,29 +103,46 @@ class GymnasiumTasks(VectorTasks):
         else:
             env.set_task(task)
 
+    def _start(self, e, seed):
+        env, rng = self._bare[e], np.random.default_rng(seed)
+        self._set(env, self.task[e])
+        if is_original(env):
+            seed_all(env, rng)
+        else:
+            seed_globals(rng)
+        self._observations[e] = self.envs[e].reset(seed=int(seed))[0]
+
     def _reset(self):
-        seeds = self._draw(lambda rng, size: rng.integers(2**31, size=size))
-        observations = []
-        for env, bare, task, seed in zip(self.envs, self._bare, self.task, seeds, strict=True):
-            self._set(bare, task)
-            if is_original(bare):
-                seed_globally(bare, np.random.default_rng(seed))
-            observations.append(env.reset(seed=int(seed))[0])
-        self._observations = np.stack(observations).astype(np.float32)
-        self._over = np.zeros(self.num_envs, bool)
-        return self._tensor(self._observations)
+        for e, seed in enumerate(self._draw(lambda rng, size: rng.integers(2**31, size=size))):
+            try:
+                self._start(e, seed)
+            except Exception as error:
+                raise self._failure(e, error) from None
+        self._over = ~np.isfinite(self._observations).all(1)
+        return self._tensor(self._observations.copy())
 
     def step(self, actions):
-        """As `VectorTasks.step`; an episode that is over is left alone and earns nothing."""
+        """As `VectorTasks.step`; an episode that is over is left alone and earns nothing.
+
+        So is one with an observation that is not finite, as an action would not be either; `collect` refuses it.
+        """
         self._elapsed += 1
         reward, terminated, truncated = (np.zeros(self.num_envs, kind) for kind in (float, bool, bool))
         for e, action in enumerate(actions.cpu().numpy()):
             if not self._over[e]:
-                out = self.envs[e].step(self._action(action))
-                self._observations[e], reward[e], terminated[e], truncated[e], _ = out
-        self._over |= terminated | truncated
+                try:
+                    out = self.envs[e].step(self._action(action))
+                    self._observations[e], reward[e], terminated[e], truncated[e], _ = out
+                except Exception as error:
+                    raise self._failure(e, error) from None
+        self._over |= terminated | truncated | ~np.isfinite(self._observations).all(1)
         ended = (torch.from_numpy(x).to(self.device) for x in (terminated, truncated))
         return self._tensor(self._observations.copy()), self._tensor(reward), *ended, {}
+
+    def _failure(self, e, error):
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"at step {self._elapsed}, task {self.task[e]}, in {place.filename}:{place.lineno}"
+        return EnvironmentFailed(f"the environment failed {where} ({' '.join(repr(error).split()):.200})")
 
     def _action(self, action):
         space = self.envs[0].action_space
@@ -126,9 +153,13 @@ class GymnasiumTasks(VectorTasks):
     def render(self):
         """A tuple of E frames. Raises RenderingUnavailable for whatever goes wrong in drawing."""
         try:
-            return tuple(env.render() for env in self.envs)
+            frames = tuple(env.render() for env in self.envs)
         except Exception as error:
             raise RenderingUnavailable(f"the environment cannot draw here ({error})") from None
+        for frame in frames if self.render_mode == "rgb_array" else ():
+            if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3:
+                raise RenderingUnavailable("the environment's render() gives no uint8 array [H, W, 3]")
+        return frames
 
     def close_extras(self, **kwargs):
         for env in self.envs:
@@ -145,10 +176,14 @@ def is_original(env):
     return hasattr(env, "randomizeCorrect") and hasattr(env, "realgoal") and not hasattr(env, "set_task")
 
 
-def seed_globally(env, rng):
-    """Let a method that takes no generator draw what `rng` determines."""
+def seed_globals(rng):
     np.random.seed(rng.integers(2**32))
     random.seed(int(rng.integers(2**32)))
+
+
+def seed_all(env, rng):
+    """Let a method that takes no generator draw what `rng` determines."""
+    seed_globals(rng)
     if hasattr(env, "seed"):  # of old Gym
         env.seed(int(rng.integers(2**31)))
     else:
