@@ -138,7 +138,7 @@ class Logger:
         self._writer = csv.DictWriter(self._file, columns)
         home = os.path.expanduser("~")  # noqa: PTH111 (Path.home raises where there is none)
         if not os.access(home, os.W_OK):  # what libraries keep there goes to the run folder
-            for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "MPLCONFIGDIR"):
+            for name in ("HOME", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "MPLCONFIGDIR"):
                 os.environ.setdefault(name, str(folder.absolute() / "wandb" / "home"))
         self._wandb = start_wandb(cfg, folder, run_id)
         inner = cfg.W + cfg.U
