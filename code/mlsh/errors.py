@@ -5,6 +5,8 @@ import signal
 import sys
 import time
 
+import torch
+
 
 class UserError(Exception):
     """What went wrong and the remedy, in one line; the command prints it and exits with 2."""
@@ -46,6 +48,7 @@ def run_command(main):
     They reach `main` as KeyboardInterrupt, but not what follows within `ONCE`; the exit code is then 130. Where memory
     does not suffice, that is the user's error.
     """
+    torch.set_flush_denormal(True)  # a saturated master's gradients, with which a CPU takes many times as long
     for number in SIGNALS:  # a shell's background job starts with SIGINT ignored
         signal.signal(number, interrupt)
     try:
