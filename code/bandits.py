@@ -190,15 +190,18 @@ def solved(env_steps, returns):
 
 
 def learners(rates):
-    """Ways to learn one task: the training run for choosing, those reported, masters a task of each (ten in all), their
-    env steps, and what to choose from."""
-    ways = {}
-    for label, method, how in (
-        ("MLSH, new master", "MLSH", MASTER),
-        ("shared policy, fine-tuned", "shared policy", FLAT),
-    ):
-        ways[label] = named(method, rates[method], CHOOSING), trained(method, rates), 10 // len(SEEDS), *how
-    return ways | {"PPO from scratch": ("scratch", ["scratch"], 10, *FLAT)}
+    """Ways to learn one task: the training run for choosing, those reported, masters a task of each, their env steps,
+    and what to choose from."""
+    return {
+        "MLSH, new master": (named("MLSH", rates["MLSH"], CHOOSING), trained("MLSH", rates), 10, *MASTER),
+        "shared policy, fine-tuned": (
+            named("shared policy", rates["shared policy"], CHOOSING),
+            trained("shared policy", rates),
+            2,
+            *FLAT,
+        ),
+        "PPO from scratch": ("scratch", ["scratch"], 10, *FLAT),
+    }
 
 
 def choosing(first, _, __, steps, choices):
@@ -219,37 +222,42 @@ def spread(values):
 
 
 def adaptation(rates):
-    """Figure and table: learning one task anew; of each training run apart the task it was better at, and the other."""
+    """Figure and table: learning one task anew; of each training run apart the task it was better at, and the other.
+
+    The figure has the best setting of each way, the table all learning rates with its rollout size.
+    """
     ways = learners(rates)
     trials = {label: choosing(*way) for label, way in ways.items()}
     run_all(job for settings in trials.values() for job in settings.values())
-    best = {}
-    for label, settings in trials.items():
-        best[label] = max(settings, key=lambda x: area(settings[x][0]))
+    best = {label: max(trial, key=lambda x: area(trial[x][0])) for label, trial in trials.items()}
     jobs = {
-        label: [adaptation_job(run, *best[label], steps, seed, masters) for seed, run in enumerate(runs)]
-        for label, (_, runs, masters, steps, _) in ways.items()
+        (label, setting): [adaptation_job(run, *setting, steps, seed, masters) for seed, run in enumerate(runs)]
+        for label, (_, runs, masters, steps, choices) in ways.items()
+        for setting in choices
+        if setting[0] == best[label][0]
     }
     run_all(itertools.chain(*jobs.values()))
     panels, rows, medians = {"the task done worse before": {}, "the task done better before": {}}, [], {}
-    for label, (N, rate) in best.items():
-        curves = [read_adaptation(name) for name, _ in jobs[label]]
+    for (label, setting), evaluations in jobs.items():
+        curves = [read_adaptation(name) for name, _ in evaluations]
         env_steps = curves[0][0]
         by_start = [y[:, np.argsort(y[0].mean(1))] for _, y in curves]  # the worse task first
         returns = np.concatenate(by_start, 2)  # [n, 2, masters]
         for j, (title, panel) in enumerate(panels.items()):
-            panel[label] = env_steps, returns[:, j]
+            if setting == best[label]:
+                panel[label] = env_steps, returns[:, j]
             needed = np.array([solved(env_steps, y) for y in returns[:, j].T])
-            medians[label, j] = np.median(needed)
+            medians[label, setting, j] = np.median(needed)
             reached = f"{np.isfinite(needed).sum()} of {len(needed)}"
             cells = [with_interval(x) for x in (returns[0, j], last_tenth(returns[:, j].T))]
-            rows.append([label, f"{N} episodes, {rate:g}", title, spread(needed), reached, *cells])
+            shown = "{} episodes, {:g}".format(*setting) + " (chosen)" * (setting == best[label])
+            rows.append([label, shown, title, spread(needed), reached, *cells])
     draw_bands(ASSETS / "bandits-adaptation.png", panels, "env steps on the task", symlog=100)
     table(["method", "setting", "", f"env steps to {SOLVED:.1f}", "reached by", "before", "in the end"], rows)
-    for (label, j), median in medians.items():
-        few = medians["MLSH, new master", j]
-        if median != few and 0 < few < np.inf and 0 < median < np.inf:
-            print(f"{label}, {list(panels)[j]}: {median / few:.1f} × the env steps of MLSH's new master")
+    for (label, (_, rate), j), few in medians.items():
+        scratch = medians["PPO from scratch", best["PPO from scratch"], j]
+        if label == "MLSH, new master" and 0 < few < np.inf:
+            print(f"{label}, {rate:g}, {list(panels)[j]}: {scratch / few:.1f} times fewer env steps than from scratch")
 
 
 def sweep():
