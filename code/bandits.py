@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from mlsh.errors import UserError, run_command
 from mlsh.logger import curve, read_metrics
-from mlsh.plots import draw_bands, interquartile_mean, interval
+from mlsh.plots import draw_bands, interval
 
 CODE = Path(__file__).parent
 RUNS = CODE / "runs" / "bandits"
@@ -53,7 +53,8 @@ SCRATCH = "train.py --num_low 0 -W 1 -U 0 --tasks 1 --record 0 --wandb disabled"
 FOUR_GOALS = "train.py --env MovementBandits4-v0 --record 0 --wandb disabled"
 # Learning one task: env steps, and what to choose from, episodes a rollout and learning rate
 MASTER = 6_000, list(itertools.product((1, 2, 5, 10), (1e-3, 3e-3, 1e-2, 3e-2)))
-FLAT = 100_000, list(itertools.product((10,), (3e-4, 1e-3, 3e-3)))
+TUNED = 100_000, list(itertools.product((10,), (3e-4, 1e-3, 3e-3)))
+FLAT = 100_000, list(itertools.product((2, 5, 10, 20), (3e-4, 1e-3, 3e-3)))
 
 
 LAST = {"train.py": "results.json", "train_rl2.py": "checkpoint.pt", "evaluate.py": "adaptation.csv"}  # file written
@@ -73,7 +74,9 @@ def run(job):
         flags = ["-c"]
     elif folder.exists():
         shutil.rmtree(folder)
-    note.write_text(command)
+    temporary = Path(f"{note}.tmp")
+    temporary.write_text(command)
+    temporary.replace(note)
     print(f"{name}: {command}\n", end="", flush=True)  # in one piece, beside other threads
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     words = [sys.executable, script, *flags, "--out", folder]
@@ -198,7 +201,7 @@ def learners(rates):
             named("shared policy", rates["shared policy"], CHOOSING),
             trained("shared policy", rates),
             2,
-            *FLAT,
+            *TUNED,
         ),
         "PPO from scratch": ("scratch", ["scratch"], 10, *FLAT),
     }
@@ -222,9 +225,10 @@ def spread(values):
 
 
 def adaptation(rates):
-    """Figure and table: learning one task anew; of each training run apart the task it was better at, and the other.
+    """Figure and table: learning one task anew; of each training run apart the task that it did worse in the end.
 
-    The figure has the best setting of each way, the table all learning rates with its rollout size.
+    The figure has the best setting of each way, the table all learning rates with its rollout size. Curves and
+    intervals are of the training runs, a run the mean of its masters; from scratch every master is a run.
     """
     ways = learners(rates)
     trials = {label: choosing(*way) for label, way in ways.items()}
@@ -237,23 +241,30 @@ def adaptation(rates):
         if setting[0] == best[label][0]
     }
     run_all(itertools.chain(*jobs.values()))
-    panels, rows, medians = {"the task done worse before": {}, "the task done better before": {}}, [], {}
+    panels, rows, medians = {"the run's worse task": {}, "the run's better task": {}}, [], {}
     for (label, setting), evaluations in jobs.items():
         curves = [read_adaptation(name) for name, _ in evaluations]
-        env_steps = curves[0][0]
-        by_start = [y[:, np.argsort(y[0].mean(1))] for _, y in curves]  # the worse task first
-        returns = np.concatenate(by_start, 2)  # [n, 2, masters]
+        env_steps, runs = curves[0][0], ways[label][1]
+        if len(runs) > 1:  # the worse task first
+            order = [last_tenth(training_curve(run)[1]).argsort() for run in runs]
+            returns = [y[:, tasks] for (_, y), tasks in zip(curves, order, strict=True)]
+            of_runs = np.stack([y.mean(2) for y in returns], 2)  # [n, 2, runs]
+            returns = np.concatenate(returns, 2)  # [n, 2, masters]
+        else:  # from scratch: task 0 first
+            of_runs = returns = curves[0][1]
         for j, (title, panel) in enumerate(panels.items()):
             if setting == best[label]:
-                panel[label] = env_steps, returns[:, j]
+                panel[label] = env_steps, of_runs[:, j]
             needed = np.array([solved(env_steps, y) for y in returns[:, j].T])
             medians[label, setting, j] = np.median(needed)
-            reached = f"{np.isfinite(needed).sum()} of {len(needed)}"
-            cells = [with_interval(x) for x in (returns[0, j], last_tenth(returns[:, j].T))]
+            stayed = last_tenth(returns[:, j].T) >= 0.9 * 43.80
+            counts = [f"{x.sum()} of {len(x)}" for x in (np.isfinite(needed), stayed)]
+            cells = [with_interval(x) for x in (of_runs[0, j], last_tenth(of_runs[:, j].T))]
             shown = "{} episodes, {:g}".format(*setting) + " (chosen)" * (setting == best[label])
-            rows.append([label, shown, title, spread(needed), reached, *cells])
+            rows.append([label, shown, title, spread(needed), *counts, *cells])
     draw_bands(ASSETS / "bandits-adaptation.png", panels, "env steps on the task", symlog=100)
-    table(["method", "setting", "", f"env steps to {SOLVED:.1f}", "reached by", "before", "in the end"], rows)
+    header = ["method", "setting", "", f"env steps to {SOLVED:.1f}", "reached by", "≥ 39.4 in the end"]
+    table([*header, "before", "in the end"], rows)
     for (label, (_, rate), j), few in medians.items():
         scratch = medians["PPO from scratch", best["PPO from scratch"], j]
         if label == "MLSH, new master" and 0 < few < np.inf:
@@ -261,19 +272,19 @@ def adaptation(rates):
 
 
 def sweep():
-    """Figure and table: number of sub-policies by warm-up, the worse task's return of a new master after 20 updates.
+    """Figure and table: number of sub-policies by warm-up, the worse task's return after 20 updates, mean of 5 masters.
 
     A single sub-policy is not fine-tuned: it stays as it is.
     """
     runs = {(K, W): [f"sweep-{K}-{W}-{seed}" for seed in range(3)] for K, W in SWEEP}
     jobs = []
     for (K, _), names in runs.items():
-        flags = f"--updates {20 if K > 1 else 0} --seeds 1 --look 200"
+        flags = f"--updates {20 if K > 1 else 0} --seeds 5 --look 200"
         jobs += [(f"{x}/adapt", f"evaluate.py {os.path.relpath(RUNS / x, CODE)} {flags}") for x in names]
     run_all(jobs)
-    worse = {cell: [read_adaptation(f"{x}/adapt")[1][-1].min() for x in names] for cell, names in runs.items()}
+    worse = {cell: [read_adaptation(f"{x}/adapt")[1][-1].mean(1).min() for x in names] for cell, names in runs.items()}
     subs, warm_ups = ([*dict.fromkeys(cell[k] for cell in SWEEP)] for k in (0, 1))
-    mean = np.array([[interquartile_mean(worse[K, W]) for W in warm_ups] for K in subs])
+    mean = np.array([[np.mean(worse[K, W]) for W in warm_ups] for K in subs])
     figure = Figure(figsize=(5, 3.4), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(mean, vmin=0, vmax=43.8, origin="lower", aspect="auto")

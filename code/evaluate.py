@@ -25,7 +25,8 @@ class Args(EvaluationConfig):
     """Learn each task anew with what runs have learned, and write the return after every update.
 
     MLSH trains a fresh master over frozen sub-policies; a shared policy (--num_low 1) is fine-tuned; a run without
-    sub-policies (--num_low 0) is PPO from scratch; an RL² policy just plays on, an episode in place of an update.
+    sub-policies (--num_low 0) is PPO from scratch; an RL² policy just plays on, an episode in place of an update
+    (--updates, --hlr, --bs and --look are not for it).
     Prints a table, and writes adaptation.csv and adaptation.png.
     """
 
@@ -77,15 +78,18 @@ def main():
     args.validate()
     if not args.runs:
         raise UserError("name a run folder or a checkpoint")
-    first = args.runs[0]
-    out = Path(args.out or (first if first.is_dir() else first.parent))
-    names = [run.stem if run.is_file() else run.name for run in args.runs]
-    if len(set(names)) < len(names):
-        names = [str(run) for run in args.runs]
     for run in args.runs:
         checkpoint.load(run, KINDS)  # what is none is refused before anything is written
+    runs = [run.resolve() for run in args.runs]
+    runs = [run.parent if run.name == "checkpoint.pt" else run for run in runs]
+    names = [run.stem if run.is_file() else run.name for run in runs]
+    if len(set(names)) < len(names):
+        names = [str(run) for run in runs]
+    if len(set(names)) < len(names):
+        raise UserError("a run is named twice; name each once")
+    out = Path(args.out or (runs[0].parent if runs[0].is_file() else runs[0]))
     make_folder(out)
-    results = {name: evaluate(run, args) for name, run in zip(names, args.runs, strict=True)}
+    results = {name: evaluate(run, args) for name, run in zip(names, runs, strict=True)}
     print_table(results)
     write(results, out)
 

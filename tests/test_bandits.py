@@ -75,7 +75,7 @@ def test_the_whole_study_shrunken(bandits, command, tmp_path, monkeypatch, capfd
         "solved": lambda env_steps, returns: env_steps[len(env_steps) // 7],
         "SCRATCH": f"{tiny} --num_low 0 -U 0",
         "FOUR_GOALS": f"{tiny} --env MovementBandits4-v0 --num_low 4",
-        "MASTER": (900, [(3, 1e-3), (2, 1e-3)]),
+        "MASTER": (900, [(3, 1e-3), (2, 1e-3), (3, 2e-3), (2, 2e-3)]),
         "FLAT": (2000, [(2, 1e-3)]),
     }
     for name, value in small.items():
@@ -95,10 +95,10 @@ def test_the_whole_study_shrunken(bandits, command, tmp_path, monkeypatch, capfd
     bandits.main()
     out = "".join(printed) + capfd.readouterr().out
     rows = [line.split("|")[1].strip() for line in out.splitlines() if line.startswith("| ")]
-    adapted = ["MLSH, new master", "shared policy, fine-tuned", "PPO from scratch"]
+    adapted = ["MLSH, new master"] * 2 + ["shared policy, fine-tuned", "PPO from scratch"]  # all rates, two tasks
     expected = ["method", *small["METHODS"], "method", *(x for x in adapted for _ in "01")]
     assert rows == [*expected, "seed", "0", "1", "2", "sub-policies", "1", "2"]
-    assert out.count("× the env steps of MLSH") == 4
+    assert out.count("(chosen)") == 6 and out.count("times fewer env steps than from scratch") == 4
     pictures = {"bandits-training.png", "bandits-adaptation.png", "bandits-sweep.png"}
     assert pictures <= {path.name for path in tmp_path.iterdir()}
     assert len(bandits.read_adaptation("sweep-1-2-0/adapt")[0]) == 1  # one sub-policy is not fine-tuned
@@ -109,6 +109,49 @@ def test_budget_by_hand(bandits):
     """Four groups of 40 episodes of 50 steps: 8,000 env steps an iteration, 168,000 an outer one."""
     assert bandits.budget(20, 1, 5e6) == "-W 20 -U 1 --tasks 30 --fade 20"
     assert bandits.budget(60, 1, 1) == "-W 60 -U 1 --tasks 1 --fade 1"
+
+
+def test_training_curves_and_rates_by_hand(bandits, tmp_path):
+    """Of each rate a run, with what it ends at; MLSH's env steps without the measuring rollouts, 6 of 9 here."""
+    for rate, end in zip(bandits.RATES, (1, 4, 2, 3), strict=True):
+        folder = tmp_path / bandits.named("MLSH", rate, bandits.CHOOSING)
+        folder.mkdir()
+        (folder / "config.json").write_text('{"config": {"W": 4, "U": 2}}')
+        rows = [f"{i},{task},{i + 1}000000,{x}" for i in (0, 1) for task, x in ((0, 9), (1, i * end), (1, i * end))]
+        (folder / "metrics.csv").write_text("\n".join(["iteration,task,env_steps,joint_reward", *rows, ""]))
+    steps, returns = bandits.training_curve(folder.name)
+    np.testing.assert_allclose(steps, [6 / 9, 12 / 9])
+    assert returns.tolist() == [[9, 9], [0, 3]]
+    assert bandits.best_rate("MLSH") == bandits.RATES[1]
+
+
+def test_masters_of_a_run_are_one_run_and_tasks_in_its_order(bandits, monkeypatch, tmp_path):
+    """Two runs of MLSH, the first worse on task 1; a master on its worse task never learns."""
+    ways = {
+        "MLSH, new master": ("c", ["a", "b"], 2, 100, [(1, 0.1)]),
+        "PPO from scratch": ("s", ["s"], 2, 100, [(1, 1)]),
+    }
+    worse = np.array([[10, 10], [43, 3]])  # [updates + 1, masters]
+    better = np.full((2, 2), 43)
+    returns = {"a": np.stack((better, worse), 1), "b": np.stack((better, better), 1), "s": np.stack((worse, better), 1)}
+    drawn, shown = {}, []
+    fakes = {
+        "learners": lambda rates: ways,
+        "run_all": lambda jobs: None,
+        "area": lambda name: 0,
+        "training_curve": lambda run: (None, np.array([[4.0] * 20, [3.0 if run == "a" else 5.0] * 20])),
+        "read_adaptation": lambda name: (np.array([0.0, 100.0]), returns[name.split("/")[0]]),
+        "solved": lambda steps, y: 100.0 if y[-1] > 41 else np.inf,
+        "draw_bands": lambda path, panels, *_, **__: drawn.update(panels),
+        "table": lambda header, rows: shown.extend(rows),
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(bandits, name, fake)
+    bandits.adaptation({})
+    first, second = (panel["MLSH, new master"][1] for panel in drawn.values())
+    assert first.tolist() == [[10, 43], [23, 43]] and second.tolist() == [[43, 43], [43, 43]]
+    assert [row[4:6] for row in shown[:2]] == [["3 of 4", "3 of 4"], ["4 of 4", "4 of 4"]]
+    assert drawn["the run's worse task"]["PPO from scratch"][1].tolist() == worse.tolist()
 
 
 def test_figures_of_curves_by_hand(bandits, monkeypatch):

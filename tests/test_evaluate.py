@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import TINY
+from conftest import CODE, TINY
 from mlsh import adapt, checkpoint
 from mlsh.config import EvaluationConfig
 from mlsh.envs import make_env
@@ -104,6 +104,32 @@ def test_tasks_transfer_and_what_does_not_fit(command, tmp_path):
         code, _, err = command("evaluate.py", *flags, "--updates", 1)
         assert code == 2 and reason in err and "Traceback" not in err, flags
     assert not (tmp_path / "none").exists()
+
+
+def test_another_environment_and_sampled_tasks(command, tmp_path):
+    run = train(command, tmp_path / "run", "--env", "foreign:Listed-v0")
+    flags = ["--env", "foreign:Sampled-v0", "--updates", 1, "--seeds", 2]
+    for tasks, expected in (([], {"task -1.0 (-1.0)", "task 1.0 (1.0)"}), (["--tasks", "-1", "-1"], {"task -1 (-1)"})):
+        code, _, err = command("evaluate.py", run, *flags, *tasks)
+        assert code == 0, err
+        keys = [(row["task"], row["seed"], row["update"]) for row in adaptation(run)]
+        assert {task for task, *_ in keys} == expected
+        assert len(keys) == len(set(keys)) == len(expected) * 2 * 2  # a task drawn or named twice is learned once
+
+
+def test_runs_are_named_by_their_folders(command, tmp_path, monkeypatch):
+    run = train(command, tmp_path / "run")
+    monkeypatch.chdir(run)
+    monkeypatch.syspath_prepend(CODE)
+    for named in (".", "checkpoint.pt"):
+        code, out, err = command("evaluate.py", named, "--updates", 0, "--seeds", 1)
+        assert code == 0 and out.splitlines()[1].startswith("run "), err
+        assert {row["run"] for row in adaptation(run)} == {"run"}
+        (run / "adaptation.csv").unlink()
+    code, _, err = command("evaluate.py", run, ".", "--updates", 0)
+    assert code == 2 and "named twice" in err
+    code, _, err = command("evaluate.py", "a" * 300)
+    assert code == 2 and "no checkpoint" in err and "Traceback" not in err
 
 
 def test_an_rl2_checkpoint_is_none_of_train(command, tmp_path):

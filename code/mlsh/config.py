@@ -192,7 +192,10 @@ class Config(Settings):
 
 @dataclass
 class RL2Config(Settings):
-    """Train RL², a recurrent policy over several episodes of a task (mlsh/rl2.py); the paper's baseline."""
+    """Train RL², a recurrent policy over several episodes of a task (mlsh/rl2.py); the paper's baseline.
+
+    The defaults are for MovementBandits; other environments want their own -T and --reward_scale.
+    """
 
     env: str = "MovementBandits-v0"
     """Gymnasium id of a task family; `module:Id-v0` imports the module first."""
@@ -208,7 +211,7 @@ class RL2Config(Settings):
     """PPO epochs an iteration."""
     parts: int = 4
     """Minibatches into which an epoch splits the trials."""
-    lr: float = 1e-3
+    lr: float = 1e-2
     """Adam's learning rate."""
     gamma: float = 0.99
     """Discount γ of a step."""

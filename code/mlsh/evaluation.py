@@ -27,6 +27,7 @@ def evaluate(run, ev):
     tasks = [find_task(env, text, "--tasks") for text in ev.tasks] or env.train_tasks
     if tasks is None:
         tasks = [env.sample_task(rng) for rng in streams(ev.seed, 0, "evaluate: task", range(ev.sample))]
+    tasks = list({str(task): task for task in tasks}.values())  # each once
     labels = [f"task {task} ({env.task_label(task)})" for task in tasks]
     method = learn_anew if isinstance(cfg, Config) else play_on
     steps, returns = method(data, cfg, env, tasks, ev)

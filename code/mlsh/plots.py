@@ -43,6 +43,7 @@ def draw_bands(path, panels, xlabel, ylabel="mean episode return", symlog=0.0):
             axes.set_xscale("symlog", linthresh=symlog)
         axes.set(title=title, xlabel=xlabel)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
     figure.axes[0].set_ylabel(ylabel)
+    handles = {line.get_label(): line for axes in figure.axes for line in axes.lines}
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(5, len(handles)), fontsize=8)
     figure.savefig(path, dpi=110)
