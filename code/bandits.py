@@ -54,7 +54,7 @@ FOUR_GOALS = "train.py --env MovementBandits4-v0 --record 0 --wandb disabled"
 # Learning one task: env steps, and what to choose from, episodes a rollout and learning rate
 MASTER = 6_000, list(itertools.product((1, 2, 5, 10), (1e-3, 3e-3, 1e-2, 3e-2)))
 TUNED = 100_000, list(itertools.product((10,), (3e-4, 1e-3, 3e-3)))
-FLAT = 100_000, list(itertools.product((2, 5, 10, 20, 40), (3e-4, 1e-3, 3e-3)))
+FLAT = 100_000, list(itertools.product((2, 5, 10, 20), (3e-4, 1e-3, 3e-3)))
 
 
 LAST = {"train.py": "results.json", "train_rl2.py": "checkpoint.pt", "evaluate.py": "adaptation.csv"}  # file written
