@@ -25,6 +25,7 @@ RUNS = CODE / "runs" / "bandits"
 ASSETS = CODE.parent / "assets"
 SEEDS = range(5)
 CHOOSING = 100  # the seed for choosing learning rates, reported nowhere
+OTHERS = range(100, 105)  # seeds of the sub-policies for choosing how MLSH's masters learn
 SOLVED = 0.95 * 43.80  # of the best possible return
 
 # Four groups in place of eight, so that many runs fit into two hours
@@ -193,29 +194,26 @@ def solved(env_steps, returns):
 
 
 def learners(rates):
-    """Ways to learn one task: the training run for choosing, those reported, masters a task of each, their env steps,
-    and what to choose from."""
+    """Ways to learn one task: the training runs for choosing, those reported, masters a task of each of these, their
+    env steps, and what to choose from."""
+    mlsh = [named("MLSH", rates["MLSH"], seed) for seed in OTHERS]
+    shared = [named("shared policy", rates["shared policy"], CHOOSING)]
     return {
-        "MLSH, new master": (named("MLSH", rates["MLSH"], CHOOSING), trained("MLSH", rates), 10, *MASTER),
-        "shared policy, fine-tuned": (
-            named("shared policy", rates["shared policy"], CHOOSING),
-            trained("shared policy", rates),
-            2,
-            *TUNED,
-        ),
-        "PPO from scratch": ("scratch", ["scratch"], 10, *FLAT),
+        "MLSH, new master": (mlsh, trained("MLSH", rates), 10, *MASTER),
+        "shared policy, fine-tuned": (shared, trained("shared policy", rates), 2, *TUNED),
+        "PPO from scratch": (["scratch"], ["scratch"], 10, *FLAT),
     }
 
 
-def choosing(first, _, __, steps, choices):
-    """Setting -> its evaluation, with masters that are reported nowhere."""
-    return {x: adaptation_job(first, *x, steps, CHOOSING, 10) for x in choices}
+def choosing(others, _, __, steps, choices):
+    """Setting -> its evaluations, with ten masters of each run, reported nowhere."""
+    return {x: [adaptation_job(run, *x, steps, CHOOSING, 10) for run in others] for x in choices}
 
 
-def area(name):
-    """Mean over env steps of an evaluation's return; all settings get the same env steps."""
-    env_steps, returns = read_adaptation(name)
-    return np.trapezoid(returns.mean((1, 2)), env_steps) / env_steps[-1]
+def area(evaluations):
+    """Mean return over env steps, and over the evaluations; all settings get the same env steps."""
+    curves = [read_adaptation(name) for name, _ in evaluations]
+    return np.mean([np.trapezoid(y.mean((1, 2)), steps) / steps[-1] for steps, y in curves])
 
 
 def spread(values):
@@ -232,8 +230,8 @@ def adaptation(rates):
     """
     ways = learners(rates)
     trials = {label: choosing(*way) for label, way in ways.items()}
-    run_all(job for settings in trials.values() for job in settings.values())
-    best = {label: max(trial, key=lambda x: area(trial[x][0])) for label, trial in trials.items()}
+    run_all(job for trial in trials.values() for evaluations in trial.values() for job in evaluations)
+    best = {label: max(trial, key=lambda x: area(trial[x])) for label, trial in trials.items()}
     jobs = {
         (label, setting): [adaptation_job(run, *setting, steps, seed, masters) for seed, run in enumerate(runs)]
         for label, (_, runs, masters, steps, choices) in ways.items()
@@ -317,7 +315,8 @@ def main():
     shared = best_rate(*HIERARCHIES)
     rates = {method: shared if method in HIERARCHIES else best_rate(method) for method in METHODS}
     jobs = [(named(m, rates[m], s), f"{c} {rates[m]} --seed {s}") for m, c in METHODS.items() for s in SEEDS]
-    run_all([*jobs, ("scratch", SCRATCH)])
+    mlsh = [(named("MLSH", shared, s), f"{METHODS['MLSH']} {shared} --seed {s}") for s in OTHERS]
+    run_all([*jobs, *mlsh, ("scratch", SCRATCH)])
     learning_curves(rates)
     adaptation(rates)
     run_all([(f"four-goals-{s}", f"{FOUR_GOALS} --seed {s}") for s in range(3)])

@@ -67,6 +67,7 @@ def test_the_whole_study_shrunken(bandits, command, tmp_path, monkeypatch, capfd
     small = {
         "ASSETS": tmp_path,
         "SEEDS": range(2),
+        "OTHERS": (100, 101),
         "RATES": (1e-3, 2e-3),
         "METHODS": methods | {"RL2": "train_rl2.py --iterations 2 -N 4 -T 7 --lr"},
         "SMALL": tiny,
@@ -128,8 +129,8 @@ def test_training_curves_and_rates_by_hand(bandits, tmp_path):
 def test_masters_of_a_run_are_one_run_and_tasks_in_its_order(bandits, monkeypatch, tmp_path):
     """Two runs of MLSH, the first worse on task 1; a master on its worse task never learns."""
     ways = {
-        "MLSH, new master": ("c", ["a", "b"], 2, 100, [(1, 0.1)]),
-        "PPO from scratch": ("s", ["s"], 2, 100, [(1, 1)]),
+        "MLSH, new master": (["c"], ["a", "b"], 2, 100, [(1, 0.1)]),
+        "PPO from scratch": (["s"], ["s"], 2, 100, [(1, 1)]),
     }
     worse = np.array([[10, 10], [43, 3]])  # [updates + 1, masters]
     better = np.full((2, 2), 43)
@@ -138,7 +139,7 @@ def test_masters_of_a_run_are_one_run_and_tasks_in_its_order(bandits, monkeypatc
     fakes = {
         "learners": lambda rates: ways,
         "run_all": lambda jobs: None,
-        "area": lambda name: 0,
+        "area": lambda evaluations: 0,
         "training_curve": lambda run: (None, np.array([[4.0] * 20, [3.0 if run == "a" else 5.0] * 20])),
         "read_adaptation": lambda name: (np.array([0.0, 100.0]), returns[name.split("/")[0]]),
         "solved": lambda steps, y: 100.0 if y[-1] > 41 else np.inf,
@@ -161,8 +162,8 @@ def test_figures_of_curves_by_hand(bandits, monkeypatch):
     assert bandits.solved(eleven, np.full(11, 42.0)) == 0
     assert bandits.solved(eleven, np.where(eleven == 50, 43.8, 41)) == np.inf  # one that is good by chance
     assert bandits.last_tenth(np.arange(20.0)).tolist() == 18.5 and bandits.last_tenth(np.arange(3.0)) == 2
-    curves = {"x": (steps, np.ones((3, 2, 1)) * [[[0]], [[4]], [[8]]])}
+    curves = {"x": (steps, np.ones((3, 2, 1)) * [[[0]], [[4]], [[8]]]), "y": (steps, np.full((3, 2, 1), 2.0))}
     monkeypatch.setattr(bandits, "read_adaptation", curves.get)
-    assert bandits.area("x") == 4
+    assert bandits.area([("x", "")]) == 4 and bandits.area([("x", ""), ("y", "")]) == 3
     assert bandits.with_interval([7.0, 7.0, 7.0]) == "7.0 (7.0 to 7.0)"
     assert bandits.spread([3000.0, np.inf, 1000.0]) == "3,000 (1,000 to never)"
