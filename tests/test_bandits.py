@@ -77,6 +77,7 @@ def test_the_whole_study_shrunken(bandits, command, tmp_path, monkeypatch, capfd
         "SCRATCH": f"{tiny} --num_low 0 -U 0",
         "FOUR_GOALS": f"{tiny} --env MovementBandits4-v0 --num_low 4",
         "MASTER": (900, [(3, 1e-3), (2, 1e-3), (3, 2e-3), (2, 2e-3)]),
+        "TUNED": (2000, [(2, 1e-3)]),
         "FLAT": (2000, [(2, 1e-3)]),
     }
     for name, value in small.items():
