@@ -67,7 +67,7 @@ def test_the_whole_study_shrunken(bandits, command, tmp_path, monkeypatch, capfd
     small = {
         "ASSETS": tmp_path,
         "SEEDS": range(2),
-        "OTHERS": (100, 101),
+        "CHOOSING_MASTERS": (100, 101),
         "RATES": (1e-3, 2e-3),
         "METHODS": methods | {"RL2": "train_rl2.py --iterations 2 -N 4 -T 7 --lr"},
         "SMALL": tiny,
@@ -77,8 +77,8 @@ def test_the_whole_study_shrunken(bandits, command, tmp_path, monkeypatch, capfd
         "SCRATCH": f"{tiny} --num_low 0 -U 0",
         "FOUR_GOALS": f"{tiny} --env MovementBandits4-v0 --num_low 4",
         "MASTER": (900, [(3, 1e-3), (2, 1e-3), (3, 2e-3), (2, 2e-3)]),
-        "TUNED": (2000, [(2, 1e-3)]),
-        "FLAT": (2000, [(2, 1e-3)]),
+        "FINE_TUNING": (2000, [(2, 1e-3)]),
+        "FROM_SCRATCH": (2000, [(2, 1e-3)]),
     }
     for name, value in small.items():
         monkeypatch.setattr(bandits, name, value)
