@@ -12,14 +12,16 @@ from pathlib import Path
 import torch
 import tyro
 
-from mlsh import config
+from mlsh.config import Config
 from mlsh.envs import make_env
 from mlsh.envs.mujoco_tasks import MujocoTasks
 from mlsh.errors import UserError, run_command
-from mlsh.logger import read_metrics
+from mlsh.logger import MOMENTS, read_metrics
 from mlsh.models import Hierarchy
 from mlsh.ppo import adam, update
-from mlsh.rollout import collect, streams
+from mlsh.rollout import collect
+from mlsh.sampling import Streams
+from mlsh.settings import parse
 
 SECONDS = 2  # to repeat a call for, at least
 
@@ -86,8 +88,8 @@ def scaling(flags, groups, args):
 
 def new_agent(cfg, env):
     agent = Hierarchy.build(cfg, env)
-    agent.master.reset(streams(0, 0, "master", range(cfg.groups)))
-    agent.subs.reset(streams(0, 0, "sub-policies", range(cfg.num_low)))
+    agent.master.reset(Streams(0, range(cfg.groups))(0, "master"))
+    agent.subs.reset(Streams(0, range(cfg.num_low))(0, "sub-policies"))
     return agent
 
 
@@ -96,7 +98,7 @@ def parts(cfg):
     env = make_env(cfg, cfg.groups * cfg.N)
     agent = new_agent(cfg, env)
     master_optimizer, low_optimizer = adam(agent.master, cfg.hlr), adam(agent.subs, cfg.llr)
-    rngs = streams(0, 0, "benchmark", range(cfg.groups))
+    rngs = Streams(0, range(cfg.groups))(0, "benchmark")
     action = collect(env, agent, rngs, **cfg.rollout).low.action[: env.num_envs]
 
     def seconds(call):
@@ -114,11 +116,11 @@ def parts(cfg):
             env.step(action)
 
     bare, _ = seconds(step_through)
-    warm_up, rollout = seconds(lambda: collect(env, agent, rngs, low=False, explore=cfg.explore, **cfg.rollout))
+    warm_up, rollout = seconds(lambda: collect(env, agent, rngs, low=False, **cfg.training_rollout(0)))
     theta, _ = seconds(lambda: update(agent.master, master_optimizer, rollout.master, rngs, **cfg.master_ppo))
-    joint, rollout = seconds(lambda: collect(env, agent, rngs, explore=cfg.explore, **cfg.rollout))
+    joint, rollout = seconds(lambda: collect(env, agent, rngs, **cfg.training_rollout(0)))
     phi, _ = seconds(lambda: update(agent.subs, low_optimizer, rollout.low, rngs, **cfg.low_ppo(0)))
-    rollouts, looks = cfg.W + cfg.U, 3  # train.py plays three times only to measure
+    rollouts, looks = cfg.W + cfg.U, len(MOMENTS)
     return {
         "environment": (rollouts + looks) * bare,
         "policies, GAE": (cfg.W + looks) * warm_up + cfg.U * joint - (rollouts + looks) * bare,
@@ -135,17 +137,17 @@ def against_the_simulator(cfg, spent):
     env = make_env(cfg, cfg.groups * cfg.N)
     agent = new_agent(cfg, env)
     states = []
-    rngs = streams(0, 0, "benchmark", range(cfg.groups))
+    rngs = Streams(0, range(cfg.groups))(0, "benchmark")
     start = time.perf_counter()
     rollout = collect(env, agent, rngs, on_step=lambda: states.append(env.state), **cfg.rollout)
-    spent["collection"].append((time.perf_counter() - start) / rollout.steps)
-    if rollout.steps < cfg.T * env.num_envs:
+    spent["collection"].append((time.perf_counter() - start) / rollout.outcome.steps)
+    if rollout.outcome.steps < cfg.T * env.num_envs:
         raise UserError("a simulation diverged, and left less than whole episodes to compare")
     controls = [env.control(action) for action in rollout.low.action.view(cfg.T, env.num_envs, -1)]
     start = time.perf_counter()
     for state, control in zip(states, controls, strict=False):  # from the last state there is no step
         env.simulate(state, control)
-    spent["bare MuJoCo"].append((time.perf_counter() - start) / rollout.steps)
+    spent["bare MuJoCo"].append((time.perf_counter() - start) / rollout.outcome.steps)
     env.close()
 
 
@@ -157,7 +159,7 @@ def main():
     for groups in args.groups or (None,):
         flags = ["--env", args.env, "--device", args.device, "--sim_threads", str(args.sim_threads)]
         flags += ["--groups", str(groups)] if groups else []
-        cfg, _ = config.parse(flags, load=None)
+        cfg, _ = parse(Config, flags, load=None)
         if args.processes:
             if not 1 < args.processes <= cfg.groups:
                 raise UserError(f"--processes is {args.processes}: use 2 to {cfg.groups}, the number of task groups")

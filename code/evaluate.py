@@ -1,7 +1,8 @@
 """How fast a new task is learned, the sub-policies frozen: python evaluate.py --help"""
 
 import csv
-import os
+import dataclasses
+import io
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,19 +10,23 @@ from typing import Annotated
 
 import numpy as np
 import tyro
+from tabulate import tabulate
 
 from mlsh import checkpoint
-from mlsh.config import EvaluationConfig
+from mlsh import rl2 as rl2  # it registers itself in METHODS, as every method
+from mlsh.adapt import METHODS
+from mlsh.envs import make_env
 from mlsh.errors import UserError, run_command
-from mlsh.evaluation import KINDS, evaluate, steps_to
-from mlsh.logger import make_folder, writing
-from mlsh.plots import draw_bands
+from mlsh.files import make_folder, write_whole, writing
+from mlsh.plots import draw_bands, steps_to
+from mlsh.sampling import Streams, find_task
+from mlsh.settings import Count, CountOrNone, NotNegative, Settings, short
 
 SHOWN = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # updates in the table
 
 
 @dataclass
-class Args(EvaluationConfig):
+class Args(Settings):
     """Learn each task anew with what runs have learned, and write the return after every update.
 
     MLSH trains a fresh master over frozen sub-policies; a shared policy (--num_low 1) is fine-tuned; a run without
@@ -34,13 +39,54 @@ class Args(EvaluationConfig):
     """Run folders or checkpoints, a line each in the figure."""
     out: str = ""
     """Folder for the files; default: the first run's."""
+    env: str = ""
+    """Another environment than the run's own, with the same spaces (transfer)."""
+    tasks: tuple[str, ...] = ()
+    """Tasks: numbers in a finite family, else JSON. Default: all, or a sample of --sample."""
+    sample: Count = 10
+    """Tasks drawn from a continuous family."""
+    updates: CountOrNone = 20
+    """PPO updates of each master."""
+    seeds: Count = 10
+    """Masters a task, each with its own randomness."""
+    seed: CountOrNone = 0
+    """Seed of everything random."""
+    look: CountOrNone = 0
+    """Episodes that measure each master after every update and count as no env steps; 0: those it learns from."""
+    N: Annotated[CountOrNone, short("-N")] = 0
+    """Episodes a rollout; 0 for the run's (of RL²: trials a seed, 10)."""
+    hlr: NotNegative = 0.0
+    """Learning rate; 0 for the run's."""
+    bs: CountOrNone = 0
+    """Minibatch of a master, in decisions; 0 for the run's."""
+    device: str = "cpu"
+    """Torch device."""
+    sim_threads: CountOrNone = 0
+    """Threads that simulate, in MuJoCo's families; 0 for all cores."""
+
+
+def evaluate(run, args):
+    """Learn the tasks anew from a run folder or checkpoint.
+
+    Returns env steps [n] on a task, returns [n, tasks, seeds] from the untrained on, and the tasks' labels.
+    """
+    data = checkpoint.load(run, METHODS)
+    cfg = dataclasses.replace(data["config"], seed=args.seed, device=args.device, sim_threads=args.sim_threads)
+    cfg.env = args.env or cfg.env
+    env = make_env(cfg, 1)
+    tasks = [find_task(env, text, "--tasks") for text in args.tasks] or env.train_tasks
+    if tasks is None:
+        tasks = [env.sample_task(rng) for rng in Streams(args.seed, range(args.sample))(0, "evaluate: task")]
+    tasks = list({str(task): task for task in tasks}.values())  # each once
+    labels = [f"task {task} ({env.task_label(task)})" for task in tasks]
+    return *METHODS[type(cfg)](data, cfg, env, tasks, args), labels
 
 
 def print_table(results):
     """A row a run and task: returns after some updates, env steps to 90 % and 95 % of the last, mean over env steps."""
     last = max(len(steps) for steps, *_ in results.values()) - 1
     shown = sorted({last, *(n for n in SHOWN if n < last)})
-    rows = [["run", "task", *(f"after {n}" for n in shown), "to 90 %", "to 95 %", "area"]]
+    rows = []
     for name, (steps, returns, labels) in results.items():
         for j, label in enumerate(labels):
             mean = returns[:, j].mean(1)
@@ -48,29 +94,24 @@ def print_table(results):
             cells += [f"{steps_to(part, steps, returns[:, j]):,.0f}" for part in (0.9, 0.95)]
             cells.append(f"{np.trapezoid(mean, steps) / steps[-1]:.4g}" if steps[-1] else "")
             rows.append([name, label, *cells])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        padded = [
-            cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        ]
-        print("  ".join(padded))
+    headers = ["run", "task", *(f"after {n}" for n in shown), "to 90 %", "to 95 %", "area"]
+    align = ["left", "left", *["right"] * (len(headers) - 2)]
+    print(tabulate(rows, headers, "plain", disable_numparse=True, colalign=align))
 
 
 def write(results, out):
     """Write adaptation.csv and adaptation.png of `results` (name -> what `evaluate` gave) to the folder `out`."""
-    panels = defaultdict(dict)
-    temporary = out / "adaptation.csv.tmp"
+    panels, text = defaultdict(dict), io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["run", "task", "seed", "update", "env_steps", "return"])
+    for name, (steps, returns, labels) in results.items():
+        for j, label in enumerate(labels):
+            panels[label][name] = steps, returns[:, j]
+            for (n, seed), x in np.ndenumerate(returns[:, j]):
+                writer.writerow([name, label, seed, n, f"{steps[n]:.0f}", f"{x:.6g}"])
     with writing(out):
-        with open(temporary, "w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["run", "task", "seed", "update", "env_steps", "return"])
-            for name, (steps, returns, labels) in results.items():
-                for j, label in enumerate(labels):
-                    panels[label][name] = steps, returns[:, j]
-                    for (n, seed), x in np.ndenumerate(returns[:, j]):
-                        writer.writerow([name, label, seed, n, f"{steps[n]:.0f}", f"{x:.6g}"])
         draw_bands(out / "adaptation.png", panels, "env steps on the new task")
-        os.replace(temporary, out / "adaptation.csv")
+    write_whole(out / "adaptation.csv", text.getvalue())
 
 
 def main():
@@ -79,7 +120,7 @@ def main():
     if not args.runs:
         raise UserError("name a run folder or a checkpoint")
     for run in args.runs:
-        checkpoint.load(run, KINDS)  # what is none is refused before anything is written
+        checkpoint.load(run, METHODS)  # what is none is refused before anything is written
     runs = [run.resolve() for run in args.runs]
     runs = [run.parent if run.name == "checkpoint.pt" else run for run in runs]
     names = [run.stem if run.is_file() else run.name for run in runs]

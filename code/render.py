@@ -7,12 +7,12 @@ from typing import Annotated
 import tyro
 
 from mlsh import checkpoint
-from mlsh.adapt import adapt
-from mlsh.envs import find_task, make_env
+from mlsh.adapt import adapt, load_agent
+from mlsh.config import Config
+from mlsh.envs import make_env
 from mlsh.errors import UserError, run_command
-from mlsh.film import film
-from mlsh.logger import write_video
-from mlsh.rollout import streams
+from mlsh.film import film, write_video
+from mlsh.sampling import Streams, find_task
 
 
 @dataclass
@@ -35,7 +35,7 @@ def main():
     args = tyro.cli(Args)
     if args.episodes < 1:
         raise UserError(f"--episodes is {args.episodes}: use 1 or more")
-    data = checkpoint.load(args.run)
+    data = checkpoint.load(args.run, [Config])
     cfg = data["config"]
     cfg.device = args.device
     cfg.validate()
@@ -47,10 +47,10 @@ def main():
         raise UserError(f"--out is {out}: use a name that ends in .gif or .mp4")
     if not out.parent.is_dir():
         raise UserError(f"--out is {out}, but there is no folder {out.parent}; make it first")
-    agent = checkpoint.agent_of(data, env)
+    agent = load_agent(data, env)
     for name, updates in (("initialised", 0), ("trained", cfg.W)):
         pupil, _ = adapt(agent, env, [task], cfg, updates)
-        rngs = streams(cfg.seed, 0, "render", [0])
+        rngs = Streams(cfg.seed, [0])(0, "render")
         ((_, frames, fps),) = film(cfg, pupil, [task], rngs, args.episodes)
         path = out.with_stem(f"{out.stem}-{name}")
         write_video(path, frames, fps)

@@ -14,7 +14,8 @@ os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of what the tests start, too: several processes stall each other
 torch.set_num_threads(1)
 
-from mlsh import logger  # noqa: E402
+from mlsh import run  # noqa: E402
+from mlsh.logger import read_metrics  # noqa: E402
 
 CODE = Path(__file__).parent.parent / "code"
 TINY = "--env MovementBandits-v0 -N 2 -W 2 -U 1 --tasks 2 -K 2 -T 7 --high_len 3 --groups 2 --test_episodes 3"
@@ -37,14 +38,14 @@ def wait_until(run, done):
 
 def wait_for_rows(run, folder, rows):
     """Until the metrics.csv in `folder`, which the process `run` writes, has so many rows."""
-    wait_until(run, lambda: len(logger.read_metrics(folder)) >= rows)
+    wait_until(run, lambda: len(read_metrics(folder)) >= rows)
 
 
 @pytest.fixture
 def command(monkeypatch, capfd):
     """Run a script of code/ as if typed: command("train.py", flag, ...) -> exit code, stdout, stderr."""
 
-    def run(script, *flags):
+    def start(script, *flags):
         monkeypatch.setattr(sys, "argv", [script, *map(str, flags)])
         capfd.readouterr()
         before = signal.getsignal(signal.SIGTERM)
@@ -55,12 +56,12 @@ def command(monkeypatch, capfd):
             code = stop.code
         finally:
             signal.signal(signal.SIGTERM, before)
-            while logger.LOCKS:  # which a process's end does
-                logger.LOCKS.pop().release()
+            while run.LOCKS:  # which a process's end does
+                run.LOCKS.pop().release()
             wandb.teardown()  # its service would be shared by the processes a later test starts
         return code, *capfd.readouterr()
 
-    return run
+    return start
 
 
 @pytest.fixture
@@ -68,4 +69,4 @@ def cfg():
     """A configuration small enough for any test; change it by dataclasses.replace."""
     from mlsh.config import Config
 
-    return dataclasses.replace(Config(), N=3, W=2, U=1, tasks=2, K=2, T=7, high_len=3, groups=2, test_episodes=4)
+    return dataclasses.replace(Config(), N=3, W=2, U=1, tasks=2, epochs=2, T=7, high_len=3, groups=2, test_episodes=4)

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_flatten
 CODE = Path(__file__).parent.parent / "code"
 sys.path.insert(0, str(CODE))
 from mlsh import checkpoint  # noqa: E402
+from mlsh.config import Config  # noqa: E402
 from mlsh.logger import read_metrics  # noqa: E402
 
 TASKS = 40
@@ -36,7 +37,7 @@ def start(folder):
 def result(folder):
     """What a run has learned and written, clock times and names apart: a list of tensors and plain values."""
     apart = ("seconds", "run_id", "config")
-    data = {name: x for name, x in checkpoint.load(folder).items() if name not in apart}
+    data = {name: x for name, x in checkpoint.load(folder, [Config]).items() if name not in apart}
     rows = [[(k, v) for k, v in row.items() if k != "seconds"] for row in read_metrics(folder)]
     results = json.loads((folder / "results.json").read_text())
     results = [(name, x) for name, x in results.items() if name not in apart]

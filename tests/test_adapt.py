@@ -1,20 +1,19 @@
-import dataclasses
-
 import numpy as np
 import torch
 from gymnasium.spaces import Box, Discrete
 
-from mlsh.adapt import adapt, alone, final_test, tasks_to_test
+from mlsh.adapt import adapt, alone, final_test
 from mlsh.envs import make_env
 from mlsh.envs.base import VectorTasks
 from mlsh.models import Hierarchy
-from mlsh.rollout import collect, streams
+from mlsh.rollout import collect
+from mlsh.sampling import Streams
 
 
 def agent_for(cfg):
     agent = Hierarchy.build(cfg, make_env(cfg, 1))
-    agent.master.reset(streams(cfg.seed, 0, "master", range(cfg.groups)))
-    agent.subs.reset(streams(cfg.seed, 0, "subs", range(cfg.num_low)))
+    agent.master.reset(Streams(cfg.seed, range(cfg.groups))(0, "master"))
+    agent.subs.reset(Streams(cfg.seed, range(cfg.num_low))(0, "subs"))
     agent.normaliser.update(torch.randn(50, 6))
     return agent
 
@@ -44,7 +43,8 @@ def test_adapting_trains_new_masters_and_nothing_else(cfg):
 
 
 def test_final_test_reports_each_task(cfg):
-    rows, steps = final_test(agent_for(cfg), [0, 1], cfg)
+    env = make_env(cfg, 1)
+    steps, rows = final_test(agent_for(cfg), env, cfg).values()
     assert steps == 2 * cfg.T * (cfg.W * cfg.N + cfg.test_episodes * (1 + cfg.num_low))
     assert [row["task"] for row in rows] == [0, 1] and [row["label"] for row in rows] == ["yellow", "purple"]
     for row in rows:
@@ -52,7 +52,7 @@ def test_final_test_reports_each_task(cfg):
         assert len(row["sub_policy_returns"]) == 2
         assert len(row["share"]) == 2 and abs(sum(row["share"]) - 1) < 1e-6
     cfg.W, cfg.U = 0, 3  # without a warm-up the new master gets as many updates as it had in training
-    _, steps = final_test(agent_for(cfg), [0, 1], cfg)
+    steps, _ = final_test(agent_for(cfg), env, cfg).values()
     assert steps == 2 * cfg.T * (3 * cfg.N + cfg.test_episodes * (1 + cfg.num_low))
 
 
@@ -76,14 +76,14 @@ class Guess(VectorTasks):
 
 def test_a_new_master_finds_the_sub_policy_of_each_task(cfg):
     """Sub-policy k always takes action k; ten updates teach the master of task k to run k."""
-    cfg.num_low, cfg.N, cfg.K = 3, 20, 10
+    cfg.num_low, cfg.N, cfg.epochs = 3, 20, 10
     env = Guess(60)
     agent = Hierarchy.build(cfg, env)
     agent.subs.policy_bias.data[:, 0] = 1e3 * torch.eye(3)
     trained, _ = adapt(agent, env, [0, 1, 2], cfg, 10)
-    played = collect(env, trained, streams(0, 0, "test", range(3)), **cfg.rollout)
-    torch.testing.assert_close(played.share, torch.eye(3), atol=0.05, rtol=0)
-    assert played.episode_return.mean() > 0.95 * cfg.T
+    played = collect(env, trained, Streams(0, range(3))(0, "test"), **cfg.rollout)
+    torch.testing.assert_close(played.outcome.share, torch.eye(3), atol=0.05, rtol=0)
+    assert played.outcome.episode_return.mean() > 0.95 * cfg.T
 
 
 def test_alone_runs_one_sub_policy_only(cfg):
@@ -98,12 +98,3 @@ def test_alone_runs_one_sub_policy_only(cfg):
     near_the_start = 50 * torch.pi * 2500 / 400**2  # the goal is within 50 pixels of the start
     for stays, walks in returns:
         assert abs(stays - near_the_start) < 1.5 and 0 < walks < stays
-
-
-def test_of_many_tasks_ten_are_tested(cfg):
-    assert tasks_to_test(make_env(cfg, 1), 0) == [0, 1]
-    env = make_env(dataclasses.replace(cfg, env="foreign:Many-v0"), 1)
-    few = tasks_to_test(env, 0)
-    assert len(set(few)) == 10 and set(few) < set(env.train_tasks) and few == tasks_to_test(env, 0)
-    assert few != tasks_to_test(env, 1)
-    assert len(tasks_to_test(make_env(dataclasses.replace(cfg, env="foreign:Sampled-v0"), 1), 0)) == 10

@@ -14,7 +14,8 @@ from mlsh.envs.ant_bandits import build_model
 from mlsh.envs.mujoco_tasks import MujocoTasks
 from mlsh.errors import RenderingUnavailable
 from mlsh.models import Hierarchy
-from mlsh.rollout import collect, streams
+from mlsh.rollout import collect
+from mlsh.sampling import Streams
 
 
 def ants(num_envs=4, **kwargs):
@@ -146,13 +147,13 @@ def test_torch_leaves_the_cores_to_the_simulator_while_it_steps():
         collect(
             env,
             agent,
-            streams(0, 0, "x", [0]),
+            Streams(0, [0])(0, "x"),
             **Config(T=2).rollout,
             on_step=lambda: seen.append(torch.get_num_threads()),
         )
         assert seen == [1, 1, 1] and torch.get_num_threads() == 2
         with pytest.raises(ZeroDivisionError):
-            collect(env, agent, streams(0, 0, "x", [0]), **Config(T=2).rollout, on_step=lambda: 1 / 0)
+            collect(env, agent, Streams(0, [0])(0, "x"), **Config(T=2).rollout, on_step=lambda: 1 / 0)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)

@@ -5,61 +5,66 @@ import numpy as np
 import pytest
 import torch
 
-from mlsh import checkpoint
+from conftest import CODE
+from mlsh import checkpoint, files
+from mlsh.adapt import load_agent
+from mlsh.config import Config
 from mlsh.envs import make_env
 from mlsh.errors import UserError
 from mlsh.models import Hierarchy
 from mlsh.ppo import adam
-from mlsh.rollout import streams
+from mlsh.rl2 import RL2Config
+from mlsh.sampling import Streams
 
-PROGRESS = {"iteration": 3, "env_steps": 12, "seconds": 1.5, "run_id": "abc"}
+ASSETS = CODE.parent / "assets"
+PROGRESS = {"iteration": 3, "env_steps": 12, "train_env_steps": 9, "seconds": 1.5, "run_id": "abc"}
 
 
 @pytest.fixture
 def parts(cfg):
     agent = Hierarchy.build(cfg, make_env(cfg, 1))
-    agent.subs.reset(streams(0, 0, "subs", range(cfg.num_low)))
+    agent.subs.reset(Streams(0, range(cfg.num_low))(0, "subs"))
     agent.normaliser.update(torch.randn(9, 6))
     optimizer = adam(agent.subs, 0.1)
     agent.subs.params(torch.randn(2, 5, 6)).square().sum().backward()
     optimizer.step()
-    return cfg, agent, optimizer
+    return cfg, {"subs": agent.subs, "normaliser": agent.normaliser, "optimizer": optimizer}
 
 
 def test_a_checkpoint_comes_back_to_the_bit(parts, tmp_path):
-    cfg, agent, optimizer = parts
-    checkpoint.save(checkpoint.snapshot(cfg, agent, optimizer, PROGRESS), tmp_path / "checkpoint.pt")
+    cfg, parts = parts
+    checkpoint.save(checkpoint.snapshot(cfg, PROGRESS, **parts), tmp_path / "checkpoint.pt")
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["iteration"] == 3
-    data = checkpoint.load(tmp_path)  # the run folder will do
+    data = checkpoint.load(tmp_path, [Config])  # the run folder will do
     assert data["config"] == cfg and {k: data[k] for k in PROGRESS} == PROGRESS
     other = Hierarchy.build(cfg, make_env(cfg, 1))
     other_optimizer = adam(other.subs, 0.1)
     checkpoint.restore(data, subs=other.subs, normaliser=other.normaliser, optimizer=other_optimizer)
-    for a, b in ((agent.subs, other.subs), (agent.normaliser, other.normaliser)):
+    for a, b in ((parts["subs"], other.subs), (parts["normaliser"], other.normaliser)):
         assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
-    for one, two in zip(optimizer.state.values(), other_optimizer.state.values(), strict=True):
+    for one, two in zip(parts["optimizer"].state.values(), other_optimizer.state.values(), strict=True):
         assert all(torch.equal(one[k], two[k]) for k in one)
 
 
 def test_a_snapshot_does_not_follow_the_agent(parts):
-    cfg, agent, optimizer = parts
-    data = checkpoint.snapshot(cfg, agent, optimizer, PROGRESS)
+    cfg, parts = parts
+    data = checkpoint.snapshot(cfg, PROGRESS, **parts)
     before = data["subs"]["weight1"].clone()
-    agent.subs.weight1.data += 1
+    parts["subs"].weight1.data += 1
     assert torch.equal(data["subs"]["weight1"], before)
 
 
 def test_a_failed_save_leaves_the_old_file(parts, tmp_path, monkeypatch):
-    cfg, agent, optimizer = parts
+    cfg, parts = parts
     path = tmp_path / "checkpoint.pt"
-    checkpoint.save(checkpoint.snapshot(cfg, agent, optimizer, PROGRESS), path)
+    checkpoint.save(checkpoint.snapshot(cfg, PROGRESS, **parts), path)
     old = path.read_bytes()
 
     def full_disk(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full_disk)
+    monkeypatch.setattr(files.os, "fsync", full_disk)
     with pytest.raises(UserError, match="free disk space"):
         checkpoint.save({}, path)
     assert path.read_bytes() == old and [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
@@ -71,13 +76,13 @@ class Evil:
 
 
 def test_what_is_no_checkpoint_is_refused_and_not_run(parts, tmp_path, capsys):
-    cfg, agent, optimizer = parts
+    cfg, parts = parts
     path = tmp_path / "checkpoint.pt"
-    checkpoint.save(checkpoint.snapshot(cfg, agent, optimizer, PROGRESS), path)
+    checkpoint.save(checkpoint.snapshot(cfg, PROGRESS, **parts), path)
     good = path.read_bytes()
-    torch.save({"format": 1, "config": Evil()}, tmp_path / "evil.pt")
+    torch.save({"format": 1, "kind": "mlsh", "config": Evil()}, tmp_path / "evil.pt")
     torch.save({"weights": torch.zeros(3)}, tmp_path / "foreign.pt")
-    snapshot = checkpoint.snapshot(cfg, agent, optimizer, PROGRESS)
+    snapshot = checkpoint.snapshot(cfg, PROGRESS, **parts)
     torch.save(snapshot | {"iteration": "3"}, tmp_path / "text.pt")
     torch.save(snapshot | {"config": snapshot["config"] | {"num_low": "two"}}, tmp_path / "two.pt")
     torch.save(snapshot | {"format": 99}, tmp_path / "newer.pt")
@@ -92,33 +97,33 @@ def test_what_is_no_checkpoint_is_refused_and_not_run(parts, tmp_path, capsys):
     for name, content in files.items():
         path.write_bytes(content)
         with pytest.raises(UserError, match="other things than plain data" if name == "evil" else r"checkpoint\.pt"):
-            checkpoint.load(path)
+            checkpoint.load(path, [Config])
     assert "code ran" not in capsys.readouterr().out
     path.unlink()
     with pytest.raises(UserError, match="no checkpoint"):
-        checkpoint.load(tmp_path)
+        checkpoint.load(tmp_path, [Config])
 
 
 def test_what_does_not_fit_inside_is_refused(parts, tmp_path):
-    cfg, agent, optimizer = parts
-    good = checkpoint.snapshot(cfg, agent, optimizer, PROGRESS)
+    cfg, parts = parts
+    good = checkpoint.snapshot(cfg, PROGRESS, **parts)
     for name, value in (("iteration", -5), ("subs", good["subs"] | {"weight1": torch.tensor(torch.nan)})):
         torch.save(good | {name: value}, tmp_path / "checkpoint.pt")
         with pytest.raises(UserError, match="damaged"):
-            checkpoint.load(tmp_path)
+            checkpoint.load(tmp_path, [Config])
     good["config"] = cfg
     for name, value in (("subs", 3), ("optimizer", 3)):
         with pytest.raises(UserError, match="does not fit"):
-            checkpoint.restore(good | {name: value}, subs=agent.subs, optimizer=optimizer)
+            checkpoint.restore(good | {name: value}, subs=parts["subs"], optimizer=parts["optimizer"])
     good["optimizer"]["state"][0]["exp_avg"] = torch.zeros(3)  # Adam would read beyond its end
     with pytest.raises(UserError, match="other shapes"):
-        checkpoint.restore(good, optimizer=optimizer)
+        checkpoint.restore(good, optimizer=parts["optimizer"])
 
 
 def test_a_flipped_bit_is_found_or_harmless(parts, tmp_path):
-    cfg, agent, optimizer = parts
+    cfg, parts = parts
     path = tmp_path / "checkpoint.pt"
-    snapshot = checkpoint.snapshot(cfg, agent, optimizer, PROGRESS)
+    snapshot = checkpoint.snapshot(cfg, PROGRESS, **parts)
     checkpoint.save(snapshot, path)
     good, draw, refused = path.read_bytes(), np.random.default_rng(0), 0
     for _ in range(100):
@@ -126,7 +131,7 @@ def test_a_flipped_bit_is_found_or_harmless(parts, tmp_path):
         content[at] ^= 1 << draw.integers(8)
         path.write_bytes(content)
         try:
-            data = checkpoint.load(path)
+            data = checkpoint.load(path, [Config])
         except UserError:
             refused += 1
         else:
@@ -136,8 +141,37 @@ def test_a_flipped_bit_is_found_or_harmless(parts, tmp_path):
 
 
 def test_a_checkpoint_of_other_sizes_is_refused(parts):
-    cfg, agent, optimizer = parts
-    data = checkpoint.snapshot(cfg, agent, optimizer, PROGRESS) | {"config": cfg}
+    cfg, parts = parts
+    data = checkpoint.snapshot(cfg, PROGRESS, **parts) | {"config": cfg}
     other = dataclasses.replace(cfg, num_low=3)
     with pytest.raises(UserError, match="does not fit"):
         checkpoint.restore(data, subs=Hierarchy.build(other, make_env(cfg, 1)).subs)
+
+
+def test_a_checkpoint_says_of_which_kind_it_is(parts, tmp_path):
+    cfg, parts = parts
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.save(checkpoint.snapshot(cfg, PROGRESS, **parts), path)
+    assert checkpoint.load(path, [RL2Config, Config])["kind"] == "mlsh"
+    with pytest.raises(UserError, match="is of a run of 'mlsh'; this takes one of rl2"):
+        checkpoint.load(path, [RL2Config])
+
+
+@pytest.mark.parametrize(
+    ("learned", "kind"), [({"W": 4, "U": 2}, Config), ({"iterations": 7, "episodes": 2}, RL2Config)]
+)
+def test_what_earlier_versions_saved_is_read(parts, tmp_path, learned, kind):
+    """They named the epochs K, told no kind, and did not count apart the env steps learned from."""
+    cfg, parts = parts
+    data = checkpoint.snapshot(cfg, PROGRESS | {"env_steps": 900}, **parts)
+    del data["kind"], data["train_env_steps"]
+    torch.save(data | {"config": {"env": "MovementBandits-v0", "K": 3, **learned}}, tmp_path / "checkpoint.pt")
+    data = checkpoint.load(tmp_path, [Config, RL2Config])
+    assert type(data["config"]) is kind and data["config"].epochs == 3
+    assert data["train_env_steps"] == (600 if kind is Config else 900)  # of W + U + 3 rollouts three only measured
+
+
+def test_the_shipped_checkpoint_is_read():
+    data = checkpoint.load(ASSETS / "AntBandits-v1.pt", [Config])
+    env = make_env(data["config"], 1)
+    assert load_agent(data, env).normaliser.count == data["normaliser"]["count"] > 0

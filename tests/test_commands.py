@@ -13,9 +13,10 @@ import torch
 
 from conftest import CODE, TINY, wait_for_rows
 from mlsh import checkpoint
+from mlsh.config import Config
 from mlsh.envs import make_env
 from mlsh.models import Hierarchy
-from mlsh.rollout import streams
+from mlsh.sampling import Streams
 
 
 def rows(folder):
@@ -33,7 +34,7 @@ def same(a, b):
 
 def initial_subs(cfg):
     agent = Hierarchy.build(cfg, make_env(cfg, 1))
-    agent.subs.reset(streams(cfg.seed, 0, "sub-policies", range(cfg.num_low)))
+    agent.subs.reset(Streams(cfg.seed, range(cfg.num_low))(0, "sub-policies"))
     return agent.subs.state_dict()
 
 
@@ -64,7 +65,7 @@ def test_continuous_actions_train_and_continue(command, tmp_path):
     films = len(list((tmp_path / "videos").iterdir()))
     assert films == 12 or (films == 0 and err.count("no videos: no OpenGL") == 1)
     assert {row["diverged"] for row in rows(tmp_path)} == {"0"}
-    before, normaliser = subs(tmp_path), checkpoint.load(tmp_path)["normaliser"]
+    before, normaliser = subs(tmp_path), checkpoint.load(tmp_path, [Config])["normaliser"]
     assert normaliser["count"] == 2 * 2 * 2 * 7  # the two joint iterations' observations
     assert command("train.py", "-c", "--out", tmp_path, "--tasks", 3, "--record", 0)[0] == 0
     after = subs(tmp_path)
@@ -80,7 +81,7 @@ def test_same_seed_same_run_and_another_seed_another(command, tmp_path):
 
 def test_warm_up_leaves_the_sub_policies_as_they_are(command, tmp_path):
     assert command("train.py", *TINY, "-U", 0, "--out", tmp_path / "warm-up")[0] == 0
-    cfg = checkpoint.load(tmp_path / "warm-up")["config"]
+    cfg = checkpoint.load(tmp_path / "warm-up", [Config])["config"]
     assert same(subs(tmp_path / "warm-up"), initial_subs(cfg))
     assert command("train.py", *TINY, "-W", 0, "--out", tmp_path / "joint")[0] == 0
     trained, initial = subs(tmp_path / "joint"), initial_subs(cfg)
@@ -121,7 +122,7 @@ def test_continuing_without_metrics_and_with_another_wandb_part(command, tmp_pat
     code, _, err = command("train.py", "-c", "--out", tmp_path, "--tasks", 3)
     assert code == 0, err
     assert {row["iteration"] for row in rows(tmp_path)} == {"2"}
-    run_id = checkpoint.load(tmp_path)["run_id"]
+    run_id = checkpoint.load(tmp_path, [Config])["run_id"]
     parts = list((tmp_path / "wandb").glob(f"offline-run-*-{run_id}"))
     assert len(parts) == 2 and f"offline-run-*-{run_id}" in err
 
@@ -138,7 +139,7 @@ def test_a_signal_saves_and_the_run_continues(tmp_path, sent):
     finally:
         run.kill()  # if it did not listen
     assert run.returncode == 130 and "Traceback" not in err
-    done = checkpoint.load(tmp_path)["iteration"]
+    done = checkpoint.load(tmp_path, [Config])["iteration"]
     assert done >= 3 and (tmp_path / "curves.png").exists() and f"saved after {done} of" in err
     go_on = [sys.executable, "train.py", "-c", "--out", str(tmp_path), "--tasks", str(done + 1), "--wandb", "disabled"]
     run = subprocess.run(go_on, cwd=CODE, capture_output=True, text=True)

@@ -6,7 +6,7 @@ from gymnasium.utils.env_checker import check_env
 
 import mlsh  # noqa: F401
 from mlsh.config import Config
-from mlsh.envs import IDS, make_env
+from mlsh.envs import ids, make_env, preset
 from mlsh.errors import UserError
 
 
@@ -14,7 +14,7 @@ def batched(env_id="MovementBandits-v0", num_envs=6, **kwargs):
     return gym.make_vec(env_id, num_envs=num_envs, vectorization_mode="vector_entry_point", **kwargs)
 
 
-@pytest.mark.parametrize("env_id", IDS)
+@pytest.mark.parametrize("env_id", ids())
 @pytest.mark.filterwarnings("ignore:.*Box.*:UserWarning")
 def test_single_env_passes_gymnasiums_checker(env_id):
     # MuJoCo's window needs a display; its pictures have a test of their own
@@ -133,3 +133,12 @@ def test_horizon_comes_from_the_configuration():
     env.reset(seed=0)
     ends = [env.step(torch.tensor([0, 0]))[3].tolist() for _ in range(3)]
     assert ends == [[False] * 2, [False] * 2, [True] * 2]
+
+
+def test_a_family_is_registered_with_its_preset():
+    assert set(ids()) >= {"MovementBandits-v0", "MovementBandits4-v0", "AntBandits-v1"}
+    for env_id in ids():
+        cfg = Config.defaults(env_id)  # every field is one that there is
+        cfg.validate()
+        assert gym.spec(env_id).max_episode_steps >= cfg.T
+    assert preset("CartPole-v1") == {} and preset("mlsh:AntBandits-v1") == preset("AntBandits-v1") != {}

@@ -12,7 +12,7 @@ from mlsh.config import Config
 from mlsh.envs import make_env
 from mlsh.errors import UserError
 from mlsh.logger import read_metrics
-from mlsh.rollout import balanced_tasks
+from mlsh.sampling import Streams, balanced_tasks
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -62,7 +62,7 @@ def test_tasks_reach_the_environments(kind, goals):
 
 
 def test_a_finite_list_is_drawn_in_balance():
-    assert sorted(balanced_tasks(family("Listed"), 0, 0, 4)) == [0, 0, 1, 1]
+    assert sorted(balanced_tasks(family("Listed"), Streams(0, range(4)), 0, 4)) == [0, 0, 1, 1]
     assert family("NoGenerator").sample_task(np.random.default_rng(0)) in ([-1.0], [1.0])
 
 

@@ -1,36 +1,44 @@
 import csv
 import json
-import time
 
 import imageio.v3 as iio
-import numpy as np
 import pytest
 import torch
 
-from mlsh import logger
+from mlsh import logger, parallel
 from mlsh.errors import UserError
-from mlsh.logger import Logger, draw_curves, read_metrics, write_video
+from mlsh.logger import LOSSES, Logger, read_metrics
+from mlsh.rollout import Outcome, Rollout
 
-FRESH = {"iteration": 0, "env_steps": 0, "seconds": 0.0, "run_id": "abcd1234"}
+
+class Life:
+    """Stands for the `Run` that a log belongs to."""
+
+    def __init__(self, cfg, folder, iteration=0):
+        self.cfg, self.folder, self.kept = cfg, folder, []
+        self.progress = {"iteration": iteration, "env_steps": 0, "train_env_steps": 0, "seconds": 0.0, "run_id": "id"}
+
+    def keep(self, **progress):
+        self.kept.append(progress)
 
 
-class Played:
-    """Stands for a Rollout of two groups."""
-
-    def __init__(self, *returns):
-        self.episode_return = torch.tensor(returns, dtype=torch.float32)
-        self.share = torch.tensor([[0.25, 0.75], [1.0, 0.0]])
-        self.diverged = torch.tensor([0, 2])
+def played(*returns):
+    """A rollout of two groups, ten env steps."""
+    share = torch.tensor([[0.25, 0.75], [1.0, 0.0]])
+    outcome = Outcome(torch.tensor(returns, dtype=torch.float32), share, 10, torch.tensor([0, 2]), {})
+    return Rollout(None, None, None, outcome)
 
 
 def stats(n):
-    return {name: torch.arange(n, dtype=torch.float32) for name in logger.LOSSES}
+    return {name: torch.arange(n, dtype=torch.float32) for name in LOSSES}
 
 
-def write_task(log, iteration, env_steps):
-    rollouts = Played([1, 3], [5, 5]), Played([2, 4], [6, 6]), Played([3, 5], [7, 7])
-    log.step(iteration, "joint", rollouts[0], env_steps)
-    log.task_done(iteration, [1, 0], rollouts, stats(2), stats(2), env_steps)
+def write_task(log, i):
+    log.look("pretrain", played([1, 3], [5, 5]))
+    log.look("warmup", played([2, 4], [6, 6]))
+    log.step(i, "joint", played([0, 0], [0, 0]), master=stats(2), low=stats(2))
+    log.look("afterjoint", played([3, 5], [7, 7]))
+    log.task_done(i, [1, 0])
 
 
 @pytest.fixture
@@ -40,134 +48,93 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_metrics_config_and_curves(cfg, folder):
+@pytest.fixture(autouse=True)
+def no_wandb(cfg):
     cfg.wandb = "disabled"
-    log = Logger(cfg, folder, FRESH)
-    write_task(log, 0, 100)
-    write_task(log, 1, 200)
-    log.finish({"test": []})
+
+
+def test_metrics_curves_and_results(cfg, folder):
+    life = Life(cfg, folder)
+    log = Logger(life)
+    write_task(log, 0)
+    write_task(log, 1)
+    log.close({"test": []})
     rows = read_metrics(folder)
-    assert list(rows[0])[:8] == (
-        "iteration group task pretrain_reward trained_reward joint_reward env_steps seconds".split()
-    )
-    assert [(r["iteration"], r["group"], r["task"], r["env_steps"]) for r in rows] == [
-        ("0", "0", "1", "100"),
-        ("0", "1", "0", "100"),
-        ("1", "0", "1", "200"),
-        ("1", "1", "0", "200"),
+    first = "iteration group task pretrain_reward trained_reward joint_reward env_steps train_env_steps seconds".split()
+    assert list(rows[0])[:9] == first
+    # of the four rollouts of an outer iteration one is learned from
+    assert [(r["iteration"], r["group"], r["task"], r["env_steps"], r["train_env_steps"]) for r in rows] == [
+        ("0", "0", "1", "40", "10"),
+        ("0", "1", "0", "40", "10"),
+        ("1", "0", "1", "80", "20"),
+        ("1", "1", "0", "80", "20"),
     ]
+    assert [(k["iteration"], k["env_steps"], k["train_env_steps"]) for k in life.kept] == [(1, 40, 10), (2, 80, 20)]
     assert [float(rows[0][f"{m}_reward"]) for m in ("pretrain", "trained", "joint")] == [2, 3, 4]
     assert [float(rows[0][f"share_{k}"]) for k in (0, 1)] == [0.25, 0.75]
     assert [row["diverged"] for row in rows] == ["0", "2", "0", "2"]
     assert float(rows[1]["master_kl"]) == 1 and float(rows[0]["sub1_entropy"]) == 1
-    config = json.loads((folder / "config.json").read_text())
-    assert config["config"]["N"] == cfg.N and config["machine"]["packages"]["torch"]
     assert iio.imread(folder / "curves.png").shape[1] > 1000  # three panels
     assert json.loads((folder / "results.json").read_text()) == {"test": []}
 
 
+def test_what_the_tracker_gets_of_an_outer_iteration(cfg, folder, monkeypatch):
+    log, seen = Logger(Life(cfg, folder)), []
+    monkeypatch.setattr(log, "_tracker", type("", (), {"log": lambda self, *args: seen.append(args)})())
+    write_task(log, 0)
+    (reward, at), (logged, end) = seen
+    assert reward == {"reward": 0} and (at, end) == (30, 40)  # two looks and a step, and one more look
+    assert logged["trained_reward"] == 4.5 and logged["1_trained_reward"] == 3 and logged["0_trained_reward"] == 6
+    assert logged["1_share_1"] == 0.75 and logged["master_kl"] == 0.5 and logged["sub1_kl"] == 1
+    assert logged["diverged"] == 2
+
+
+def test_outer_iterations_without_joint_ones_have_no_figures_of_sub_policies(cfg, folder):
+    log = Logger(Life(cfg, folder))
+    write_task(log, 0)
+    for moment in logger.MOMENTS:
+        log.look(moment, played([1, 1], [1, 1]))
+    log.step(1, "warm-up", played([0, 0], [0, 0]), master=stats(2))
+    log.task_done(1, [0, 1])
+    assert [row["sub0_kl"] for row in read_metrics(folder)] == ["0", "0", "", ""]  # the last task's are not kept
+
+
+def test_a_log_goes_on_where_the_run_stands(cfg, folder):
+    life = Life(cfg, folder)
+    life.progress |= {"env_steps": 1000, "train_env_steps": 700, "seconds": 60.0}
+    log = Logger(life)
+    write_task(log, 0)
+    assert read_metrics(folder)[0]["env_steps"] == "1040" and read_metrics(folder)[0]["train_env_steps"] == "710"
+    assert 60 < log.seconds < 120
+
+
+def test_another_process_counts_and_writes_nothing(cfg, folder, monkeypatch):
+    monkeypatch.setattr(parallel, "FIRST", False)
+    life = Life(cfg, folder)
+    log = Logger(life)
+    write_task(log, 0)
+    log.say("nothing")
+    log.close({"test": []})
+    log.abandon()
+    assert life.kept[0]["env_steps"] == 40 and not (folder / "metrics.csv").exists()
+
+
 def test_continuing_drops_rows_beyond_the_checkpoint_and_torn_lines(cfg, folder):
-    cfg.wandb = "disabled"
-    log = Logger(cfg, folder, FRESH)
+    log = Logger(Life(cfg, folder))
     for i in range(3):
-        write_task(log, i, 100 * i)
-    log.finish()
+        write_task(log, i)
+    log.close()
     text = (folder / "metrics.csv").read_text()
     (folder / "metrics.csv").write_text(text[: len(text) - 30])  # killed while writing
-    log = Logger(cfg, folder, FRESH | {"iteration": 2})
-    write_task(log, 2, 200)
-    log.finish()
+    log = Logger(Life(cfg, folder, iteration=2))
+    write_task(log, 2)
+    log.close()
     iterations = [row["iteration"] for row in csv.DictReader((folder / "metrics.csv").open())]
     assert iterations == ["0", "0", "1", "1", "2", "2"]
 
 
-def test_offline_wandb_names_the_curves_and_has_the_gifs(cfg, folder, capfd):
-    cfg.wandb = "offline"
-    log = Logger(cfg, folder, FRESH)
-    frames = [np.full((40, 40, 3), shade, np.uint8) for shade in (0, 90, 200)]
-    log.video(0, "pretrain-video-1", frames, 10, 50)
-    write_task(log, 0, 100)
-    log.finish({"test": [{"task": 1, "return": 3.5}]})
-    assert "wandb sync" in capfd.readouterr().err
-    (run,) = (folder / "wandb").glob("offline-run-*")
-    (record,) = run.glob("*.wandb")
-    names = ["reward", "trained_reward", "0_trained_reward", "1_trained_reward", "pretrain-video-1", "env_steps"]
-    names += ["sub0_policy_loss", "master_entropy", "1_share_0", "1_test_return", "high_len", "checkpoint-abcd1234"]
-    for _ in range(100):  # wandb's service may still be writing on a busy machine
-        content = record.read_bytes()
-        missing = [name for name in names if name.encode() not in content]
-        if not missing:
-            break
-        time.sleep(0.1)
-    assert missing == []
-    (media,) = run.glob("files/media/videos/pretrain-video-1*.gif")
-    assert media.read_bytes() == (folder / "videos" / "00000-pretrain-video-1.gif").read_bytes()
-    assert media.name.encode() in content
-
-
-def test_a_wandb_that_fails_does_not_stop_training(cfg, folder, monkeypatch, capfd):
-    class Broken:
-        def __getattr__(self, name):
-            raise ConnectionError("service is gone")
-
-    monkeypatch.setattr(logger, "start_wandb", lambda *args: Broken())
-    log = Logger(cfg, folder, FRESH)
-    write_task(log, 0, 100)
-    log.finish()
-    assert len(read_metrics(folder)) == 2
-    assert capfd.readouterr().err.count("wandb failed and is off from here on: service is gone") == 1
-
-
-def test_a_wandb_that_does_not_start_is_reported(cfg, folder, monkeypatch, capfd):
-    def fail(**kwargs):
-        raise OSError("no network")
-
-    cfg.wandb = "online"
-    monkeypatch.setattr(logger.wandb, "init", fail)
-    assert logger.start_wandb(cfg, folder, "id") is None
-    assert "going on without it: no network" in capfd.readouterr().err
-
-
-def test_auto_goes_offline_where_wandb_cannot_be_reached(cfg, folder, monkeypatch, capfd):
-    modes = []
-
-    def init(cfg, folder, run_id, mode):
-        modes.append(mode)
-        raise OSError("no network")
-
-    cfg.wandb = "auto"
-    monkeypatch.setattr(logger.wandb, "login", lambda prompt: True)
-    monkeypatch.setattr(logger, "init_wandb", init)
-    assert logger.start_wandb(cfg, folder, "id") is None
-    assert modes == ["online", "offline"]
-    monkeypatch.setattr(logger.wandb, "login", lambda prompt: False)
-    logger.start_wandb(cfg, folder, "id")
-    assert modes[2:] == ["offline"]
-
-    def slow(prompt):
-        raise OSError("the login got no answer")
-
-    monkeypatch.setattr(logger.wandb, "login", slow)
-    logger.start_wandb(cfg, folder, "id")
-    assert modes[3:] == ["offline"]
-
-
-@pytest.mark.parametrize("ending", ["gif", "mp4"])
-def test_videos(tmp_path, ending):
-    frames = [np.full((64, 64, 3), shade, np.uint8) for shade in (0, 90, 200)]
-    write_video(tmp_path / f"x.{ending}", frames, fps=10)
-    read = iio.imread(tmp_path / f"x.{ending}", index=None) if ending == "gif" else iio.imread(tmp_path / "x.mp4")
-    assert [int(frame.mean().round(-1)) for frame in read] == [0, 90, 200]
-
-
-def test_a_video_that_cannot_be_written_is_a_clear_error(tmp_path):
-    with pytest.raises(UserError, match="cannot write"):
-        write_video(tmp_path / "nowhere" / "x.gif", [np.zeros((8, 8, 3), np.uint8)], 10)
-
-
-def test_curves_of_a_continuous_family_have_one_panel(tmp_path):
-    lines = ["iteration,group,task,pretrain_reward,trained_reward,joint_reward,env_steps"]
-    lines += [f'{i},0,"[{i}, 2]",1,2,3,{i}' for i in range(9)]
-    (tmp_path / "metrics.csv").write_text("\n".join(lines) + "\n")
-    draw_curves(tmp_path)
-    assert iio.imread(tmp_path / "curves.png").shape[1] < 500
+def test_metrics_of_something_else_are_not_overwritten(cfg, folder):
+    (folder / "metrics.csv").write_text("mine\n1\n")
+    with pytest.raises(UserError, match="is not of this run"):
+        Logger(Life(cfg, folder, iteration=1))
+    assert (folder / "metrics.csv").read_text() == "mine\n1\n"

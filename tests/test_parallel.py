@@ -11,6 +11,7 @@ import torch
 
 from conftest import CODE, TINY, wait_for_rows
 from mlsh import checkpoint
+from mlsh.config import Config
 from mlsh.logger import read_metrics
 
 FLAGS = [*TINY, "--groups", "4", "-U", "2", "--normalise", "--target_kl", "0.01"]
@@ -37,7 +38,7 @@ def finish(*runs):
 
 def assert_same_result(a, b):
     """To the order of floating-point sums."""
-    one, two = checkpoint.load(a), checkpoint.load(b)
+    one, two = checkpoint.load(a, [Config]), checkpoint.load(b, [Config])
     for part in ("subs", "normaliser"):
         for name, tensor in one[part].items():
             torch.testing.assert_close(tensor, two[part][name], rtol=1e-3, atol=1e-5)
@@ -73,7 +74,7 @@ def test_groups_that_do_not_divide_and_two_machines(alone, tmp_path):
     pair = [start([*nodes, "1", "--node-rank", str(rank)], *flags, "--out", tmp_path / "two") for rank in (0, 1)]
     finish(*pair)
     finish(start([sys.executable], *flags, "--out", tmp_path / "one"))
-    a, b = (checkpoint.load(tmp_path / name)["subs"]["weight1"] for name in ("one", "two"))
+    a, b = (checkpoint.load(tmp_path / name, [Config])["subs"]["weight1"] for name in ("one", "two"))
     torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 
@@ -85,7 +86,7 @@ def test_a_process_that_dies_ends_the_run_and_another_number_goes_on(tmp_path):
     os.kill(int(children[1]), signal.SIGKILL)
     _, err = run.communicate(timeout=100)
     assert run.returncode != 0 and ("has lost another one" in err or "saved after" in err)
-    done = checkpoint.load(tmp_path)["iteration"]
+    done = checkpoint.load(tmp_path, [Config])["iteration"]
     assert done >= 2
     finish(start([sys.executable], "-c", "--tasks", done + 1, "--out", tmp_path))
     assert [int(row["iteration"]) for row in read_metrics(tmp_path)] == [i for i in range(done + 1) for _ in range(4)]

@@ -2,7 +2,7 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 
-from mlsh.plots import draw_bands, interquartile_mean, interval
+from mlsh.plots import curve, draw_bands, draw_curves, interquartile_mean, interval, steps_to
 
 
 def test_interquartile_mean_by_hand():
@@ -29,3 +29,33 @@ def test_bands_are_drawn(tmp_path):
         assert (picture == colour).all(-1).sum() > 200
     with pytest.raises(OSError):
         draw_bands(tmp_path / "no" / "a.png", {"one": {"a": (x, y)}}, "steps")
+
+
+@pytest.mark.parametrize(
+    ("returns", "steps"), [([1, 9, 9.5, 10], (10, 20)), ([-1, -0.5, -0.11, -0.1], (20, 30)), ([10, 0, 10, 10], (0, 0))]
+)
+def test_steps_to_a_part_of_the_last_return(returns, steps):
+    y = np.array(returns)[:, None]
+    x = np.arange(4) * 10
+    assert (steps_to(0.9, x, y), steps_to(0.95, x, y)) == steps
+
+
+ROWS = [
+    {"iteration": i, "task": t, "reward": r, "env_steps": 1_000_000 * (int(i) + 1)}
+    for i, t, r in (("0", "a", "1"), ("0", "a", "3"), ("0", "b", "5"), ("1", "b", "7"))
+]
+
+
+@pytest.mark.parametrize(
+    ("task", "expected"), [("a", ([1], [2])), ("b", ([1, 2], [5, 7])), (None, ([1, 2], [3, 7]))], ids=str
+)
+def test_a_curve_is_the_mean_of_the_groups_on_a_task(task, expected):
+    assert curve(ROWS, task, "reward") == expected
+
+
+def test_curves_of_a_continuous_family_have_one_panel(tmp_path):
+    rows = [{"iteration": i, "task": f"[{i}, 2]", "reward": 1, "env_steps": i} for i in range(9)]
+    draw_curves(tmp_path / "many.png", rows, {"reward": "return"})
+    draw_curves(tmp_path / "two.png", ROWS, {"reward": "return"})
+    widths = [iio.imread(tmp_path / f"{name}.png").shape[1] for name in ("many", "two")]
+    assert widths[0] < 500 and widths[1] > 1000  # one panel; a, b and all

@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 from conftest import TINY
 from foreign import KINDS
 from mlsh import checkpoint
-from mlsh.envs import IDS
+from mlsh.config import Config
+from mlsh.envs import ids
 from mlsh.logger import read_metrics
 
 FLAGS = {
-    "--env": st.sampled_from([*IDS, "CartPole-v1", "NoSuch-v0", *(f"foreign:{kind}" for kind in KINDS)]),
+    "--env": st.sampled_from([*ids(), "CartPole-v1", "NoSuch-v0", *(f"foreign:{kind}" for kind in KINDS)]),
     "-N": st.integers(0, 3),
     "-W": st.integers(-1, 2),
     "-U": st.integers(0, 2),
@@ -50,11 +51,11 @@ def test_every_combination_trains_or_is_refused(command, tmp_path_factory, flags
     if code == 0:
         results = json.loads((folder / "results.json").read_text())
         last = read_metrics(folder)[-1]
-        assert results["iteration"] == checkpoint.load(folder)["iteration"] == int(last["iteration"]) + 1
+        assert results["iteration"] == checkpoint.load(folder, [Config])["iteration"] == int(last["iteration"]) + 1
         assert results["env_steps"] == int(last["env_steps"]) > 0
         shares = [row["share"] for row in results["test"]]
         assert all(abs(sum(share) - 1) < 1e-3 for share in shares if share)
     elif "is not finite" in err:  # learning rates that only running shows to be absurd
-        assert all(x.isfinite().all() for x in checkpoint.load(folder)["subs"].values())
+        assert all(x.isfinite().all() for x in checkpoint.load(folder, [Config])["subs"].values())
     else:
         assert code in (1, 2) and err.strip() and not folder.exists()

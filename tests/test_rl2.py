@@ -4,9 +4,8 @@ import torch
 from gymnasium.spaces import Box, Discrete
 
 from mlsh import rl2
-from mlsh.config import RL2Config
 from mlsh.ppo import gae
-from mlsh.rollout import streams
+from mlsh.sampling import Streams
 from test_adapt import Guess
 from test_rollout import Ladder
 
@@ -14,7 +13,7 @@ SETTINGS = dict(episodes=2, T=3, gamma=0.9, lam=0.8, reward_scale=0.5)
 
 
 def policy_for(env, hidden=8):
-    policy = rl2.build(RL2Config(hidden=hidden), env)
+    policy = rl2.build(rl2.RL2Config(hidden=hidden), env)
     policy.reset(np.random.default_rng(0))
     return policy
 
@@ -30,13 +29,13 @@ def test_a_trial_by_hand(space):
     trials = play(env, policy)
     assert trials.steps == 12 and trials.episode_return.tolist() == [[6, 6], [6, 6]]
     # inputs: observation (t, e), last action, last reward scaled, whether an episode begins; across episodes too
-    assert trials.x[:, 0, 0].tolist() == [0, 1, 2, 0, 1, 2]
+    assert trials.obs[:, 0, 0].tolist() == [0, 1, 2, 0, 1, 2]
     last = torch.nn.functional.one_hot(trials.action, 3) if policy.discrete else trials.action
-    assert torch.equal(trials.x[1:, :, 2:-2], last[:-1].float()) and (trials.x[0, :, 2:-2] == 0).all()
-    assert trials.x[:, 0, -2].tolist() == [0, 0.5, 1, 1.5, 0.5, 1]
-    assert trials.x[:, 0, -1].tolist() == [1, 0, 0, 1, 0, 0]
+    assert torch.equal(trials.obs[1:, :, 2:-2], last[:-1].float()) and (trials.obs[0, :, 2:-2] == 0).all()
+    assert trials.obs[:, 0, -2].tolist() == [0, 0.5, 1, 1.5, 0.5, 1]
+    assert trials.obs[:, 0, -1].tolist() == [1, 0, 0, 1, 0, 0]
     # one pass through time gives what step by step gave: the hidden state lives as long as the trial
-    params, value, _ = policy(trials.x)
+    params, value, _ = policy(trials.obs)
     torch.testing.assert_close(policy.distribution(params).log_prob(trials.action), trials.log_prob)
     reward = torch.tensor([1.0, 2, 3, 1, 2, 3])[:, None].expand(6, 2) / 2
     expected = gae(reward, torch.cat((value, torch.zeros(1, 2))), *[torch.ones(6, 2)] * 2, 0.9, 0.8)
@@ -78,13 +77,13 @@ def test_a_sample_without_weight_moves_nothing():
 
 def test_it_learns_to_find_the_action_that_pays():
     """One of three actions pays: a memoryless policy gets a third, one that tries and remembers nearly all."""
-    cfg = RL2Config(N=60, T=6, episodes=2, lr=1e-2, reward_scale=1.0, hidden=16)
+    cfg = rl2.RL2Config(N=60, T=6, episodes=2, lr=1e-2, reward_scale=1.0, hidden=16)
     env = Guess(60)
     env.set_task([0, 1, 2])
     policy = policy_for(env, 16)
     optimizer = torch.optim.Adam(policy.parameters(), cfg.lr)
     for i in range(40):
-        (rng,) = streams(0, i, "test", [0])
+        (rng,) = Streams(0, [0])(i, "test")
         trials = rl2.play(env, policy, rng, **cfg.trial)
         rl2.learn(policy, optimizer, trials, rng, **cfg.ppo)
     first, second = trials.episode_return.mean(1) / cfg.T

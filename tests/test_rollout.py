@@ -8,7 +8,8 @@ from mlsh.envs import make_env
 from mlsh.envs.base import VectorTasks
 from mlsh.models import Hierarchy
 from mlsh.ppo import gae
-from mlsh.rollout import balanced_tasks, collect, streams
+from mlsh.rollout import collect
+from mlsh.sampling import Streams
 
 
 def always(*shape):
@@ -48,8 +49,8 @@ class Ladder(VectorTasks):
 def agent_for(env, groups, num_low=2, seed=0):
     cfg = Config(groups=groups, num_low=num_low, hidden=8, normalise=False)
     agent = Hierarchy.build(cfg, env)
-    agent.master.reset(streams(seed, 0, "master", range(groups)))
-    agent.subs.reset(streams(seed, 0, "subs", range(num_low)))
+    agent.master.reset(Streams(seed, range(groups))(0, "master"))
+    agent.subs.reset(Streams(seed, range(num_low))(0, "subs"))
     return agent
 
 
@@ -58,9 +59,9 @@ def test_two_timescales_by_hand(space):
     """T = 7 is no multiple of the master's period 3: its last transition has one step."""
     env = Ladder([99, 99, 99, 99], space)
     agent = agent_for(env, groups=2)
-    out = collect(env, agent, streams(1, 2, "x", range(2)), **SETTINGS, reward_scale=0.5)
+    out = collect(env, agent, Streams(1, range(2))(2, "x"), **SETTINGS, reward_scale=0.5)
     master, low = out.master, out.low
-    assert out.steps == 28 and out.episode_return.tolist() == [[28, 28], [28, 28]]
+    assert out.outcome.steps == 28 and out.outcome.episode_return.tolist() == [[28, 28], [28, 28]]
     # decisions at t = 0, 3, 6 in every episode, time-major
     assert master.obs[:, 0].tolist() == [0] * 4 + [3] * 4 + [6] * 4
     assert master.member.tolist() == master.group.tolist() == [0, 0, 1, 1] * 3
@@ -82,14 +83,14 @@ def test_two_timescales_by_hand(space):
     advantage = gae(torch.arange(1.0, 8)[:, None].expand(7, 4) / 2, value, *always(7, 4), 0.9, 0.8)
     torch.testing.assert_close(low.advantage.view(7, 4), advantage)
     share = (members[:28].view(7, 2, 2) == 0).float().mean((0, 2))
-    torch.testing.assert_close(out.share[:, 0], share)
+    torch.testing.assert_close(out.outcome.share[:, 0], share)
 
 
 def test_without_bootstrap_the_limit_ends_the_episode_for_the_master_alone():
     env = Ladder([99] * 4)
     agent = agent_for(env, groups=2)
     with_it, without = (
-        collect(env, agent, streams(1, 2, "x", range(2)), **SETTINGS, bootstrap=b) for b in (True, False)
+        collect(env, agent, Streams(1, range(2))(2, "x"), **SETTINGS, bootstrap=b) for b in (True, False)
     )
     assert torch.equal(with_it.low.advantage, without.low.advantage)
     expected = gae(
@@ -107,8 +108,8 @@ def test_the_environments_last_info_is_kept():
     env = Ladder([99] * 4)
     step = env._step
     env._step = lambda actions: (*step(actions)[:3], {"height": torch.arange(4.0) + env._elapsed})
-    out = collect(env, agent_for(env, groups=2), streams(1, 2, "x", range(2)), **SETTINGS)
-    assert {name: x.tolist() for name, x in out.final.items()} == {"height": [[7, 8], [9, 10]]}
+    out = collect(env, agent_for(env, groups=2), Streams(1, range(2))(2, "x"), **SETTINGS)
+    assert {name: x.tolist() for name, x in out.outcome.final.items()} == {"height": [[7, 8], [9, 10]]}
 
 
 @pytest.mark.parametrize("space", [Discrete(3), Box(-1, 1, (2,))])
@@ -116,10 +117,10 @@ def test_without_sub_policies_the_masters_act_at_every_step(space):
     env = Ladder([99, 3, 99, 99], space)
     cfg = Config(groups=2, num_low=0, hidden=8)
     agent = Hierarchy.build(cfg, env)
-    agent.master.reset(streams(0, 0, "master", range(2)))
-    out = collect(env, agent, streams(1, 2, "x", range(2)), **SETTINGS)
-    assert out.low is None and out.share.shape == (2, 0) and out.steps == 24
-    assert out.episode_return.tolist() == [[28, 6], [28, 28]]
+    agent.master.reset(Streams(0, range(2))(0, "master"))
+    out = collect(env, agent, Streams(1, range(2))(2, "x"), **SETTINGS | {"high_len": 1})
+    assert out.low is None and out.outcome.share.shape == (2, 0) and out.outcome.steps == 24
+    assert out.outcome.episode_return.tolist() == [[28, 6], [28, 28]]
     first = out.master.action[:4]
     assert torch.equal(first, env.actions[0])  # what the environment got is what is learned from
     at = torch.tensor([[0.0, e] for e in range(4)])
@@ -132,7 +133,7 @@ def test_without_sub_policies_the_masters_act_at_every_step(space):
 def test_log_probs_are_of_the_actions_taken():
     env = Ladder([99] * 4)
     agent = agent_for(env, groups=2)
-    out = collect(env, agent, streams(1, 2, "x", range(2)), **SETTINGS)
+    out = collect(env, agent, Streams(1, range(2))(2, "x"), **SETTINGS)
     for batch, policy in ((out.master, agent.master), (out.low, agent.subs)):
         params = policy.params(batch.obs.expand(2, -1, -1))[batch.member, range(len(batch.obs))]
         torch.testing.assert_close(batch.log_prob, params.log_softmax(-1)[range(len(batch.obs)), batch.action])
@@ -141,8 +142,8 @@ def test_log_probs_are_of_the_actions_taken():
 def test_what_comes_after_a_termination_does_not_count():
     env = Ladder([2, 99, 3, 99])
     agent = agent_for(env, groups=1)
-    out = collect(env, agent, streams(1, 2, "x", range(1)), **SETTINGS)
-    assert out.episode_return.tolist() == [[3, 28, 6, 28]] and out.steps == 2 + 7 + 3 + 7
+    out = collect(env, agent, Streams(1, range(1))(2, "x"), **SETTINGS)
+    assert out.outcome.episode_return.tolist() == [[3, 28, 6, 28]] and out.outcome.steps == 2 + 7 + 3 + 7
     assert all(x.isfinite().all() for batch in (out.master, out.low) for x in batch)
     assert out.master.obs.tolist() == [[0, e] for e in range(4)] + [[3, 1], [3, 3], [6, 1], [6, 3]]
     assert len(out.low.obs) == 2 + 7 + 3 + 7 == len(out.obs)
@@ -151,7 +152,7 @@ def test_what_comes_after_a_termination_does_not_count():
     last = out.low.obs.tolist().index([1, 0])
     torch.testing.assert_close(out.low.advantage[last], 2 - out.low.value[last])
     torch.testing.assert_close(out.master.advantage[0], 3 - out.master.value[0])
-    assert out.share.sum() == pytest.approx(1)
+    assert out.outcome.share.sum() == pytest.approx(1)
 
 
 def test_a_truncation_before_the_horizon_is_bootstrapped():
@@ -167,8 +168,8 @@ def test_a_truncation_before_the_horizon_is_bootstrapped():
 
     env.step = cut
     agent = agent_for(env, groups=1)
-    out = collect(env, agent, streams(1, 2, "x", range(1)), **SETTINGS)
-    assert out.episode_return[0].tolist() == [3, 28, 28, 28] and out.steps == 2 + 3 * 7
+    out = collect(env, agent, Streams(1, range(1))(2, "x"), **SETTINGS)
+    assert out.outcome.episode_return[0].tolist() == [3, 28, 28, 28] and out.outcome.steps == 2 + 3 * 7
     assert all(x.isfinite().all() for batch in (out.master, out.low) for x in batch)
     first = out.low.obs[:, 1] == 0
     assert out.low.obs[first][:, 0].tolist() == [0, 1]
@@ -185,19 +186,12 @@ def test_a_group_does_not_depend_on_the_others():
     one, two = make_env(cfg, 3), make_env(cfg, 6)
     one.set_task(0)
     two.set_task([0, 1])
-    alone = collect(one, agent_for(one, 1), streams(1, 2, "x", [0]), **SETTINGS)
-    both = collect(two, agent_for(two, 2), streams(1, 2, "x", [0, 1]), **SETTINGS)
+    alone = collect(one, agent_for(one, 1), Streams(1, [0])(2, "x"), **SETTINGS)
+    both = collect(two, agent_for(two, 2), Streams(1, [0, 1])(2, "x"), **SETTINGS)
     mine = both.low.group == 0
     for a, b in zip(alone.low, both.low, strict=True):
         torch.testing.assert_close(a, b[mine])
-    assert torch.equal(alone.episode_return[0], both.episode_return[0])
-
-
-def test_streams_differ_in_every_key_and_repeat():
-    keys = [(1, 2, "a", 0), (2, 2, "a", 0), (1, 3, "a", 0), (1, 2, "b", 0), (1, 2, "a", 1)]
-    draws = [streams(s, i, p, [g])[0].integers(2**62) for s, i, p, g in keys]
-    assert len(set(draws)) == len(keys)
-    assert draws[0] == streams(1, 2, "a", range(1))[0].integers(2**62)
+    assert torch.equal(alone.outcome.episode_return[0], both.outcome.episode_return[0])
 
 
 def test_random_decisions_are_as_many_as_asked():
@@ -205,7 +199,9 @@ def test_random_decisions_are_as_many_as_asked():
     agent = agent_for(env, groups=1)
     with torch.no_grad():
         agent.master.policy_bias[..., 0] = 50.0  # always sub-policy 0
-    share = {x: collect(env, agent, streams(1, 2, "x", [0]), explore=x, **SETTINGS).share for x in (0.0, 0.2, 1.0)}
+    share = {
+        x: collect(env, agent, Streams(1, [0])(2, "x"), explore=x, **SETTINGS).outcome.share for x in (0.0, 0.2, 1.0)
+    }
     assert share[0.0].tolist() == [[1, 0]]
     assert share[0.2][0, 1].item() == pytest.approx(0.1, abs=0.03)
     assert share[1.0][0, 1].item() == pytest.approx(0.5, abs=0.05)
@@ -214,33 +210,6 @@ def test_random_decisions_are_as_many_as_asked():
 @pytest.mark.parametrize(("num_low", "high_len"), [(1, 3), (3, 1), (4, 7), (2, 99)])
 def test_any_number_of_sub_policies_and_any_period(num_low, high_len):
     env = make_env(Config(T=7), 6)
-    out = collect(env, agent_for(env, 2, num_low), streams(1, 2, "x", range(2)), **SETTINGS | {"high_len": high_len})
+    out = collect(env, agent_for(env, 2, num_low), Streams(1, range(2))(2, "x"), **SETTINGS | {"high_len": high_len})
     assert len(out.master.obs) == 6 * -(-7 // high_len) and len(out.low.obs) == 42
-    assert out.share.shape == (2, num_low)
-
-
-class Endless(Ladder):
-    """A continuous family."""
-
-    train_tasks = None
-
-    def sample_task(self, rng):
-        return rng.uniform(0, 5, 2).tolist()
-
-
-def test_a_continuous_family_draws_each_groups_task_from_its_own_stream():
-    env = Endless([9, 9])
-    three, two = balanced_tasks(env, 0, 4, 3), balanced_tasks(env, 0, 4, 2)
-    assert three[:2] == two and len({tuple(task) for task in three}) == 3
-    env.set_task(two)
-    assert env.task == two
-
-
-def test_balanced_tasks():
-    env = make_env(Config(env="MovementBandits4-v0"), 1)
-    for groups, most, least in ((8, 2, 2), (6, 2, 1), (3, 1, 0)):
-        for i in range(5):
-            tasks = balanced_tasks(env, 0, i, groups)
-            counts = np.bincount(tasks, minlength=4)
-            assert len(tasks) == groups and counts.max() == most and counts.min() == least
-    assert len({tuple(balanced_tasks(env, 0, i, 1)) for i in range(30)}) == 4
+    assert out.outcome.share.shape == (2, num_low)

@@ -2,17 +2,29 @@
 
 import dataclasses
 
+import numpy as np
 import torch
 
+from mlsh import checkpoint
+from mlsh.config import Config
 from mlsh.envs import make_env, most_episodes
+from mlsh.models import Hierarchy
 from mlsh.ppo import adam, update
-from mlsh.rollout import collect, joined, streams
+from mlsh.rollout import collect, joined
+from mlsh.sampling import Streams, tasks_to_test
+
+
+def load_agent(data, env):
+    """A new agent with the checkpoint's sub-policies and normaliser, for a batched environment of fitting spaces."""
+    agent = Hierarchy.build(data["config"], env)
+    checkpoint.restore(data, subs=agent.subs, normaliser=agent.normaliser)
+    return agent
 
 
 def with_new_masters(agent, n, seed):
     """The agent with `n` new masters, and the sub-policies and normaliser it has."""
     agent = agent._replace(master=agent.master.like(n))
-    agent.master.reset(streams(seed, 0, "test: master", range(n)))
+    agent.master.reset(Streams(seed, range(n))(0, "test: master"))
     return agent
 
 
@@ -28,11 +40,11 @@ def learn(agent, env, tasks, cfg, updates, before=lambda rollout: None):
     `env`: batched, `cfg.N` episodes a task. Calls `before` with a `Rollout` before learning from it, and yields it
     afterwards.
     """
-    groups = range(len(tasks))
+    streams = Streams(cfg.seed, range(len(tasks)))
     optimizer = adam(agent.master, cfg.hlr)
     env.set_task(tasks)
     for i in range(updates):
-        rngs = streams(cfg.seed, i, "test: warm-up", groups)
+        rngs = streams(i, "test: warm-up")
         rollout = collect(env, agent, rngs, low=False, **cfg.rollout)
         before(rollout)
         update(agent.master, optimizer, rollout.master, rngs, **cfg.master_ppo)
@@ -42,13 +54,13 @@ def learn(agent, env, tasks, cfg, updates, before=lambda rollout: None):
 def adapt(agent, env, tasks, cfg, updates):
     """Train a new master for each of `tasks` by `updates` PPO iterations. Returns the new agent and its env steps."""
     agent = with_new_masters(agent, len(tasks), cfg.seed)
-    return agent, sum(rollout.steps for rollout in learn(agent, env, tasks, cfg, updates))
+    return agent, sum(rollout.outcome.steps for rollout in learn(agent, env, tasks, cfg, updates))
 
 
 def play(agent, tasks, cfg, purpose):
     """`cfg.test_episodes` episodes of each of `tasks`, one a master, as many tasks at once as the environment bears.
 
-    Returns a `Rollout` without batches.
+    Returns an `Outcome`.
     """
     at_once = max(1, most_episodes(cfg) // cfg.test_episodes)
     played = []
@@ -57,9 +69,8 @@ def play(agent, tasks, cfg, purpose):
         env = make_env(cfg, cfg.test_episodes * len(some))
         env.set_task([tasks[j] for j in some])
         part = agent._replace(master=agent.master.only(list(some)))
-        rollout = collect(env, part, streams(cfg.seed, 0, purpose, some), low=False, **cfg.rollout)
+        played.append(collect(env, part, Streams(cfg.seed, some)(0, purpose), low=False, **cfg.rollout).outcome)
         env.close()
-        played.append(rollout)
     return joined(played)
 
 
@@ -76,22 +87,14 @@ def alone(agent, tasks, cfg):
     return played.episode_return.mean(1).view(len(tasks), K).tolist(), played.steps
 
 
-def tasks_to_test(env, seed):
-    """All tasks of a family of up to ten, else ten that `seed` draws."""
-    if env.train_tasks is None:
-        return [env.sample_task(rng) for rng in streams(seed, 0, "test: task", range(10))]
-    (rng,) = streams(seed, 0, "test: task", [0])
-    few = len(env.train_tasks) <= 10
-    return env.train_tasks if few else sorted(rng.choice(env.train_tasks, 10, replace=False).tolist())
+def final_test(agent, env, cfg):
+    """For each of the env's tasks to test W updates (without a warm-up, U) of a new master, then `cfg.test_episodes`.
 
-
-def final_test(agent, tasks, cfg):
-    """For each task W updates (without a warm-up, U) of a new master, then `cfg.test_episodes` episodes with it.
-
-    Returns a list of dicts (task and its label, mean return, its standard error, share of the steps of each
-    sub-policy, return of each sub-policy alone, mean of what the environment's info has at the last step) and the env
-    steps taken.
+    Returns what goes to results.json: env steps taken, and for each task a dict (task and its label, mean return, its
+    standard error, share of the steps of each sub-policy, return of each sub-policy alone, mean of what the
+    environment's info has at the last step).
     """
+    tasks = tasks_to_test(env, cfg.seed)
     env = make_env(cfg, cfg.N * len(tasks))
     trained, steps = adapt(agent, env, tasks, cfg, cfg.W or cfg.U)
     env.close()
@@ -110,4 +113,41 @@ def final_test(agent, tasks, cfg):
         }
         for j, task in enumerate(tasks)
     ]
-    return rows, steps + played.steps + alone_steps
+    return {"test_env_steps": steps + played.steps + alone_steps, "test": rows}
+
+
+def learn_anew(data, cfg, env, tasks, ev):
+    """How fast a checkpoint's agent learns: env steps [updates + 1] a task, and returns [updates + 1, tasks, seeds].
+
+    MLSH trains `ev.seeds` fresh masters a task over frozen sub-policies; a shared policy (num_low 1) is fine-tuned; a
+    run without sub-policies (num_low 0) is PPO from scratch. The first returns are of the untrained. `ev`: the settings
+    of evaluate.py.
+    """
+    blocks = [task for task in tasks for _ in range(ev.seeds)]
+    agent = load_agent(data | {"config": cfg}, env)
+    if cfg.num_low == 1:
+        agent, cfg = as_flat(agent, cfg, len(blocks))
+    else:
+        agent = with_new_masters(agent, len(blocks), cfg.seed)
+    cfg = dataclasses.replace(cfg, **{name: x for name in ("N", "hlr", "bs") if (x := getattr(ev, name))})
+    cfg.validate()
+    env = make_env(cfg, cfg.N * len(blocks))
+    measured = env if not ev.look else make_env(cfg, ev.look * len(blocks))
+    measured.set_task(blocks)
+    streams = Streams(ev.seed, range(len(blocks)))
+    returns, steps = [], [0.0]
+
+    def look(rollout):
+        if ev.look:
+            rngs = streams(len(returns), "evaluate: look")
+            rollout = collect(measured, agent, rngs, low=False, **cfg.rollout)
+        returns.append(rollout.outcome.episode_return.mean(1).view(len(tasks), ev.seeds).numpy(force=True))
+
+    for rollout in learn(agent, env, blocks, cfg, ev.updates + 1, look):  # the last update is for nothing
+        steps.append(steps[-1] + rollout.outcome.steps / len(blocks))
+    env.close()
+    measured.close()
+    return np.array(steps[:-1]), np.stack(returns)
+
+
+METHODS = {Config: learn_anew}  # kind of a run's settings -> how evaluate.py learns tasks anew with what it has learned

@@ -12,10 +12,6 @@ class UserError(Exception):
     """What went wrong and the remedy, in one line; the command prints it and exits with 2."""
 
 
-class NotFinite(UserError):
-    """A reward, an observation or a weight has become NaN or infinite; learning from it would spoil everything."""
-
-
 class EnvironmentFailed(UserError):
     """Somebody's environment raised an exception."""
 
@@ -46,14 +42,15 @@ def run_command(main):
     """Call `main()` as a command's whole program: no traceback for a UserError, Ctrl-C and SIGTERM alike.
 
     They reach `main` as KeyboardInterrupt, but not what follows within `ONCE`; the exit code is then 130. Where memory
-    does not suffice, that is the user's error.
+    does not suffice, that is the user's error. So is a FloatingPointError: a reward, an observation or a weight has
+    become NaN or infinite, and learning from it would spoil everything.
     """
     torch.set_flush_denormal(True)  # a saturated master's gradients, with which a CPU takes many times as long
     for number in SIGNALS:  # a shell's background job starts with SIGINT ignored
         signal.signal(number, interrupt)
     try:
         main()
-    except UserError as error:
+    except (UserError, FloatingPointError) as error:
         print(f"{sys.argv[0]}: error: {error}", file=sys.stderr)
         sys.exit(2)
     except (MemoryError, RuntimeError) as error:

@@ -62,14 +62,18 @@ class ActorCritic(Policy):
 
     Policy and value are separate networks with two hidden tanh layers. Every parameter leads with n, the hidden layers
     with [n, 2] (policy, value), so a layer of all of them is one batched matmul.
+
+    `name` is for error messages. Where several processes learn the same members from samples of their own, `total` sums
+    a tensor over them, in place.
     """
 
-    def __init__(self, n, obs_size, action_space, hidden=64, log_std=0.0, name="policy"):
+    def __init__(self, n, obs_size, action_space, hidden=64, log_std=0.0, name="policy", total=None):
         super().__init__(action_space)
         self.n = n
-        self.shape = (obs_size, action_space, hidden, log_std, name)
         self.name = name
-        for name, *shape in (
+        self.total = total
+        self._networks = (obs_size, action_space, hidden, log_std, name)
+        for parameter, *shape in (
             ("weight1", 2, obs_size, hidden),
             ("bias1", 2, 1, hidden),
             ("weight2", 2, hidden, hidden),
@@ -79,9 +83,9 @@ class ActorCritic(Policy):
             ("value_weight", hidden, 1),
             ("value_bias", 1, 1),
         ):
-            self.register_parameter(name, nn.Parameter(torch.zeros(n, *shape)))
+            self.register_parameter(parameter, nn.Parameter(torch.zeros(n, *shape)))
         if not self.discrete:
-            self.log_std = nn.Parameter(torch.empty(n, 1, self.action_size))
+            self.log_std = nn.Parameter(torch.zeros(n, 1, self.action_size))
 
     @torch.no_grad()
     def reset(self, rngs):
@@ -95,11 +99,11 @@ class ActorCritic(Policy):
                 for weight in getattr(self, name)[i].view(-1, *getattr(self, name).shape[-2:]):
                     weight.copy_(nn.init.orthogonal_(torch.empty(weight.shape), gain, generator=generator))
         if not self.discrete:
-            self.log_std.fill_(self.shape[3])
+            self.log_std.fill_(self._networks[3])
 
     def like(self, n):
-        """A new ActorCritic of n members with the same networks, on the same device, its parameters zero."""
-        return ActorCritic(n, *self.shape).to(self.policy_bias.device)
+        """A new ActorCritic of n members with the same networks, on the same device, its parameters zero, its own."""
+        return ActorCritic(n, *self._networks).to(self.policy_bias.device)
 
     def joined(self, states):
         """A new ActorCritic of the members of several, given as state dicts, one after the other."""
@@ -143,24 +147,24 @@ class ActorCritic(Policy):
 class Normaliser(nn.Module):
     """Scales observations to (x − μ)/σ, clipped to ±5, by running statistics that only `update` changes.
 
-    Before the first update, and always with `enabled` false, it hands observations through.
+    Before the first update, and always with `enabled` false, it hands observations through. Where several processes
+    observe, `gather` makes a list of every one's moments of what it is given.
     """
 
-    def __init__(self, size, enabled=True):
+    def __init__(self, size, enabled=True, gather=None):
         super().__init__()
         self.enabled = enabled
+        self.gather = gather
         self.register_buffer("mean", torch.zeros(size, dtype=torch.float64))
         self.register_buffer("var", torch.ones(size, dtype=torch.float64))
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
 
     @torch.no_grad()
-    def update(self, x, gather=lambda moments: [moments]):  # [S, size]
-        """Merge the observations `x` into the statistics (Chan, Golub and LeVeque 1979).
-
-        `gather` makes this process's moments a list of every process's.
-        """
+    def update(self, x):  # [S, size]
+        """Merge the observations `x` into the statistics (Chan, Golub and LeVeque 1979)."""
         x = x.double()
-        for n, mean, var in gather((len(x), x.mean(0), x.var(0, correction=0))):
+        moments = len(x), x.mean(0), x.var(0, correction=0)
+        for n, mean, var in self.gather(moments) if self.gather else [moments]:
             mean, var = mean.to(self.mean.device), var.to(self.mean.device)
             count = self.count + n
             delta = mean - self.mean
@@ -184,18 +188,17 @@ class Hierarchy(NamedTuple):
     normaliser: Normaliser
 
     @classmethod
-    def build(cls, cfg, env, masters=None):
+    def build(cls, cfg, env, masters=None, total=None, gather=None):
         """The agent of a `Config` for a batched environment, all parameters zero: call reset on master and subs.
 
-        `masters`: their number, if this process has not all `cfg.groups`.
-        Without sub-policies (`num_low` 0) the masters are policies over the environment's own actions.
+        `masters`: their number, if not all `cfg.groups` are this process's. `total`, `gather`: how the processes of one
+        run share what they learn, see `ActorCritic` and `Normaliser`. Without sub-policies (`num_low` 0) the masters
+        are policies over the environment's own actions.
         """
         obs_size = math.prod(env.single_observation_space.shape)
         choices = Discrete(cfg.num_low) if cfg.num_low else env.single_action_space
-        return cls(
-            ActorCritic(masters or cfg.groups, obs_size, choices, cfg.hidden, cfg.log_std, "master").to(cfg.device),
-            ActorCritic(cfg.num_low, obs_size, env.single_action_space, cfg.hidden, cfg.log_std, "sub-policy").to(
-                cfg.device
-            ),
-            Normaliser(obs_size, cfg.normalise).to(cfg.device),
-        )
+        networks = {"hidden": cfg.hidden, "log_std": cfg.log_std}
+        master = ActorCritic(masters or cfg.groups, obs_size, choices, name="master", **networks)
+        subs = ActorCritic(cfg.num_low, obs_size, env.single_action_space, name="sub-policy", total=total, **networks)
+        normaliser = Normaliser(obs_size, cfg.normalise, gather)
+        return cls(*(part.to(cfg.device) for part in (master, subs, normaliser)))

@@ -1,6 +1,7 @@
-"""Curves of several runs as one: their interquartile mean and its interval."""
+"""Curves and their figures: a run's, and those of several runs as one, an interquartile mean with its interval."""
 
 import warnings
+from collections import defaultdict
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -22,6 +23,29 @@ def interval(y):
             (y,), interquartile_mean, axis=-1, n_resamples=2000, method="percentile", vectorized=True, rng=0
         ).confidence_interval
     return interquartile_mean(y), ends.low, ends.high
+
+
+def steps_to(part, steps, returns):
+    """The first env steps at which the mean over seeds of returns [n, seeds] is as good as `part` of its last value.
+
+    "95 % of −0.1" is −0.105: what is missing is measured by the size of the last value.
+    """
+    mean = returns.mean(1)
+    return steps[(mean >= mean[-1] - (1 - part) * abs(mean[-1])).argmax()]
+
+
+def steps_until(level, env_steps, returns):
+    """The first of the env steps [n] at which the mean of five of returns [n] around it is at `level`; else infinite.
+
+    One measurement alone is as noisy as its episodes.
+    """
+    good = np.convolve(np.pad(returns, 2, mode="edge"), np.full(5, 0.2), "valid") >= level
+    return env_steps[good.argmax()] if good.any() else np.inf
+
+
+def last_tenth(y):
+    """Mean over the last tenth of the last axis."""
+    return y[..., -max(1, y.shape[-1] // 10) :].mean(-1)
 
 
 def draw_bands(path, panels, xlabel, ylabel="mean episode return", symlog=0.0):
@@ -46,4 +70,49 @@ def draw_bands(path, panels, xlabel, ylabel="mean episode return", symlog=0.0):
     figure.axes[0].set_ylabel(ylabel)
     handles = {line.get_label(): line for axes in figure.axes for line in axes.lines}
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(5, len(handles)), fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def curve(rows, task, reward, steps="env_steps"):
+    """`steps` (millions) and mean `reward` of the groups on `task` (None: on any), of each outer iteration.
+
+    `rows`: of a metrics.csv, dicts of strings.
+    """
+    values, at = defaultdict(list), {}
+    for row in rows:
+        if task in (None, row["task"]):
+            values[row["iteration"]].append(float(row[reward]))
+            at[row["iteration"]] = int(row[steps]) / 1e6
+    return list(at.values()), [np.mean(values[i]) for i in at]
+
+
+def draw_curves(path, rows, rewards):
+    """Write a figure of a run: a panel a task (of at most six) and one for all, each of `rewards` against env steps.
+
+    `rewards`: column of metrics.csv -> label.
+    """
+    tasks = sorted({row["task"] for row in rows})
+    panels = [*(tasks if len(tasks) <= 6 else []), None]
+    figure = Figure(figsize=(4 * len(panels), 3.2), layout="constrained")
+    styles = ("C7:", "C0-", "C1--", "C2-.")
+    for axes, task in zip(figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels, strict=True):
+        for i, (reward, label) in enumerate(rewards.items()):
+            axes.plot(*curve(rows, task, reward), styles[i % len(styles)], label=label)
+        axes.set(title="all tasks" if task is None else f"task {task}", xlabel="million env steps")
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("mean episode return")
+    figure.axes[0].legend()
+    figure.savefig(path, dpi=110)
+
+
+def draw_map(path, values, rows, columns, best, xlabel, ylabel, title):
+    """Write a figure of values [rows, columns] as colours, from 0 to `best`, and numbers; the first row is below."""
+    figure = Figure(figsize=(5, 3.4), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(values, vmin=0, vmax=best, origin="lower", aspect="auto")
+    for (i, j), x in np.ndenumerate(values):
+        axes.text(j, i, f"{x:.1f}", ha="center", va="center", color="w" if x < 0.57 * best else "k")
+    axes.set(xticks=range(len(columns)), xticklabels=columns, yticks=range(len(rows)), yticklabels=rows)
+    axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    figure.colorbar(image)
     figure.savefig(path, dpi=110)

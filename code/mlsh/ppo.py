@@ -6,8 +6,6 @@ import numpy as np
 import torch
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from mlsh.errors import NotFinite
-
 
 class Batch(NamedTuple):
     """S samples. Each is learned from by one member of the policy, and belongs to one task group."""
@@ -20,6 +18,16 @@ class Batch(NamedTuple):
     value_target: torch.Tensor  # [S]
     member: torch.Tensor  # [S], which of the policy's n networks acted
     group: torch.Tensor  # [S]
+
+
+class Samples(NamedTuple):
+    """What the objective wants to know of samples; all tensors have the same leading dimensions."""
+
+    obs: torch.Tensor
+    action: torch.Tensor
+    log_prob: torch.Tensor
+    advantage: torch.Tensor
+    value_target: torch.Tensor
 
 
 def gae(reward, value, bootstraps, goes_on, gamma, lam):
@@ -39,6 +47,44 @@ def gae(reward, value, bootstraps, goes_on, gamma, lam):
     return advantage
 
 
+class Surrogate(NamedTuple):
+    """PPO's objective, sample by sample; every tensor has the samples' shape."""
+
+    policy_loss: torch.Tensor  # −min(rA, clip(r)A), r the ratio of the new policy's probability to the old one's
+    value_loss: torch.Tensor  # squared error
+    ratio: torch.Tensor
+    log_ratio: torch.Tensor
+
+    @property
+    def kl(self):
+        """An estimate of the KL divergence of the new policy from the old one, never negative: r − 1 − log r."""
+        return self.ratio - 1 - self.log_ratio
+
+
+def surrogate(new, value, samples, epsilon):
+    """The `Surrogate` of `Samples` under the distribution `new`, with the values that go with it."""
+    log_ratio = new.log_prob(samples.action) - samples.log_prob
+    ratio = torch.exp(log_ratio.clamp(max=20))  # a random decision may have been all but impossible
+    policy_loss = -torch.min(ratio * samples.advantage, ratio.clamp(1 - epsilon, 1 + epsilon) * samples.advantage)
+    return Surrogate(policy_loss, (value - samples.value_target).square(), ratio, log_ratio)
+
+
+def total_loss(objective, new, c1, c2):
+    """The loss of a `Surrogate`, sample by sample: with c1 times the value loss, and c2 times the entropy of `new`."""
+    loss = objective.policy_loss + c1 * objective.value_loss
+    return loss - c2 * new.entropy() if c2 else loss
+
+
+def rank(label):
+    """How many of the same label come before it, for each of the integers `label` [S]."""
+    order = np.argsort(label, kind="stable")
+    count = np.bincount(label)
+    first = count.cumsum() - count  # where each label begins in that order
+    ranks = np.empty_like(label)
+    ranks[order] = np.arange(len(label)) - first[label[order]]
+    return ranks
+
+
 def minibatches(member, group, n, parts, epochs, rngs, total=lambda x: x):
     """Shuffle the samples into `epochs` × `parts` minibatches, each with a row of samples for every member.
 
@@ -49,107 +95,103 @@ def minibatches(member, group, n, parts, epochs, rngs, total=lambda x: x):
     Returns index [epochs * parts, n, width] (int64) and weight, same shape (float32), which sums to 1 over the row of
     all processes, or to 0 where a member has no sample; padding weighs 0, and repeats a sample of the row.
     """
-    S = len(member)
-    key = np.empty((epochs, S))
+    key = np.empty((epochs, len(member)))
     for g, rng in enumerate(rngs):
         mine = np.flatnonzero(group == g)
         key[:, mine] = rng.random((epochs, len(mine)))
-    cell = group * n + member
-    order = np.lexsort((key, np.broadcast_to(cell, key.shape)))  # [epochs, S], by cell, then shuffled
-    size = np.bincount(cell, minlength=n * len(rngs))
-    sorted_cell = np.sort(cell)
-    rank = np.arange(S) - (size.cumsum() - size)[sorted_cell]  # within the cell
-    part = rank * parts // size[sorted_cell]  # [S], the same in every epoch
-    row = part * n + member[order[0]]  # [S], minibatch and member
-    by_row = np.argsort(row, kind="stable")
-    length = np.bincount(row, minlength=parts * n)  # [parts * n]
-    column = np.arange(S) - (length.cumsum() - length)[row[by_row]]
+    cell = group * n + member  # of a group and a member
+    shuffled = np.lexsort((key, np.broadcast_to(cell, key.shape)))  # [epochs, S]: cell after cell, each in random order
+    cell = np.sort(cell)  # of the shuffled samples, in every epoch, as all below
+    part = rank(cell) * parts // np.bincount(cell)[cell]  # a cell's first samples to the first part, and so on
+    row = part * n + cell % n  # minibatch and member
+    column = rank(row)
+    length = np.bincount(row, minlength=parts * n)  # of each row
     index = np.zeros((epochs, parts * n, length.max()), np.int64)
     weight = np.zeros((parts * n, length.max()), np.float32)
-    index[:, row[by_row], column] = order[:, by_row]
-    everywhere = total(torch.from_numpy(length)).numpy()
-    weight[row[by_row], column] = 1 / everywhere[row[by_row]]
+    index[:, row, column] = shuffled
+    weight[row, column] = 1 / total(torch.from_numpy(length)).numpy()[row]
     index = np.where(weight, index, index[:, :, :1])  # a sample of another member could be infinitely improbable
     shape = (epochs * parts, n, -1)
     return index.reshape(shape), np.tile(weight, (epochs, 1, 1)).reshape(shape)
 
 
-def update(policy, optimizer, batch, rngs, *, parts, epochs, epsilon, c1, c2, target_kl=0.0, total=None):
+def update(policy, optimizer, batch, rngs, *, parts, epochs, epsilon, c1, c2, target_kl=0.0):
     """PPO with the clipped objective: `epochs` passes over `batch` in `parts` minibatches each.
 
     With a `target_kl` the pass is the last in which the members' mean KL divergence from the policy that played
     exceeds it.
 
-    `total` sums a tensor, in place, over the processes that learn the same policy from their own groups each.
-
     Every sample moves its own member's parameters only; a minibatch without a sample of a member leaves its
     parameters and Adam moments alone, and so does a batch with a single one. Advantages are normalised within a group
     and member. Returns a dict of [n] tensors, measured over the whole batch after the update (NaN for a member left
-    alone): policy_loss, value_loss, entropy, kl, clip_fraction. Raises NotFinite if a parameter is not finite any more.
+    alone): policy_loss, value_loss, entropy, kl, clip_fraction. Raises FloatingPointError if a parameter is not finite
+    any more.
     """
-    n = policy.n
+    n, total = policy.n, policy.total or (lambda x: x)
     member, group = batch.member.cpu().numpy(), batch.group.cpu().numpy()
-    alone = total is None
-    total = total or (lambda x: x)
     index, weight = minibatches(member, group, n, parts, epochs, rngs, total)
     batch = batch._replace(advantage=normalise(batch.advantage, batch.group * n + batch.member, n * len(rngs)))
     weight[:, total(torch.from_numpy(np.bincount(member, minlength=n))).numpy() < 2] = 0
     weights = total(torch.from_numpy(weight.sum(2))).numpy()  # [epochs * parts, n]
     idle = [np.flatnonzero(row == 0) for row in weights]  # of each minibatch, the members without a sample
     index, weight = (torch.from_numpy(a).to(batch.obs.device) for a in (index, weight))
-    fields = (batch.obs, batch.action, batch.log_prob, batch.advantage, batch.value_target)
-    fields = [f[index] for f in fields]  # [epochs * parts, n, width, ...]
+    samples = Samples(*(getattr(batch, name)[index] for name in Samples._fields))  # [epochs * parts, n, width, ...]
     kl = torch.zeros(2, device=batch.obs.device)  # of an epoch: the members' sum, and how many they were
-    for i, (*minibatch, w, still) in enumerate(zip(*fields, weight, idle, strict=True)):
+    for i, (*minibatch, w, still) in enumerate(zip(*samples, weight, idle, strict=True)):
         if target_kl and i and i % parts == 0:
             kl = total(kl)
             if kl[0] > target_kl * kl[1]:
                 break
             kl.zero_()
-        obs, action, log_prob, advantage, value_target = minibatch
-        params, value = policy(obs)
-        new = policy.distribution(params)
-        log_ratio = new.log_prob(action) - log_prob
-        ratio = torch.exp(log_ratio.clamp(max=20))  # a random decision may have been all but impossible
-        loss = -torch.min(ratio * advantage, ratio.clamp(1 - epsilon, 1 + epsilon) * advantage)
-        loss = loss + c1 * (value - value_target).square()
-        if c2:
-            loss = loss - c2 * new.entropy()
+        objective = step(policy, optimizer, Samples(*minibatch), w, still, epsilon, c1, c2)
         if target_kl:
-            kl += torch.stack((((ratio - 1 - log_ratio) * w).sum(), w.sum())).detach()
-        optimizer.zero_grad()
-        (loss * w).sum().backward()
-        if not alone:
-            gradients = [p.grad for p in policy.parameters()]
-            vector_to_parameters(total(parameters_to_vector(gradients)), gradients)
-        kept = [(t, t[still].clone()) for t in tensors(policy, optimizer)] if len(still) else []
-        optimizer.step()
-        for t, rows in kept:  # without a gradient Adam's momentum would still move them
-            t[still] = rows
+            kl += torch.stack(((objective.kl * w).sum(), w.sum())).detach()
 
     # an infinite gradient leaves the parameters finite, but Adam's moments not, and nothing would ever be learned again
     finite = torch.stack([t.flatten(1).isfinite().all(1) for t in tensors(policy, optimizer)]).all(0)  # [n]
     if not finite.all():
-        member = finite.logical_not().nonzero()[0].item()
-        raise NotFinite(f"{policy.name} {member} is not finite after an update")
+        k = finite.logical_not().nonzero()[0].item()
+        raise FloatingPointError(f"{policy.name} {k} is not finite after an update")
+    # the last epoch has every sample once: [parts, n, width, ...] -> [n, parts * width, ...]
+    *once, w = (f[-parts:].transpose(0, 1).flatten(1, 2) for f in (*samples, weight > 0))
+    return figures(policy, Samples(*once), w / total(w.sum(1, dtype=torch.float32))[:, None], epsilon)
 
-    with torch.no_grad():
-        # the last epoch has every sample once: [parts, n, width, ...] -> [n, parts * width, ...]
-        last = [f[-parts:].transpose(0, 1).flatten(1, 2) for f in (*fields, weight > 0)]
-        obs, action, log_prob, advantage, value_target, w = last
-        w = w / total(w.sum(1, dtype=torch.float32))[:, None]
-        params, value = policy(obs)
-        new = policy.distribution(params)
-        log_ratio = new.log_prob(action) - log_prob
-        ratio = log_ratio.exp()
-        means = {
-            "policy_loss": -torch.min(ratio * advantage, ratio.clamp(1 - epsilon, 1 + epsilon) * advantage),
-            "value_loss": (value - value_target).square(),
-            "entropy": new.entropy(),
-            "kl": ratio - 1 - log_ratio,
-            "clip_fraction": ((ratio - 1).abs() > epsilon).float(),
-        }
-        return {name: total((x * w).sum(1)) for name, x in means.items()}
+
+def step(policy, optimizer, samples, weight, still, epsilon, c1, c2):
+    """Learn from one minibatch, samples and weights [n, width, ...]; the members `still` stay as they are.
+
+    Returns its `Surrogate` before the step.
+    """
+    params, value = policy(samples.obs)
+    new = policy.distribution(params)
+    objective = surrogate(new, value, samples, epsilon)
+    optimizer.zero_grad()
+    (total_loss(objective, new, c1, c2) * weight).sum().backward()
+    if policy.total:
+        gradients = [p.grad for p in policy.parameters()]
+        vector_to_parameters(policy.total(parameters_to_vector(gradients)), gradients)
+    kept = [(t, t[still].clone()) for t in tensors(policy, optimizer)] if len(still) else []
+    optimizer.step()
+    for t, rows in kept:  # without a gradient Adam's momentum would still move them
+        t[still] = rows
+    return objective
+
+
+@torch.no_grad()
+def figures(policy, samples, weight, epsilon):
+    """How the policy stands to samples [n, width, ...] of another: means by `weight`, a dict of [n] tensors."""
+    params, value = policy(samples.obs)
+    new = policy.distribution(params)
+    objective = surrogate(new, value, samples, epsilon)
+    values = {
+        "policy_loss": objective.policy_loss,
+        "value_loss": objective.value_loss,
+        "entropy": new.entropy(),
+        "kl": objective.kl,
+        "clip_fraction": ((objective.ratio - 1).abs() > epsilon).float(),
+    }
+    total = policy.total or (lambda x: x)
+    return {name: total((x * weight).sum(1)) for name, x in values.items()}
 
 
 def adam(policy, learning_rate):

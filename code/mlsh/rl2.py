@@ -1,22 +1,84 @@
 """RL² (Duan et al. 2016), the paper's recurrent baseline: it learns a task in its hidden state, by playing on."""
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
-from mlsh.errors import NotFinite
+from mlsh import checkpoint
+from mlsh.adapt import METHODS
+from mlsh.envs import make_env
+from mlsh.errors import UserError
+from mlsh.logger import Log
 from mlsh.models import Policy
-from mlsh.rollout import leaving_the_cores
+from mlsh.ppo import Samples, surrogate, total_loss
+from mlsh.rollout import check_finite
+from mlsh.run import Run
+from mlsh.sampling import Streams, balanced_tasks
+from mlsh.settings import Count, CountOrNone, Finite, Fraction, NotNegative, Positive, RunSettings, short
+
+
+@dataclass
+class RL2Config(RunSettings):
+    """Train RL², a recurrent policy over trials of several episodes of a task. The defaults are for MovementBandits."""
+
+    kind: ClassVar[str] = "rl2"
+    length: ClassVar[str] = "iterations"
+
+    seed: CountOrNone = 0
+    """Seed of everything random."""
+    N: Annotated[Count, short("-N")] = 100
+    """Trials a rollout; each draws a task."""
+    episodes: Count = 4
+    """Episodes in a trial."""
+    iterations: Count = 250
+    """Rollouts, with an update after each."""
+    T: Annotated[Count, short("-T")] = 50
+    """Horizon: env steps after which an episode is truncated."""
+    epochs: Annotated[Count, short("-K", "--K")] = 5
+    """PPO epochs an iteration."""
+    parts: Count = 4
+    """Minibatches into which an epoch splits the trials."""
+    lr: Positive = 1e-2
+    """Adam's learning rate."""
+    gamma: Fraction = 0.99
+    """Discount γ of a step."""
+    lam: Fraction = 0.95
+    """λ of generalised advantage estimation, over the whole trial."""
+    epsilon: Positive = 0.2
+    """ε of PPO's clipped ratio."""
+    c1: NotNegative = 0.5
+    """Weight of the value loss."""
+    c2: NotNegative = 0.01
+    """Weight of the entropy bonus."""
+    hidden: Count = 64
+    """Units of the GRU."""
+    log_std: Finite = 0.0
+    """Initial log standard deviation of continuous actions."""
+    reward_scale: Positive = 0.1
+    """Factor on rewards inside the learner; reported returns are without it."""
+
+    def validate(self):
+        super().validate()
+        if self.parts > self.N:
+            raise UserError(f"--parts is {self.parts}: there are only {self.N} trials to split; use --parts {self.N}")
+
+    @property
+    def trial(self):
+        """Keyword arguments of `play`."""
+        return self.only("episodes", "T", "gamma", "lam", "reward_scale")
+
+    @property
+    def ppo(self):
+        """Keyword arguments of `learn`."""
+        return self.only("epochs", "parts", "epsilon", "c1", "c2")
 
 
 class RecurrentPolicy(Policy):
-    """A GRU that sees observation, last action, last reward and whether an episode begins; it is nowhere told the task.
-
-    `log_std` is the initial log standard deviation of continuous actions.
-    """
+    """A GRU that sees observation, last action, last reward and whether an episode begins, and is not told the task."""
 
     def __init__(self, obs_size, action_space, hidden=64, log_std=0.0):
         super().__init__(action_space)
@@ -55,14 +117,14 @@ class RecurrentPolicy(Policy):
 
 def build(cfg, env):
     """The policy of an `RL2Config` for a batched environment, not yet `reset`."""
-    obs_size = math.prod(env.single_observation_space.shape)
-    return RecurrentPolicy(obs_size, env.single_action_space, cfg.hidden, cfg.log_std).to(cfg.device)
+    sizes = math.prod(env.single_observation_space.shape), env.single_action_space, cfg.hidden, cfg.log_std
+    return RecurrentPolicy(*sizes).to(cfg.device)
 
 
 class Trials(NamedTuple):
     """E trials, each of several episodes of one task, S steps in all. A step after an episode's end weighs 0."""
 
-    x: torch.Tensor  # [S, E, in], the policy's inputs
+    obs: torch.Tensor  # [S, E, in], the policy's inputs
     action: torch.Tensor  # [S, E] or [S, E, A]
     log_prob: torch.Tensor  # [S, E]
     advantage: torch.Tensor  # [S, E]
@@ -72,63 +134,116 @@ class Trials(NamedTuple):
     steps: int
 
 
-@leaving_the_cores
 @torch.no_grad()
 def play(env, policy, rng, *, episodes, T, gamma, lam, reward_scale):
     """A trial in each of the env's E slots, on the tasks it has: the hidden state lives as long as the trial."""
     E, device = env.num_envs, env.device
     h, action, reward = None, None, torch.zeros(E, device=device)
     steps, rewards = [], []
-    for _ in range(episodes):
-        obs, _ = env.reset(seed=int(rng.integers(2**63)))
-        noise = torch.from_numpy(policy.noise(rng, T, E)).to(device)
-        alive = torch.ones(E, dtype=torch.bool, device=device)
-        for t in range(T):
-            x = policy.input(obs, action, reward * reward_scale, float(t == 0))
-            params, value, h = policy(x[None], h)
-            action = policy.sample(params[0], noise[t])
-            steps.append((x, action, policy.distribution(params[0]).log_prob(action), value[0], alive))
-            new_obs, reward, terminated, truncated, _ = env.step(action)
-            reward = torch.where(alive, reward, 0)
-            rewards.append(reward)
-            alive = alive & ~terminated & ~truncated
-            obs = torch.where(alive[:, None], new_obs, obs)
+    with env.simulating():
+        for _ in range(episodes):
+            obs, _ = env.reset(seed=int(rng.integers(2**63)))
+            noise = torch.from_numpy(policy.noise(rng, T, E)).to(device)
+            alive = torch.ones(E, dtype=torch.bool, device=device)
+            for t in range(T):
+                x = policy.input(obs, action, reward * reward_scale, float(t == 0))
+                params, value, h = policy(x[None], h)
+                action = policy.sample(params[0], noise[t])
+                steps.append((x, action, policy.distribution(params[0]).log_prob(action), value[0], alive))
+                new_obs, reward, terminated, truncated, _ = env.step(action)
+                reward = torch.where(alive, reward, 0)
+                rewards.append(reward)
+                alive = alive & ~terminated & ~truncated
+                obs = torch.where(alive[:, None], new_obs, obs)
     x, action, log_prob, value, alive = (torch.stack(field) for field in zip(*steps, strict=True))
     reward = torch.stack(rewards)
-    for name, finite in (("a reward", reward), ("an observation", x)):
-        if not finite.isfinite().all():
-            raise NotFinite(f"the environment gave {name} that is not finite")
-    advantage, last = torch.zeros_like(reward), torch.zeros(E, device=device)
-    next_value = torch.zeros(E, device=device)  # a trial ends for good; an episode does not
+    check_finite(env, reward, x)
+    advantage = torch.zeros_like(reward)
+    last = next_value = torch.zeros(E, device=device)  # a trial ends for good; an episode does not
     for s in reversed(range(len(reward))):  # GAE over the steps in which the episode lives
         ahead = reward[s] * reward_scale + gamma * (next_value + lam * last) - value[s]
         last, next_value = torch.where(alive[s], ahead, last), torch.where(alive[s], value[s], next_value)
         advantage[s] = last
-    weight = alive.float() / alive.sum()
-    returns = reward.view(episodes, T, E).sum(1)
+    weight, returns = alive.float() / alive.sum(), reward.view(episodes, T, E).sum(1)
     return Trials(x, action, log_prob, advantage, value + advantage, weight, returns, int(alive.sum()))
 
 
 def learn(policy, optimizer, trials, rng, *, parts, epochs, epsilon, c1, c2):
-    """PPO over whole trials: `epochs` passes in `parts` minibatches of trials, through time from their first step.
-
-    Raises NotFinite if a parameter is not finite any more.
-    """
+    """PPO as `ppo.update`, over whole trials: `epochs` passes in `parts` minibatches, through time from the start."""
     mean = (trials.advantage * trials.weight).sum()
     std = ((trials.advantage - mean).square() * trials.weight).sum().sqrt()
     trials = trials._replace(advantage=(trials.advantage - mean) / (std + 1e-8))
-    E = trials.weight.shape[1]
     for _ in range(epochs):
-        for part in np.array_split(rng.permutation(E), parts):
-            x, action, log_prob, advantage, value_target, weight = (field[:, part] for field in trials[:6])
-            params, value, _ = policy(x)
+        for part in np.array_split(rng.permutation(trials.weight.shape[1]), parts):
+            samples = Samples(*(getattr(trials, name)[:, part] for name in Samples._fields))
+            params, value, _ = policy(samples.obs)
             new = policy.distribution(params)
-            ratio = torch.exp(new.log_prob(action) - log_prob)
-            loss = -torch.min(ratio * advantage, ratio.clamp(1 - epsilon, 1 + epsilon) * advantage)
-            loss = loss + c1 * (value - value_target).square() - c2 * new.entropy()
+            loss = total_loss(surrogate(new, value, samples, epsilon), new, c1, c2)
             optimizer.zero_grad()
-            (loss * weight).sum().div(weight.sum()).backward()
+            (loss * trials.weight[:, part]).sum().div(trials.weight[:, part].sum()).backward()
             nn.utils.clip_grad_norm_(policy.parameters(), 0.5)
             optimizer.step()
     if not all(p.isfinite().all() for p in policy.parameters()):
-        raise NotFinite("the policy is not finite after an update")
+        raise FloatingPointError("the policy is not finite after an update")
+
+
+class RL2Logger(Log):
+    """A row a task of an iteration, the returns of each episode of its trials."""
+
+    def __init__(self, run):
+        self._episodes = [f"episode_{e}" for e in range(run.cfg.episodes)]
+        columns = ["iteration", "task", "env_steps", "train_env_steps", "seconds", *self._episodes]
+        super().__init__(run, columns, {name: name.replace("_", " ") for name in self._episodes})
+
+    def iteration_done(self, i, tasks, trials):
+        """After iteration `i`, whose trials were of `tasks`."""
+        self.env_steps += trials.steps
+        self.train_env_steps += trials.steps
+        rows = []
+        for task in {str(t): t for t in tasks}.values():
+            returns = trials.episode_return[:, [t == task for t in tasks]].mean(1).tolist()
+            rows.append({"task": task, **dict(zip(self._episodes, returns, strict=True))})
+        logged = {f"{row['task']}_{name}": row[name] for row in rows for name in self._episodes}
+        logged["reward"] = trials.episode_return[-1].mean().item()
+        self._advance(f"iteration {i + 1}/{self._length}")
+        self._iteration_done(i, rows, logged, f"last episode {logged['reward']:.2f}")
+
+
+def train(cfg, env, policy, optimizer, streams, log, start=0):
+    """The iterations from `start` on."""
+    for i in range(start, cfg.iterations):
+        tasks = balanced_tasks(env, streams, i, cfg.N)
+        env.set_task(tasks)
+        rng = streams.of(i, "rl2")
+        trials = play(env, policy, rng, **cfg.trial)
+        learn(policy, optimizer, trials, rng, **cfg.ppo)
+        log.iteration_done(i, tasks, trials)
+
+
+def play_on(data, cfg, env, tasks, ev):
+    """As `adapt.learn_anew`, of a checkpoint's policy: it learns by playing on, an episode in place of an update."""
+    policy = build(cfg, env)
+    checkpoint.restore(data | {"config": cfg}, policy=policy)
+    trials_a_seed = ev.N or 10
+    env = make_env(cfg, len(tasks) * ev.seeds * trials_a_seed)
+    env.set_task(tasks)
+    trials = play(env, policy, Streams(ev.seed, ()).of(0, "evaluate: rl2"), **cfg.trial)
+    env.close()
+    returns = trials.episode_return.view(cfg.episodes, len(tasks), ev.seeds, trials_a_seed).mean(-1)
+    steps = trials.steps / (env.num_envs * cfg.episodes)
+    return np.arange(cfg.episodes) * steps, returns.numpy(force=True)
+
+
+METHODS[RL2Config] = play_on
+
+
+def main():
+    run = Run(RL2Config)
+    cfg, streams = run.cfg, Streams(run.cfg.seed, range(run.cfg.N))
+    env = make_env(cfg, cfg.N)
+    policy = build(cfg, env)
+    policy.reset(streams.of(0, "rl2: weights"))
+    optimizer = torch.optim.Adam(policy.parameters(), cfg.lr, eps=1e-5)
+    with run.alive(RL2Logger, policy=policy, optimizer=optimizer) as log:
+        train(cfg, env, policy, optimizer, streams, log, run.progress["iteration"])
+        run.finish()

@@ -9,6 +9,7 @@ from gymnasium.spaces import Box
 
 from mlsh.envs.base import SingleEnv
 from mlsh.envs.mujoco_tasks import MujocoTasks
+from mlsh.envs.registry import register
 
 TARGETS = ((5.0, 0.0), (0.0, 5.0))  # of the target's two slide joints
 FRAME = 10.0  # half the side of the square that is drawn around the world
@@ -88,14 +89,31 @@ class AntBanditsVector(MujocoTasks):
     def _observe(self, qpos, qvel):
         return np.concatenate((qpos[:, :-2], qvel[:, :-2], np.zeros((self.num_envs, 1))), 1)
 
-    def _step(self, actions):
-        *result, info = super()._step(actions)
-        return *result, info | {"distance": self._tensor((3000 * self._paid) ** 2)}  # of which it was paid -√d / 3000
-
     def _reward(self, qpos, qvel, sensors):
-        return -np.sqrt(np.linalg.norm(sensors[:, :3] - sensors[:, 3:], axis=1)) / 3000
+        distance = np.linalg.norm(sensors[:, :3] - sensors[:, 3:], axis=1)
+        return -np.sqrt(distance) / 3000, {"distance": distance}
 
 
 class AntBandits(SingleEnv):
     __doc__ = AntBanditsVector.__doc__
     vector_class = AntBanditsVector
+
+
+PRESET = {
+    "N": 8,
+    "W": 5,
+    "U": 20,
+    "tasks": 50,
+    "T": 300,
+    "high_len": 300,
+    "groups": 4,
+    "parts_low": 16,
+    "hlr": 2e-3,
+    "target_kl": 0.03,
+    "bootstrap": False,
+    "explore": 0.1,
+    "fade": 30,
+    "log_std": -0.5,
+    "reward_scale": 300.0,
+}
+register("AntBandits-v1", AntBandits, 1000, PRESET)

@@ -1,5 +1,7 @@
 """What every task family shares: a batched environment on torch tensors, and its view as an ordinary one."""
 
+import contextlib
+
 import gymnasium as gym
 import numpy as np
 import torch
@@ -20,7 +22,6 @@ class VectorTasks(VectorEnv):
 
     metadata = {"autoreset_mode": AutoresetMode.DISABLED, "render_modes": ["human", "rgb_array"], "render_fps": 10}
     train_tasks: list | None = None
-    own_threads = False  # whether it simulates on a pool of threads
 
     def __init__(self, num_envs, max_episode_steps, render_mode, device):
         if render_mode not in (None, *self.metadata["render_modes"]):
@@ -66,6 +67,10 @@ class VectorTasks(VectorEnv):
         observation, reward, terminated, info = self._step(actions)
         truncated = torch.full_like(terminated, self._elapsed == self.max_episode_steps)
         return observation, reward, terminated, truncated, info
+
+    def simulating(self):
+        """A context for as long as episodes are played, in which the environment may settle what its speed wants."""
+        return contextlib.nullcontext()
 
     def _draw(self, sample):
         """`sample(rng, size)` for every block, stacked to an array of [E, …]."""

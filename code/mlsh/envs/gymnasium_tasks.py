@@ -1,9 +1,7 @@
 """Anybody's Gymnasium environment as a task family: a copy for each episode, stepped one after the other."""
 
-import inspect
 import json
 import math
-import random
 import traceback
 
 import numpy as np
@@ -12,19 +10,17 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.wrappers import FlattenObservation
 
 from mlsh.envs.base import VectorTasks
+from mlsh.envs.protocols import WANTED, protocol_of
 from mlsh.errors import EnvironmentFailed, RenderingUnavailable, UserError
-
-WANTED = "give its class sample_task(rng) or a list train_tasks, and set_task(task)"
 
 
 class GymnasiumTasks(VectorTasks):
     """E copies of the environment that `make(max_episode_steps=…, render_mode=…)` makes.
 
-    Its tasks are, by what the unwrapped environment has: `train_tasks` and `set_task` (as in Meta-World; a task is then
-    its index in the list), `sample_task` and `set_task`, or `randomizeCorrect` and `realgoal` (as in the original).
-    `sample_task` gets a NumPy generator if it takes an argument; what it returns has to be numbers, strings, and lists
-    of them. Observations are flattened. Box actions are clipped to their bounds. Raises UserError for an environment
-    without tasks, with other spaces, or whose first step fails, EnvironmentFailed if a later one does.
+    Its tasks come by the first of `protocols.PROTOCOLS` that fits; a sampled one has to be numbers, strings, and lists
+    of them. Observations are flattened. Box actions are clipped to their bounds. Raises UserError
+    for an environment without tasks, with other spaces, or whose first step fails, EnvironmentFailed if a later one
+    does.
 
     NumPy's and Python's global generators are seeded before every reset, for environments that draw from them; their
     episodes are then the same in every run, but not over different numbers of processes.
@@ -55,15 +51,11 @@ class GymnasiumTasks(VectorTasks):
             Box(-1, 1, (math.prod(space.shape),)) if isinstance(space, Box) else Discrete(space.n)
         )
         self.metadata = VectorTasks.metadata | {"render_fps": first.metadata.get("render_fps") or 30}
-        bare = [unwrapped(env) for env in self.envs]
-        self._bare, one = bare, bare[0]
-        self._list = None
-        listed = getattr(one, "train_tasks", None)
-        if hasattr(one, "set_task") and listed is not None and len(listed):
-            self._list = list(listed)
-            self.train_tasks = list(range(len(self._list)))
-        elif not (hasattr(one, "set_task") and hasattr(one, "sample_task")) and not is_original(one):
+        self._bare = [unwrapped(env) for env in self.envs]
+        self._protocol = protocol_of(self._bare[0])
+        if self._protocol is None:
             raise UserError(f"it has no task distribution; {WANTED}")
+        self.train_tasks = self._protocol.train_tasks
         super().__init__(num_envs, max_episode_steps, None, device)
         self.render_mode = render_mode
         self._observations = np.zeros((num_envs, *first.observation_space.shape), np.float32)
@@ -73,17 +65,7 @@ class GymnasiumTasks(VectorTasks):
     def sample_task(self, rng):
         if self.train_tasks:
             return super().sample_task(rng)
-        env = self._bare[0]
-        if is_original(env):
-            seed_all(env, rng)
-            env.randomizeCorrect()
-            task = env.realgoal
-        elif inspect.signature(env.sample_task).parameters:
-            task = env.sample_task(rng)
-        else:
-            seed_all(env, rng)
-            task = env.sample_task()
-        self._arrays = isinstance(task, np.ndarray)  # it gets back what it gave
+        task = self._protocol.sample_task(self._bare[0], rng)
         task = task.tolist() if isinstance(task, (np.ndarray, np.generic)) else task
         try:
             json.dumps(task)
@@ -93,23 +75,10 @@ class GymnasiumTasks(VectorTasks):
             ) from None
         return task
 
-    def _set(self, env, task):
-        if self._list:
-            task = self._list[task]
-        elif self._arrays:
-            task = np.array(task)
-        if is_original(env):
-            env.realgoal = task
-        else:
-            env.set_task(task)
-
     def _start(self, e, seed):
         env, rng = self._bare[e], np.random.default_rng(seed)
-        self._set(env, self.task[e])
-        if is_original(env):
-            seed_all(env, rng)
-        else:
-            seed_globals(rng)
+        self._protocol.set_task(env, self.task[e])
+        self._protocol.seed(env, rng)
         self._observations[e] = self.envs[e].reset(seed=int(seed))[0]
 
     def _reset(self):
@@ -170,21 +139,3 @@ def unwrapped(env):
     """The environment itself; that of old Gym which Shimmy wraps, too."""
     env = env.unwrapped
     return env.gym_env.unwrapped if hasattr(env, "gym_env") else env
-
-
-def is_original(env):
-    return hasattr(env, "randomizeCorrect") and hasattr(env, "realgoal") and not hasattr(env, "set_task")
-
-
-def seed_globals(rng):
-    np.random.seed(rng.integers(2**32))
-    random.seed(int(rng.integers(2**32)))
-
-
-def seed_all(env, rng):
-    """Let a method that takes no generator draw what `rng` determines."""
-    seed_globals(rng)
-    if hasattr(env, "seed"):  # of old Gym
-        env.seed(int(rng.integers(2**31)))
-    else:
-        env.np_random = np.random.default_rng(rng.integers(2**32))

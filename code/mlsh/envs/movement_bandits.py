@@ -1,23 +1,17 @@
 """MovementBandits: a point, a few goals, and no word about which of them is the right one."""
 
-import os
-
 import numpy as np
 import torch
 from gymnasium.spaces import Box, Discrete
 
-from mlsh.envs.base import SingleEnv, VectorTasks
+from mlsh.envs.base import SingleEnv
+from mlsh.envs.point_world import AGENT, GOAL, GREEN, MOVES, NEAR, RED, WORLD, PointWorld
+from mlsh.envs.registry import register
 
-os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
-
-START = 200.0  # pixels, both coordinates
-WORLD = 400.0  # goals are drawn in [0, 400]²; the agent itself meets no bounds
-STEP = 20.0
-NEAR = 2500.0  # squared pixels
-MOVES = ((0, 0), (STEP, 0), (-STEP, 0), (0, STEP), (0, -STEP))
+BEST_RETURN = 43.80  # the best possible mean return in 50 steps, by exact shortest paths
 
 
-class MovementBanditsVector(VectorTasks):
+class MovementBanditsVector(PointWorld):
     """
     ## Description
     Paper, section 6.1, with the constants of the original's `test_envs`. A point walks on a plane with two goals
@@ -50,7 +44,6 @@ class MovementBanditsVector(VectorTasks):
         self.single_action_space = Discrete(len(MOVES))
         super().__init__(num_envs, max_episode_steps, render_mode, device)
         self._moves = torch.tensor(MOVES, device=self.device)
-        self._window = None
 
     def task_label(self, task):
         """The task's name for people: the colour of its goal."""
@@ -59,7 +52,7 @@ class MovementBanditsVector(VectorTasks):
     def _reset(self):
         goals = len(self.train_tasks)
         self.goals = self._tensor(self._draw(lambda rng, n: rng.uniform(0, WORLD, (n, goals, 2))))  # [E, goals, 2]
-        self.agent = torch.full((self.num_envs, 2), START, device=self.device)
+        self.agent = self._at_start()
         task = torch.tensor(self.task, device=self.device)
         self._right = self.goals[torch.arange(self.num_envs, device=self.device), task]  # [E, 2]
         self._seen = self.goals.flatten(1) / WORLD
@@ -74,46 +67,36 @@ class MovementBanditsVector(VectorTasks):
         reward = ((self.agent - self._right).square().sum(1) < NEAR).float()
         return self._observation(), reward, self._never, {}
 
-    def render(self):
-        """A tuple of E frames, uint8 [400, 400, 3] ("rgb_array"), or the first episode in a window ("human")."""
-        import pygame
-
-        if self.render_mode == "human":
-            if self._window is None:
-                pygame.display.init()
-                self._window = pygame.display.set_mode((int(WORLD), int(WORLD)))
-                self._clock = pygame.time.Clock()
-            self._window.blit(self._draw_episode(pygame, 0), (0, 0))
-            pygame.event.pump()
-            pygame.display.flip()
-            self._clock.tick(self.metadata["render_fps"])
-            return None
-        surfaces = (self._draw_episode(pygame, e) for e in range(self.num_envs))
-        return tuple(pygame.surfarray.array3d(s).swapaxes(0, 1) for s in surfaces)
-
-    def _draw_episode(self, pygame, e):
-        surface = pygame.Surface((int(WORLD), int(WORLD)))
-        surface.fill((255, 255, 255))
-
-        def circle(xy, radius, colour, width=0):
-            x, y = xy.tolist()
-            colour = [round(255 * c) for c in colour]
-            pygame.draw.circle(surface, colour, (x, WORLD - y), radius, width)
-
+    def _circles(self, e):
         for i, goal in enumerate(self.goals[e]):
-            circle(goal, 20, (0.5, 0.5, 0.8 * i / (len(self.train_tasks) - 1)))
-        circle(self.goals[e, self.task[e]], 26, (0.85, 0.1, 0.1), width=3)
-        circle(self.agent[e], 10, (0.5, 0.8, 0.5))
-        return surface
-
-    def close_extras(self, **kwargs):
-        if self._window is not None:
-            import pygame
-
-            pygame.display.quit()
-            self._window = None
+            yield goal, GOAL, (0.5, 0.5, 0.8 * i / (len(self.train_tasks) - 1)), 0
+        yield self.goals[e, self.task[e]], GOAL + 6, RED, 3
+        yield self.agent[e], AGENT, GREEN, 0
 
 
 class MovementBandits(SingleEnv):
     __doc__ = MovementBanditsVector.__doc__
     vector_class = MovementBanditsVector
+
+
+PRESET = {
+    "N": 40,
+    "W": 60,
+    "U": 1,
+    "tasks": 32,
+    "T": 50,
+    "high_len": 10,
+    "groups": 8,
+    "bs": 200,
+    "parts_low": 30,
+    "llr": 1.5e-3,
+    "explore": 0.1,
+    "c2_low": 0.02,
+    "fade": 20,
+    "normalise": False,
+    "reward_scale": 0.1,
+    "test_episodes": 1000,
+}
+FOUR_GOALS = PRESET | {"W": 20, "U": 5, "tasks": 80, "num_low": 4, "c2_low": 0.05, "fade": 70}
+register("MovementBandits-v0", MovementBandits, 50, PRESET, num_goals=2)
+register("MovementBandits4-v0", MovementBandits, 50, FOUR_GOALS, num_goals=4)

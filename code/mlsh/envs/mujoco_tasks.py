@@ -1,5 +1,6 @@
 """What the MuJoCo families share: stepping a batch on a pool of threads, episodes that diverge, rendering."""
 
+import contextlib
 import os
 import sys
 from ctypes.util import find_library
@@ -46,10 +47,10 @@ class MujocoTasks(VectorTasks):
     is worth no more than standing still.
 
     A subclass sets `frame_skip` and `camera` (MuJoCo camera attributes) and defines `_initial` -> qpos, qvel (each
-    [E, …]), `_observe(qpos, qvel)` -> [E, obs] and `_reward(qpos, qvel, sensors)` -> [E].
+    [E, …]), `_observe(qpos, qvel)` -> [E, obs] and `_reward(qpos, qvel, sensors)` -> reward [E] and what the info
+    reports beside it, a dict of [E].
     """
 
-    own_threads = True
     frame_skip: int
     camera: dict
     width, height = 320, 240
@@ -68,7 +69,7 @@ class MujocoTasks(VectorTasks):
     def _reset(self):
         qpos, qvel = self._initial()
         self._state = np.concatenate((np.zeros((self.num_envs, 1)), qpos, qvel), 1)  # time, qpos, qvel
-        self._paid = np.zeros(self.num_envs)
+        self._last = np.zeros(self.num_envs), {}  # reward and what was reported with it
         return self._tensor(self._observe(qpos, qvel))
 
     @property
@@ -92,10 +93,24 @@ class MujocoTasks(VectorTasks):
         self._state = state
         qpos, qvel = np.split(state[:, 1:], [self.model.nq], 1)
         missed = (self.max_episode_steps or self._elapsed) - self._elapsed + 1
-        reward = np.where(diverged, self._paid * missed, self._reward(qpos, qvel, sensors[:, -1]))
-        self._paid = np.where(diverged, self._paid, reward)
-        diverged = torch.from_numpy(diverged).to(self.device)
-        return self._tensor(self._observe(qpos, qvel)), self._tensor(reward), diverged, {"diverged": diverged}
+        paid, reported = self._last
+        reward, new = self._reward(qpos, qvel, sensors[:, -1])
+        reported = {name: np.where(diverged, reported.get(name, 0), x) for name, x in new.items()}
+        self._last = np.where(diverged, paid, reward), reported
+        reward = np.where(diverged, paid * missed, reward)
+        info = {name: self._tensor(x) for name, x in reported.items()}
+        info["diverged"] = torch.from_numpy(diverged).to(self.device)
+        return self._tensor(self._observe(qpos, qvel)), self._tensor(reward), info["diverged"], info
+
+    @contextlib.contextmanager
+    def simulating(self):
+        """Leaves torch one thread: more would spin in the way of MuJoCo's own."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
 
     def render(self):
         """A tuple of E frames, uint8 [240, 320, 3] ("rgb_array"), or the first episode in a window ("human").

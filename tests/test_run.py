@@ -10,6 +10,7 @@ import pytest
 
 from conftest import CODE, TINY, wait_for_rows, wait_until
 from mlsh import checkpoint, errors
+from mlsh.config import Config
 from mlsh.logger import read_metrics
 from soak import result, same, soak
 
@@ -30,14 +31,14 @@ def test_what_is_not_finite_stops_the_run_with_the_last_good_checkpoint(command,
     code, _, err = command("train.py", *SMALL, *flags)  # four rollouts an outer iteration: the second fails
     assert code == 2 and "Traceback" not in err
     assert f"gave {what} that is not finite at step {2 if what == 'a reward' else 3}, task 1" in err
-    assert checkpoint.load(tmp_path)["iteration"] == 1 and len(read_metrics(tmp_path)) == 2
+    assert checkpoint.load(tmp_path, [Config])["iteration"] == 1 and len(read_metrics(tmp_path)) == 2
 
 
 @pytest.mark.parametrize(("flag", "who"), [("--llr", "sub-policy"), ("--hlr", "master")])
 def test_weights_that_are_not_finite_are_never_saved(command, tmp_path, flag, who):
     code, _, err = command("train.py", *SMALL, flag, 1e38, "--out", tmp_path)
     assert code == 2 and f"{who} " in err and "is not finite after an update" in err
-    data = checkpoint.load(tmp_path)
+    data = checkpoint.load(tmp_path, [Config])
     assert data["iteration"] == 0 and all(x.isfinite().all() for x in data["subs"].values())
 
 
@@ -62,7 +63,7 @@ def test_a_full_disk_while_logging_leaves_the_last_checkpoint(tmp_path):
     run = start(*flags, preexec_fn=limit_files(size))
     _, err = run.communicate(timeout=100)
     assert run.returncode == 2 and f"-c --out {tmp_path} goes on" in err and "Traceback" not in err, err
-    done = checkpoint.load(tmp_path)["iteration"]
+    done = checkpoint.load(tmp_path, [Config])["iteration"]
     assert done > 20 and (tmp_path / "metrics.csv").stat().st_size == size
     run = start("-c", "--out", tmp_path, "--tasks", done + 1)
     _, err = run.communicate(timeout=60)
@@ -90,7 +91,7 @@ def test_two_runs_in_one_folder_are_refused(command, tmp_path):
     finally:
         run.kill()
         run.communicate()
-    done = checkpoint.load(tmp_path)["iteration"]  # and a killed one leaves the folder free
+    done = checkpoint.load(tmp_path, [Config])["iteration"]  # and a killed one leaves the folder free
     assert command("train.py", "-c", "--out", tmp_path, "--tasks", done + 1)[0] == 0
 
 

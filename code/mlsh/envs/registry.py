@@ -1,0 +1,95 @@
+"""Which task families there are, and the batched environment of the one that --env names."""
+
+import functools
+import importlib
+import inspect
+
+import gymnasium as gym
+from gymnasium.envs.registration import load_env_creator
+
+from mlsh.envs.base import VectorTasks
+from mlsh.envs.gymnasium_tasks import GymnasiumTasks
+from mlsh.errors import RenderingUnavailable, UserError
+
+PRESETS = {}  # id of a family registered here -> its settings
+
+
+def register(env_id, single, max_episode_steps, preset, **kwargs):
+    """Register a family with Gymnasium, under one id its single and its batched environment, and its preset.
+
+    `single`: a subclass of `SingleEnv`. `preset`: the settings (fields of `config.Config`) that are good for it; the
+    others have their defaults. `kwargs`: of the environments' constructors.
+    """
+    batched = single.vector_class
+    gym.register(
+        env_id,
+        entry_point=f"{single.__module__}:{single.__name__}",
+        vector_entry_point=f"{batched.__module__}:{batched.__name__}",
+        max_episode_steps=max_episode_steps,
+        kwargs=kwargs,
+    )
+    PRESETS[env_id] = preset
+
+
+def ids():
+    """The Gymnasium ids of the package's own families."""
+    return tuple(PRESETS)
+
+
+def find_id(env):
+    """The Gymnasium id in `module:Id-v0`, its module imported. Raises UserError if there is no such environment."""
+    try:
+        module, _, env_id = env.rpartition(":")
+        if module:
+            importlib.import_module(module)
+        gym.spec(env_id)
+    except Exception as error:  # an imported module may raise anything
+        reason = " ".join(str(error).split())
+        raise UserError(f"--env {env} is unknown ({reason}); the package's own are {', '.join(PRESETS)}") from None
+    return env_id
+
+
+def preset(env):
+    """The settings that the family named `env` was registered with; of one from elsewhere, none."""
+    return PRESETS.get(find_id(env), {})
+
+
+def find_class(env):
+    """The batched class of the family named `env`, or None if it has only a single environment."""
+    creator = gym.spec(find_id(env)).vector_entry_point
+    if isinstance(creator, str):
+        creator = load_env_creator(creator)
+    return creator if inspect.isclass(creator) and issubclass(creator, VectorTasks) else None
+
+
+def most_episodes(cfg):
+    """How many episodes of the family a process should hold at once."""
+    return 10_000 if find_class(cfg.env) else 100
+
+
+def make_env(cfg, num_envs, render_mode=None):
+    """The batched environment that a Config names: `num_envs` episodes of `cfg.T` steps, on `cfg.device`.
+
+    A family without a batched class (a `VectorTasks`) is stepped one by one.
+    Raises UserError if there is no such environment, or if it has no task distribution.
+    """
+    env_id, batched = find_id(cfg.env), find_class(cfg.env)
+    if batched is None:
+        make = functools.partial(gym.make, env_id, disable_env_checker=True)
+        try:
+            return GymnasiumTasks(make, num_envs, cfg.T, render_mode, cfg.device)
+        except RenderingUnavailable:
+            raise
+        except Exception as error:  # of the environment's own making, too
+            raise UserError(f"--env {cfg.env}: {' '.join(str(error).split())}") from None
+    known = inspect.signature(batched).parameters
+    threads = {"sim_threads": cfg.sim_threads} if "sim_threads" in known else {}
+    return gym.make_vec(
+        env_id,
+        num_envs=num_envs,
+        vectorization_mode="vector_entry_point",
+        max_episode_steps=cfg.T,
+        render_mode=render_mode,
+        device=cfg.device,
+        **threads,
+    )

@@ -1,0 +1,40 @@
+import pytest
+
+from mlsh import files
+from mlsh.errors import UserError
+from mlsh.files import make_folder, write_whole, writing
+
+
+def test_a_file_is_replaced_whole(tmp_path):
+    path = tmp_path / "x.txt"
+    write_whole(path, "first")
+    write_whole(path, "zweite ü")
+    assert path.read_text(encoding="utf-8") == "zweite ü"
+    write_whole(path, b"\x00\xff")
+    assert path.read_bytes() == b"\x00\xff" and [p.name for p in tmp_path.iterdir()] == ["x.txt"]
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, step):
+    path = tmp_path / "x.txt"
+    write_whole(path, "old")
+
+    def full_disk(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, step, full_disk)
+    with pytest.raises(UserError, match=r"^cannot write .*x\.txt .*No space left.*free disk space"):
+        write_whole(path, "new")
+    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["x.txt"]
+
+
+def test_what_cannot_be_written_is_the_users_error(tmp_path):
+    with pytest.raises(UserError, match="cannot write"):
+        write_whole(tmp_path / "no" / "x.txt", "")
+    with pytest.raises(ZeroDivisionError), writing(tmp_path):
+        raise ZeroDivisionError
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot make the folder .*; name another with --out"):
+        make_folder(tmp_path / "file" / "folder")
+    make_folder(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()

@@ -1,0 +1,110 @@
+import dataclasses
+
+import pytest
+
+from mlsh.config import Config
+from mlsh.errors import UserError
+from mlsh.rl2 import RL2Config
+from mlsh.settings import parse as parse_kind
+
+
+def nothing_saved(folder):
+    raise UserError(f"there is no checkpoint at {folder}")
+
+
+def parse(argv, load=nothing_saved):
+    return parse_kind(Config, argv, load)
+
+
+BAD = [
+    *(
+        (flag, "-1")
+        for flag in ("-W", "-U", "--record", "--fade", "--seed", "--explore", "--c1", "--c2_low", "--gamma")
+    ),
+    *((flag, "0") for flag in ("-N", "-K", "-T", "--tasks", "--high_len", "--bs", "--groups", "--hidden")),
+    *((flag, "-1") for flag in ("--num_low", "--sim_threads")),
+    *(
+        (flag, value)
+        for flag in ("--llr", "--hlr", "--epsilon", "--reward_scale")
+        for value in ("0", "-1", "nan", "inf")
+    ),
+    ("--test_episodes", "1"),
+    ("--device", "meta"),
+    ("--gamma", "1.01"),
+    ("--lam", "nan"),
+    ("--c2", "inf"),
+    ("--log_std", "nan"),
+    ("--explore", "2"),
+    ("--device", "abacus"),
+    ("--device", "cuda:99"),
+]
+
+
+@pytest.mark.parametrize(("flag", "value"), BAD)
+def test_values_that_cannot_work_are_refused_by_name(flag, value):
+    with pytest.raises(UserError) as error:
+        parse([flag, value])
+    assert str(error.value).startswith(f"{flag} ") and value in str(error.value)
+    assert "use " in str(error.value)
+
+
+def test_a_flag_that_an_old_checkpoint_lacks_has_its_default():
+    values = Config(N=7).as_dict()
+    del values["sim_threads"]
+    assert Config.from_dict(values) == Config(N=7)
+    for wrong in ({"N": "7"}, {"abacus": 1}):
+        with pytest.raises(TypeError):
+            Config.from_dict(values | wrong)
+
+
+def test_continuing_takes_the_checkpoints_configuration():
+    run = dataclasses.replace(Config(), W=7, tasks=5)
+    saved_run = {"config": run, "iteration": 4}
+    cfg, saved = parse("-c --out there --tasks 9 --record 0 --wandb disabled -W 7".split(), lambda _: saved_run)
+    assert saved == saved_run
+    assert (cfg.W, cfg.tasks, cfg.record, cfg.wandb, cfg.out, cfg.resume) == (7, 9, 0, "disabled", "there", True)
+    for flags in ("-W 8", "--seed 1", "--env MovementBandits4-v0", "--llr 1.0"):
+        with pytest.raises(UserError, match=f"^{flags} contradicts"):
+            parse(f"-c --out there {flags}".split(), lambda _: saved_run)
+    with pytest.raises(UserError, match="--tasks is 3: the run has had 4"):
+        parse("-c --out there --tasks 3".split(), lambda _: saved_run)
+    with pytest.raises(UserError, match="add --out"):
+        parse(["-c"])
+    with pytest.raises(UserError, match="no checkpoint"):
+        parse("-c --out there".split())
+
+
+def test_help_explains_every_flag(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(["--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0
+    for field in dataclasses.fields(Config):
+        assert f"--{field.name}" in text
+    assert "(paper: K)" in text and "(paper: N)" in text
+
+
+def test_every_kind_of_run_continues_alike():
+    """RL² has another length, and no films."""
+    run = RL2Config(iterations=5)
+    saved = {"config": run, "iteration": 4}
+    cfg, _ = parse_kind(RL2Config, "-c --out there --iterations 9".split(), lambda _: saved)
+    assert cfg.iterations == 9
+    with pytest.raises(UserError, match="only --iterations, --wandb, --device, --sim_threads, --save_seconds may"):
+        parse_kind(RL2Config, "-c --out there --lr 0.5".split(), lambda _: saved)
+    with pytest.raises(UserError, match="--iterations is 3: the run has had 4"):
+        parse_kind(RL2Config, "-c --out there --iterations 3".split(), lambda _: saved)
+
+
+@pytest.mark.parametrize("kind", [Config, RL2Config])
+def test_a_constraint_stands_on_every_number(kind):
+    """A field without one would take any number."""
+    for field in dataclasses.fields(kind):
+        if field.type in (int, float):
+            pytest.fail(f"{field.name} has no constraint")
+    for value in (-1, float("nan")):
+        bad = {field.name: value for field in dataclasses.fields(kind) if type(field.default) in (int, float)}
+        for name, wrong in bad.items():
+            if name != "log_std" or value != -1:
+                with pytest.raises(UserError, match=f"^{kind.flag(name)} is {wrong}: use "):
+                    dataclasses.replace(kind(), **{name: wrong}).validate()
