@@ -22,9 +22,10 @@ setup(
         "tqdm>=4.66",
         "matplotlib>=3.9",
         "scipy>=1.15",
+        "tabulate>=0.9",
     ],
     extras_require={
-        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9"],
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.9"],
         "gym": ["shimmy>=2.0", "gym==0.26.2"],  # environments on the old Gym; Shimmy's own extra wants NumPy 1
     },
 )

@@ -2,7 +2,16 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 
-from mlsh.plots import curve, draw_bands, draw_curves, interquartile_mean, interval, steps_to
+from mlsh.plots import (
+    curve,
+    draw_bands,
+    draw_curves,
+    interquartile_mean,
+    interval,
+    last_tenth,
+    steps_to,
+    steps_until,
+)
 
 
 def test_interquartile_mean_by_hand():
@@ -59,3 +68,14 @@ def test_curves_of_a_continuous_family_have_one_panel(tmp_path):
     draw_curves(tmp_path / "two.png", ROWS, {"reward": "return"})
     widths = [iio.imread(tmp_path / f"{name}.png").shape[1] for name in ("many", "two")]
     assert widths[0] < 500 and widths[1] > 1000  # one panel; a, b and all
+
+
+def test_steps_until_a_level_want_five_good_measurements_around():
+    steps = np.arange(11) * 10.0
+    assert steps_until(41.6, steps, np.where(steps < 40, 0, 42)) == 60
+    assert steps_until(41.6, steps, np.full(11, 42.0)) == 0
+    assert steps_until(41.6, steps, np.where(steps == 50, 43.8, 41)) == np.inf  # one that is good by chance
+
+
+def test_the_last_tenth():
+    assert last_tenth(np.arange(20.0)) == 18.5 and last_tenth(np.arange(3.0)) == 2

@@ -1,10 +1,13 @@
 """Proximal policy optimisation: it knows policies and batches, and nothing of hierarchy."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+CAP = 20.0
 
 
 class Batch(NamedTuple):
@@ -61,10 +64,14 @@ class Surrogate(NamedTuple):
         return self.ratio - 1 - self.log_ratio
 
 
-def surrogate(new, value, samples, epsilon):
-    """The `Surrogate` of `Samples` under the distribution `new`, with the values that go with it."""
+def surrogate(new, value, samples, epsilon, cap=math.inf):
+    """The `Surrogate` of `Samples` under the distribution `new`, with the values that go with it.
+
+    `cap`: of the log ratio, within the ratio. What is learned from wants one (`CAP`): a random decision may have been
+    all but impossible, and exp would overflow.
+    """
     log_ratio = new.log_prob(samples.action) - samples.log_prob
-    ratio = torch.exp(log_ratio.clamp(max=20))  # a random decision may have been all but impossible
+    ratio = torch.exp(log_ratio.clamp(max=cap))
     policy_loss = -torch.min(ratio * samples.advantage, ratio.clamp(1 - epsilon, 1 + epsilon) * samples.advantage)
     return Surrogate(policy_loss, (value - samples.value_target).square(), ratio, log_ratio)
 
@@ -164,7 +171,7 @@ def step(policy, optimizer, samples, weight, still, epsilon, c1, c2):
     """
     params, value = policy(samples.obs)
     new = policy.distribution(params)
-    objective = surrogate(new, value, samples, epsilon)
+    objective = surrogate(new, value, samples, epsilon, CAP)
     optimizer.zero_grad()
     (total_loss(objective, new, c1, c2) * weight).sum().backward()
     if policy.total:

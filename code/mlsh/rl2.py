@@ -14,7 +14,7 @@ from mlsh.envs import make_env
 from mlsh.errors import UserError
 from mlsh.logger import Log
 from mlsh.models import Policy
-from mlsh.ppo import Samples, surrogate, total_loss
+from mlsh.ppo import CAP, Samples, surrogate, total_loss
 from mlsh.rollout import check_finite
 from mlsh.run import Run
 from mlsh.sampling import Streams, balanced_tasks
@@ -178,7 +178,7 @@ def learn(policy, optimizer, trials, rng, *, parts, epochs, epsilon, c1, c2):
             samples = Samples(*(getattr(trials, name)[:, part] for name in Samples._fields))
             params, value, _ = policy(samples.obs)
             new = policy.distribution(params)
-            loss = total_loss(surrogate(new, value, samples, epsilon), new, c1, c2)
+            loss = total_loss(surrogate(new, value, samples, epsilon, CAP), new, c1, c2)
             optimizer.zero_grad()
             (loss * trials.weight[:, part]).sum().div(trials.weight[:, part].sum()).backward()
             nn.utils.clip_grad_norm_(policy.parameters(), 0.5)

@@ -1,11 +1,18 @@
-"""Draw the README's architecture.png and algorithm.png into this folder: python assets/drawings.py"""
+"""The drawings of README and docs, architecture.png, algorithm.png and house.png: python drawings.py FOLDER"""
 
+import ast
+import subprocess
 from pathlib import Path
+from typing import Annotated
 
+import tyro
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-HERE = Path(__file__).parent
+from mlsh.errors import UserError, run_command
+from mlsh.files import make_folder, writing
+
+CODE = Path(__file__).parent
 MASTER, SUB, WORLD = "#f6d9b8", "#cfe3f5", "#dcefd3"
 
 
@@ -17,10 +24,10 @@ def canvas(width, height):
     return figure, axes
 
 
-def box(axes, x, y, width, height, text, colour):
+def box(axes, x, y, width, height, text, colour, fontsize=10):
     patch = FancyBboxPatch((x, y), width, height, boxstyle="round,pad=0.02,rounding_size=0.1", fc=colour, ec="#444")
     axes.add_patch(patch)
-    axes.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=10)
+    axes.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=fontsize)
 
 
 def arrow(axes, start, end, text="", at=None, colour="#444", style="-"):
@@ -30,7 +37,7 @@ def arrow(axes, start, end, text="", at=None, colour="#444", style="-"):
         axes.text(x, y, text, ha="center", va="center", fontsize=9, color=colour)
 
 
-def architecture():
+def architecture(path):
     figure, axes = canvas(8.6, 4.4)
     box(axes, 2.6, 3.4, 2.8, 0.75, "master policy  θ\nlearned anew for every task", MASTER)
     xs, names = (0.6, 3.0, 5.4), (r"sub-policy  $\phi_1$", r"sub-policy  $\phi_2$", r"sub-policy  $\phi_K$")
@@ -47,7 +54,7 @@ def architecture():
     axes.plot((2.58, 0.2, 0.2), (0.52, 0.52, 3.77), color="#444", lw=1.2)
     axes.plot((0.2, xs[-1] + 0.3), (1.2, 1.2), color="#444", lw=1.2)
     arrow(axes, (0.2, 3.77), (2.58, 3.77), "observation", (1.2, 3.92))
-    figure.savefig(HERE / "architecture.png", dpi=110)
+    figure.savefig(path, dpi=110)
 
 
 ALGORITHM = (
@@ -66,7 +73,7 @@ ALGORITHM = (
 )
 
 
-def algorithm():
+def algorithm(path):
     height = 0.32 * len(ALGORITHM) + 0.3
     figure, axes = canvas(7.2, height)
     for i, (depth, line, mark) in enumerate(ALGORITHM):
@@ -76,9 +83,55 @@ def algorithm():
         axes.text(0.3 + 0.45 * depth, y, line, fontsize=11, va="center", **background)
         if mark in ("warm-up", "joint"):
             axes.text(6.9, y, f"{mark} period", fontsize=10, va="center", ha="right", color="#777")
-    figure.savefig(HERE / "algorithm.png", dpi=110)
+    figure.savefig(path, dpi=110)
+
+
+def imports():
+    """Module of code/ -> the others that it imports, wherever in its file."""
+    paths = [path for pattern in ("*.py", "studies/*.py", "mlsh/**/*.py") for path in CODE.glob(pattern)]
+    names = {".".join(path.relative_to(CODE).with_suffix("").parts).removesuffix(".__init__"): path for path in paths}
+    found = {}
+    for name, path in names.items():
+        found[name] = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found[name] |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                whole = (f"{node.module}.{alias.name}" for alias in node.names)
+                found[name] |= {x if x in names else node.module for x in whole}
+        found[name] &= names.keys() - {name, "mlsh"}
+    found.pop("mlsh", None)  # which but registers the environments
+    return found
+
+
+def house(path):
+    """The modules of the project and their imports, as they stand in the code; what others imply is left out."""
+    arrows, dot = imports(), ["digraph {", 'ranksep=0.7; node [shape=box, style="rounded,filled", fontname=sans]']
+    for name in sorted(arrows):
+        script = not name.startswith("mlsh.")
+        colour = MASTER if script else WORLD if name.startswith("mlsh.envs") else SUB
+        label = f"{name.replace('.', '/')}.py" if script else name.removeprefix("mlsh.")
+        dot.append(f'"{name}" [label="{label}", fillcolor="{colour}"]')
+        dot += [f'"{name}" -> "{other}" [color="#888888"]' for other in sorted(arrows[name])]
+    try:
+        graph = "\n".join([*dot, "}"])
+        for tool in (["tred"], ["dot", "-Tpng", "-Gdpi=60", "-o", path]):
+            graph = subprocess.run(tool, input=graph, capture_output=True, text=True, check=True).stdout
+    except FileNotFoundError:
+        raise UserError("Graphviz is missing; install it (Debian: graphviz)") from None
+
+
+def main(folder: Annotated[Path, tyro.conf.Positional]):
+    """Draw architecture.png, algorithm.png and house.png.
+
+    Args:
+        folder: Where to.
+    """
+    make_folder(folder)
+    for draw in (architecture, algorithm, house):
+        with writing(folder):
+            draw(folder / f"{draw.__name__}.png")
 
 
 if __name__ == "__main__":
-    architecture()
-    algorithm()
+    run_command(lambda: tyro.cli(main))

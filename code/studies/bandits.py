@@ -1,0 +1,78 @@
+"""The paper's study of its 2D bandits: cd code && python -m studies.bandits. It takes four hours of one core.
+
+Stop it at will: what is finished is not run again. Runs go to runs/bandits, tables to the screen.
+"""
+
+from functools import partial
+from itertools import product
+
+import tyro
+
+from mlsh.envs.movement_bandits import BEST_RETURN
+from mlsh.errors import run_command
+from mlsh.study import ALL, BEST, WORST, Study, Way, adaptation, final_tests, learning_curves, sweep
+
+# Four groups in place of eight, so that many runs fit into two hours: an iteration has 8,000 env steps
+SMALL = "train.py --groups 4 --record 0 --wandb disabled"
+# 5 M env steps to learn from; without a warm-up all iterations are joint, as many a task, each with half the updates
+WARMED = f"{SMALL} -W 20 -U 1 --tasks 30 --fade 20"
+JOINT = f"{SMALL} -W 0 -U 21 --tasks 30 --fade 20"
+METHODS = {
+    "MLSH": f"{WARMED} --llr",
+    "no warm-up": f"{JOINT} --parts_low 15 --llr",
+    "timescale 1": f"{WARMED} --high_len 1 --bs 500 --llr",
+    "shared policy": f"{JOINT} --num_low 1 --parts_low 15 --llr",
+    "RL2": "train_rl2.py --iterations 250 --lr",
+}
+CURVES = partial(
+    learning_curves,
+    figure="bandits-training.png",
+    panels={"both tasks": ALL, "the worse task": WORST},
+    columns={"both tasks": ALL, "better task": BEST, "worse task": WORST},
+)
+
+MASTERS = [*product((1, 2, 5, 10), (1e-3, 3e-3, 1e-2, 3e-2))]
+FINE_TUNING = [*product((10,), (3e-4, 1e-3, 3e-3))]
+FROM_SCRATCH = [*product((2, 5, 10, 20), (3e-4, 1e-3, 3e-3))]
+SCRATCH = "train.py --num_low 0 -W 1 -U 0 --tasks 1 --record 0 --wandb disabled"  # for its settings
+ANEW = partial(
+    adaptation,
+    figure="bandits-adaptation.png",
+    panels={"the run's worse task": WORST, "the run's better task": BEST},
+    ways={
+        "MLSH, new master": Way("MLSH", MASTERS, 6_000, (10, 10), range(100, 105)),
+        "shared policy, fine-tuned": Way("shared policy", FINE_TUNING, 100_000, (2, 10), [100]),
+        "PPO from scratch": Way("scratch", FROM_SCRATCH, 100_000, (10, 10), command=SCRATCH),
+    },
+    compared=("MLSH, new master", "PPO from scratch"),
+)
+
+FOUR_GOALS = "train.py --env MovementBandits4-v0 --record 0 --wandb disabled"
+
+TASKS = {0: "375 --fade 250", 5: "62 --fade 41", 20: "18 --fade 12", 60: "6 --fade 4"}  # of a warm-up, in 3 M env steps
+CELLS = {
+    (K, W): (f"{SMALL} --num_low {K} -W {W} -U 1 --tasks {tasks} --llr", f"--updates {n} --seeds 5 --look 200")
+    for (K, n), (W, tasks) in product({1: 0, 2: 20, 4: 20}.items(), TASKS.items())  # one sub-policy stays as it is
+}
+LABELS = ("sub-policies", "warm-up iterations W", "W")
+MAP = partial(sweep, figure="bandits-sweep.png", title="return on the worse task", labels=LABELS)
+
+STUDY = Study(
+    name="bandits",
+    best_return=BEST_RETURN,
+    horizon=50,
+    methods=METHODS,
+    rates=(5e-4, 1.5e-3, 4e-3, 1e-2),
+    sharing=("MLSH", "no warm-up", "timescale 1"),
+    seeds=range(5),
+    choosing_seed=100,
+    parts=(
+        CURVES,
+        ANEW,
+        partial(final_tests, name="four-goals", command=FOUR_GOALS, seeds=range(3), task="goal"),
+        partial(MAP, name="sweep", method="MLSH", cells=CELLS, seeds=range(3)),
+    ),
+)
+
+if __name__ == "__main__":
+    run_command(lambda: tyro.cli(STUDY.make, description=__doc__))

@@ -1,0 +1,210 @@
+"""A study: its parts by hand, and the whole of one, shrunken."""
+
+import dataclasses
+from functools import partial
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+
+from conftest import CODE, TINY
+from mlsh import study as module
+from mlsh.errors import UserError
+from mlsh.study import ALL, BEST, WORST, Study, Way, adaptation, final_tests, learning_curves, read_adaptation, sweep
+
+STUDY = Study(
+    name="tried",
+    best_return=43.8,
+    horizon=50,
+    methods={"one": "train.py --llr", "two": "train.py -W 0 --llr", "other": "train.py -U 2 --llr"},
+    rates=(1e-3, 2e-3, 4e-3),
+    sharing=("one", "two"),
+    seeds=range(2),
+    choosing_seed=100,
+    parts=(),
+)
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """A study in `tmp_path`, its jobs only noted: `study.started`."""
+    study = dataclasses.replace(STUDY)
+    study.folder, study.figures, study.started = tmp_path, tmp_path, []
+    monkeypatch.setattr(study, "run", lambda *groups: study.started.extend(job for jobs in groups for job in jobs))
+    return study
+
+
+def write_metrics(folder, returns, learned_from=10**6, column="joint_reward"):
+    """A metrics.csv: `returns` [n][tasks]; the first task has two groups, around it."""
+    rows = [f"iteration,task,env_steps,train_env_steps,{column}"]
+    for i, of_tasks in enumerate(returns):
+        for task, x in enumerate(of_tasks):
+            steps = f"{9 * learned_from * (i + 1)},{learned_from * (i + 1)}"
+            rows += [f"{i},{task},{steps},{x + noise}" for noise in ((-1, 1) if task == 0 else (0,))]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.csv").write_text("\n".join([*rows, ""]))
+
+
+def write_adaptation(folder, env_steps, returns):
+    """An adaptation.csv of returns [n][tasks][seeds]."""
+    returns = np.array(returns)
+    rows = [
+        f"x,task {task} (red),{seed},{i},{env_steps[i]},{returns[i, task, seed]}"
+        for task in range(returns.shape[1])
+        for i in range(len(returns))
+        for seed in range(returns.shape[2])
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "adaptation.csv").write_text("\n".join(["run,task,seed,update,env_steps,return", *rows, ""]))
+
+
+def printed(capsys):
+    """The cells of the tables on the screen, a row each, without the rules."""
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if not line.startswith("|-")]
+
+
+def test_a_training_curve_by_hand(study, tmp_path):
+    write_metrics(tmp_path / "a-0", [[9, 1], [7, 3]])
+    steps, returns, tasks = module.training_curve(study, module.Job("a-0", ""))
+    assert steps.tolist() == [1, 2] and returns.tolist() == [[9, 7], [1, 3]] and tasks == ["0", "1"]
+    write_metrics(tmp_path / "rl2", [[9, 1]], column="episode_0,episode_1")  # the last episode of a trial counts
+    text = (tmp_path / "rl2" / "metrics.csv").read_text()
+    (tmp_path / "rl2" / "metrics.csv").write_text(
+        text.replace(",1\n", ",1,5\n").replace(",10\n", ",10,20\n").replace(",8\n", ",8,30\n")
+    )
+    assert module.training_curve(study, module.Job("rl2", ""))[1].tolist() == [[25], [5]]
+    write_metrics(tmp_path / "b-0", [[9, 1], [7]])  # a task that not every outer iteration has
+    steps, returns, tasks = module.training_curve(study, module.Job("b-0", ""))
+    np.testing.assert_allclose(returns, [[19 / 3, 7]])
+    assert tasks == [None]
+    (tmp_path / "b-0" / "metrics.csv").write_text("iteration,task,env_steps,joint_reward\n0,0,5,1\n")
+    with pytest.raises(UserError, match="older version, without train_env_steps"):
+        module.training_curve(study, module.Job("b-0", ""))
+
+
+def test_a_method_takes_its_best_rate_and_some_share_one(study, tmp_path):
+    """One alone would take .001, two .004, and both together .002."""
+    ends = {"one": (30, 29, 1), "two": (1, 29, 30), "other": (1, 2, 3)}
+    for method, of_rates in ends.items():
+        for rate, end in zip(study.rates, of_rates, strict=True):
+            write_metrics(tmp_path / f"{method}-{rate:g}-100", [[40, 40], [end, end]])
+    seen = []
+    study.parts = (lambda study: seen.append(dict(study.chosen)),)
+    study.make(tmp_path)
+    assert seen == [{"one": 2e-3, "two": 2e-3, "other": 4e-3}]
+    assert {job.name.rsplit("-", 1)[1] for job in study.started} == {"100"} and len(study.started) == 9
+    assert ("other-0.002-100", "train.py -U 2 --llr 0.002 --seed 100") in study.started
+
+
+def test_learning_curves_rank_the_tasks_of_each_run_by_its_end(study, tmp_path, capsys):
+    study.chosen = dict.fromkeys(study.methods, 1e-3)
+    for method, ends in {"one": ((43, 41), (41, 43)), "two": ((43, 4), (4, 43)), "other": ((43, 39), (40, 43))}.items():
+        for seed, of_tasks in enumerate(ends):
+            write_metrics(tmp_path / f"{method}-0.001-{seed}", [[0, 0], of_tasks])
+    columns = {"both": ALL, "better task": BEST, "worse task": WORST}
+    learning_curves(study, "x.png", {"both": ALL, "worse": WORST}, columns)
+    header, *rows = printed(capsys)
+    assert header == ["method", "learning rate", *columns, "worse ≥ 39.4", "env steps"]
+    assert rows[0][2:] == ["42.0 (42.0 to 42.0)", "43.0 (43.0 to 43.0)", "41.0 (41.0 to 41.0)", "2 of 2", "2.0 M"]
+    assert rows[1][4:6] == ["4.0 (4.0 to 4.0)", "0 of 2"] and rows[2][5] == "1 of 2"
+    assert iio.imread(tmp_path / "x.png").std() > 0 and len(study.started) == 6
+
+
+def test_masters_of_a_run_are_one_run_and_tasks_in_its_order(study, tmp_path, capsys, monkeypatch):
+    """Two runs, the first worse on task 1; one of its two masters never learns that. From scratch a master is a run."""
+    study.chosen = {"one": 1e-3}
+    ways = {
+        "new master": Way("one", [(1, 0.1), (1, 0.2)], 300, (2, 2), [100]),
+        "scratch": Way("alone", [(2, 0.3)], 600, (2, 2), command="train.py --num_low 0"),
+    }
+    worse, better = np.array([[10, 10]] + [[43, 3]] * 6), np.full((7, 2), 43)
+    for seed, ends in ((0, (43, 41)), (1, (41, 43)), (100, (43, 43))):
+        write_metrics(tmp_path / f"one-0.001-{seed}", [[0, 0], ends])
+    for rate in ("0.1", "0.2"):
+        gain = 0.5 if rate == "0.2" else 0  # so that it is chosen
+        write_adaptation(
+            tmp_path / f"one-0.001-100/adapt-1-{rate}-100", np.arange(7) * 50, np.stack((better, better), 1) + gain
+        )
+        write_adaptation(tmp_path / f"one-0.001-0/adapt-1-{rate}-0", np.arange(7) * 50, np.stack((better, worse), 1))
+        write_adaptation(tmp_path / f"one-0.001-1/adapt-1-{rate}-1", np.arange(7) * 50, np.stack((better, better), 1))
+    for seed in (0, 100):
+        write_adaptation(tmp_path / f"alone/adapt-2-0.3-{seed}", np.arange(7) * 100, np.stack((worse, better), 1))
+    drawn = {}
+    monkeypatch.setattr(module, "draw_bands", lambda path, panels, *_, **__: drawn.update(panels))
+    adaptation(study, "x.png", {"worse": WORST, "better": BEST}, ways, ("new master", "scratch"))
+    assert drawn["worse"]["new master"][1].tolist() == [[10, 43]] + [[23, 43]] * 6  # [n, runs]
+    assert drawn["better"]["new master"][1].tolist() == [[43, 43]] * 7
+    assert drawn["worse"]["scratch"][1].tolist() == worse.tolist()
+    rows = [row for row in printed(capsys) if row[0] == "new master"]
+    assert [row[1] for row in rows] == ["1 episodes, 0.1"] * 2 + ["1 episodes, 0.2 (chosen)"] * 2
+    assert [row[2] for row in rows[:2]] == ["worse", "better"]
+    assert [row[4:6] for row in rows[2:]] == [["3 of 4", "3 of 4"], ["4 of 4", "4 of 4"]]
+    assert rows[2][3] == "75 (0 to never)"  # of 150, never, 0 and 0
+    flags = {job.command.split(" -N ")[1] for job in study.started if "/adapt-1-0.2-1" in job.name}
+    assert "1 --hlr 0.2 --bs 64 --updates 6 --seeds 2 --seed 1 --look 50" in flags
+
+
+def test_words_for_figures():
+    assert module.with_interval([7.0, 7.0, 7.0]) == "7.0 (7.0 to 7.0)"
+    assert module.spread([3000.0, np.inf, 1000.0]) == "3,000 (1,000 to never)"
+
+
+def test_the_bandits_page_chooses_on_seeds_that_it_does_not_report():
+    from studies.bandits import STUDY as bandits
+
+    assert bandits.choosing_seed not in bandits.seeds and set(bandits.sharing) <= set(bandits.methods)
+    for way in bandits.parts[1].keywords["ways"].values():
+        assert not set(way.choosing_seeds) & set(bandits.seeds)
+
+
+@pytest.mark.slow
+def test_the_whole_study_shrunken(command, tmp_path, monkeypatch, capfd):
+    tiny = " ".join(["train.py", *TINY])
+    methods = {"MLSH": "", "no warm-up": "-W 0", "timescale 1": "--high_len 1", "shared policy": "--num_low 1 -W 0"}
+    methods = {name: f"{tiny} {flags} --llr" for name, flags in methods.items()}
+    said = []
+
+    def run_here(self, jobs):
+        said.append(capfd.readouterr().out)
+        for name, line in dict.fromkeys(jobs):
+            script, *flags = line.split()
+            if not any((tmp_path / name / last).exists() for last in ("results.json", "adaptation.csv")):
+                code, _, err = command(script, *flags, "--out", tmp_path / name)
+                assert code == 0, err
+
+    monkeypatch.setattr(module.Jobs, "run", run_here)
+    monkeypatch.setattr(module, "SOLVED", 0)  # so small a run solves nothing
+    monkeypatch.chdir(CODE)
+    fewer = {(1, 2): "--updates 0", (2, 2): "--updates 2"}
+    ways = {
+        "MLSH, new master": Way("MLSH", [(3, 1e-3), (2, 2e-3)], 900, (2, 2), (100, 101)),
+        "shared policy, fine-tuned": Way("shared policy", [(2, 1e-3)], 900, (2, 2), [100]),
+        "scratch": Way("scratch", [(2, 1e-3)], 900, (2, 2), command=f"{tiny} --num_low 0 -U 0"),
+    }
+    columns = {"both": ALL, "worse": WORST}
+    cells = {x: (f"{tiny} --num_low {x[0]} -W {x[1]} --llr", f"{flags} --seeds 2") for x, flags in fewer.items()}
+    study = dataclasses.replace(
+        STUDY,
+        methods=methods | {"RL2": "train_rl2.py --iterations 2 -N 4 -T 7 --wandb disabled --lr"},
+        rates=(1e-3, 2e-3),
+        sharing=("MLSH", "no warm-up"),
+        parts=(
+            partial(learning_curves, figure="training.png", panels=columns, columns=columns),
+            partial(adaptation, figure="anew.png", panels=columns, ways=ways, compared=("MLSH, new master", "scratch")),
+            partial(final_tests, name="four", command=f"{tiny} --env MovementBandits4-v0", seeds=range(2), task="goal"),
+            partial(
+                sweep, figure="map.png", name="sweep", method="MLSH", cells=cells, seeds=[0], title="", labels="KWW"
+            ),
+        ),
+    )
+    study.folder = tmp_path
+    study.make(tmp_path / "figures")
+    out = "".join(said) + capfd.readouterr().out
+    rows = [line.split("|")[1].strip() for line in out.splitlines() if line.startswith("| ")]
+    assert rows[:6] == ["method", *study.methods] and rows[6] == "method"
+    assert {*rows[7:-6]} == {*ways} and rows[-6:] == ["seed", "0", "1", "K", "1", "2"]
+    assert out.count("(chosen)") == 6
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {"training.png", "anew.png", "map.png"}
+    assert len(read_adaptation(study, module.Job("sweep-1-2-0/adapt", ""))[0]) == 1
+    assert len(read_adaptation(study, module.Job("sweep-2-2-0/adapt", ""))[0]) == 3
