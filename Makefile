@@ -1,7 +1,8 @@
-# make train   install and run the headline command
-# make test    install and run the linter and all tests
-# make soak    kill and continue runs, fifty times; watch the memory of a long one
-# make bandits the study of the 2D bandits
+# make train     install and run the headline command
+# make test      install and run the linter and the tests; make test-all: the slow ones, too
+# make soak      kill and continue runs, fifty times; watch the memory of a long one
+# make bandits   the study of the 2D bandits
+# make drawings  the drawings of README and docs
 PYTHON ?= python3
 BIN := .venv/bin
 ENV ?= MovementBandits-v0
@@ -10,7 +11,7 @@ W ?= 60
 U ?= 1
 endif
 
-.PHONY: train test soak bandits
+.PHONY: train test test-all soak bandits drawings
 train: .venv/installed
 	cd code && ../$(BIN)/python train.py $(if $(W),-W $(W)) $(if $(U),-U $(U)) --env $(ENV) $(ARGS)
 
@@ -19,12 +20,20 @@ test: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
 
+test-all: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest -m ""
+
 soak: .venv/installed
 	$(BIN)/python tests/soak.py
 	$(BIN)/python tests/memory.py
 
 bandits: .venv/installed
-	cd code && ../$(BIN)/python bandits.py
+	cd code && ../$(BIN)/python -m studies.bandits --figures ../assets
+
+drawings: .venv/installed
+	cd code && ../$(BIN)/python drawings.py ../assets
 
 .venv/installed: requirements.txt setup.py
 	$(PYTHON) -m venv .venv

@@ -127,7 +127,7 @@ def test_continuing_without_metrics_and_with_another_wandb_part(command, tmp_pat
     assert len(parts) == 2 and f"offline-run-*-{run_id}" in err
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sent", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_the_run_continues(tmp_path, sent):
     flags = [*TINY, "--tasks", "1000000", "--out", str(tmp_path)]
     flags[flags.index("disabled")] = "offline"
@@ -202,7 +202,7 @@ def test_rendering(command, tmp_path):
     assert "no checkpoint" in command("render.py", tmp_path / "nothing.pt")[2]
 
 
-@pytest.mark.parametrize("home", [".", "/dev/null/none"])
+@pytest.mark.parametrize("home", [pytest.param(".", marks=pytest.mark.slow), "/dev/null/none"])
 def test_no_environment_variables_are_needed(tmp_path, home):
     """No display, no wandb account, no network, no home to write to: an empty environment will do."""
     run = subprocess.run(
@@ -217,6 +217,7 @@ def test_no_environment_variables_are_needed(tmp_path, home):
     assert not any(word in run.stderr for word in ("Warning", "INFO", "ERROR", "mkdir", "wandb failed"))
 
 
+@pytest.mark.slow
 def test_scaling(monkeypatch, capsys):
     monkeypatch.syspath_prepend(CODE)
     import benchmark

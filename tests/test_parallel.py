@@ -56,7 +56,7 @@ def alone(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize("processes", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 4))])
 def test_processes_share_one_result(alone, tmp_path, processes):
     finish(start(torchrun(processes), *FLAGS, "--record", 1, "--out", tmp_path))
     assert_same_result(alone, tmp_path)
@@ -64,6 +64,7 @@ def test_processes_share_one_result(alone, tmp_path, processes):
     assert videos[0] == videos[1] and len(videos[0]) == 12
 
 
+@pytest.mark.slow
 def test_groups_that_do_not_divide_and_two_machines(alone, tmp_path):
     """Two launchers, as on two machines: one process on the first, two on the second, for four groups."""
     with socket.socket() as free:

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -41,6 +42,7 @@ FLAGS = {
 SOME = st.fixed_dictionaries({}, optional=FLAGS)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(flags=SOME)
 def test_every_combination_trains_or_is_refused(command, tmp_path_factory, flags):

@@ -95,6 +95,7 @@ def test_two_runs_in_one_folder_are_refused(command, tmp_path):
     assert command("train.py", "-c", "--out", tmp_path, "--tasks", done + 1)[0] == 0
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_ends_as_if_never_killed(tmp_path):
     """`make soak` does it fifty times."""
     tried, interrupted, identical = soak(tmp_path, runs=1, kills=3, rng=random.Random(0))
