@@ -18,7 +18,7 @@ from mlsh.envs.mujoco_tasks import MujocoTasks
 from mlsh.errors import UserError, run_command
 from mlsh.logger import MOMENTS, read_metrics
 from mlsh.models import Hierarchy
-from mlsh.ppo import adam, update
+from mlsh.ppo import Adam, update
 from mlsh.rollout import collect
 from mlsh.sampling import Streams
 from mlsh.settings import parse
@@ -97,7 +97,7 @@ def parts(cfg):
     """Seconds an outer iteration spends in the environment, the rest of collecting, and the updates of θ and φ."""
     env = make_env(cfg, cfg.groups * cfg.N)
     agent = new_agent(cfg, env)
-    master_optimizer, low_optimizer = adam(agent.master, cfg.hlr), adam(agent.subs, cfg.llr)
+    master_optimizer, low_optimizer = Adam(agent.master, cfg.hlr), Adam(agent.subs, cfg.llr, apart=True)
     rngs = Streams(0, range(cfg.groups))(0, "benchmark")
     action = collect(env, agent, rngs, **cfg.rollout).low.action[: env.num_envs]
 

@@ -7,7 +7,7 @@ from mlsh.errors import run_command
 from mlsh.film import Look
 from mlsh.logger import Logger
 from mlsh.models import Hierarchy
-from mlsh.ppo import adam, update
+from mlsh.ppo import Adam, update
 from mlsh.rollout import collect
 from mlsh.run import Run
 from mlsh.sampling import Streams, balanced_tasks
@@ -19,7 +19,7 @@ def train(cfg, env, agent, low_optimizer, streams, look, log, start=0):
         tasks = balanced_tasks(env, streams, i, cfg.groups)
         env.set_task(tasks)
         agent.master.reset(streams(i, "master"))  # a new θ
-        master_optimizer = adam(agent.master, cfg.hlr)
+        master_optimizer = Adam(agent.master, cfg.hlr)
 
         look(i, "pretrain")
         for w in range(cfg.W):  # warm-up: only θ learns
@@ -45,7 +45,7 @@ def main():
     env = make_env(cfg, len(run.groups) * cfg.N)
     agent = Hierarchy.build(cfg, env, len(run.groups), **run.shared)
     agent.subs.reset(Streams(cfg.seed, range(cfg.num_low))(0, "sub-policies"))
-    low_optimizer = adam(agent.subs, cfg.llr)
+    low_optimizer = Adam(agent.subs, cfg.llr, apart=True)
     with run.alive(Logger, subs=agent.subs, normaliser=agent.normaliser, optimizer=low_optimizer) as log:
         look = Look(cfg, env, agent, streams, log)
         train(cfg, env, agent, low_optimizer, streams, look, log, run.progress["iteration"])

@@ -12,7 +12,7 @@ from mlsh.config import Config
 from mlsh.envs import make_env
 from mlsh.errors import UserError
 from mlsh.models import Hierarchy
-from mlsh.ppo import adam
+from mlsh.ppo import Adam
 from mlsh.rl2 import RL2Config
 from mlsh.sampling import Streams
 
@@ -25,8 +25,8 @@ def parts(cfg):
     agent = Hierarchy.build(cfg, make_env(cfg, 1))
     agent.subs.reset(Streams(0, range(cfg.num_low))(0, "subs"))
     agent.normaliser.update(torch.randn(9, 6))
-    optimizer = adam(agent.subs, 0.1)
-    agent.subs.params(torch.randn(2, 5, 6)).square().sum().backward()
+    optimizer = Adam(agent.subs, 0.1, apart=True)
+    sum(x.square().sum() for x in agent.subs(torch.randn(2, 5, 6))).backward()
     optimizer.step()
     return cfg, {"subs": agent.subs, "normaliser": agent.normaliser, "optimizer": optimizer}
 
@@ -39,7 +39,7 @@ def test_a_checkpoint_comes_back_to_the_bit(parts, tmp_path):
     data = checkpoint.load(tmp_path, [Config])  # the run folder will do
     assert data["config"] == cfg and {k: data[k] for k in PROGRESS} == PROGRESS
     other = Hierarchy.build(cfg, make_env(cfg, 1))
-    other_optimizer = adam(other.subs, 0.1)
+    other_optimizer = Adam(other.subs, 0.1, apart=True)
     checkpoint.restore(data, subs=other.subs, normaliser=other.normaliser, optimizer=other_optimizer)
     for a, b in ((parts["subs"], other.subs), (parts["normaliser"], other.normaliser)):
         assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
@@ -175,3 +175,18 @@ def test_the_shipped_checkpoint_is_read():
     data = checkpoint.load(ASSETS / "AntBandits-v1.pt", [Config])
     env = make_env(data["config"], 1)
     assert load_agent(data, env).normaliser.count == data["normaliser"]["count"] > 0
+
+
+def test_moments_of_members_that_were_kept_together_are_taken_apart(parts, tmp_path):
+    cfg, parts = parts
+    together = torch.optim.Adam(parts["subs"].parameters(), 0.1)
+    together.step()
+    data = checkpoint.snapshot(cfg, PROGRESS, **parts | {"optimizer": together}) | {"format": 1}
+    torch.save(data, tmp_path / "checkpoint.pt")
+    optimizer = Adam(parts["subs"], 0.1, apart=True)
+    checkpoint.restore(checkpoint.load(tmp_path, [Config]), optimizer=optimizer)
+    rows = iter(optimizer.param_groups[0]["params"])
+    for p in parts["subs"].parameters():
+        for k in range(cfg.num_low):
+            state = optimizer.state[next(rows)]
+            assert torch.equal(state["exp_avg"], together.state[p]["exp_avg"][k]) and state["step"] == 1

@@ -4,7 +4,7 @@ import torch
 from gymnasium.spaces import Box, Discrete
 
 from mlsh.models import ActorCritic
-from mlsh.ppo import Batch, adam, gae, minibatches, normalise, update
+from mlsh.ppo import Adam, Batch, gae, minibatches, normalise, update
 
 ALWAYS = dict(epsilon=0.2, c1=0.5, c2=0.01)
 
@@ -59,7 +59,7 @@ def test_gae_stops_at_a_termination_and_bootstraps_at_a_time_limit():
 def test_updates_end_with_the_epoch_that_passes_the_target(target_kl, epochs):
     """The first minibatch sees no divergence, the last of the first epoch more than 1e-9."""
     policy = actor_critic(2)
-    data, optimizer = batch(policy, [0, 1] * 20), adam(policy, 1e-2)
+    data, optimizer = batch(policy, [0, 1] * 20), Adam(policy, 1e-2)
     update(policy, optimizer, data, rngs(1), parts=4, epochs=5, **ALWAYS, target_kl=target_kl)
     assert {int(state["step"]) for state in optimizer.state.values()} == {4 * epochs}
 
@@ -109,7 +109,7 @@ def test_update_is_ppo_of_each_member_alone(space):
         mine = data.member == k
         advantage = data.advantage[mine]
         advantage = (advantage - advantage.mean()) / advantage.std(correction=0)
-        optimizer = torch.optim.Adam(single.parameters(), 0.01)
+        optimizer = torch.optim.Adam(single.parameters(), 0.01, eps=1e-5)
         params, value = single(data.obs[None, mine])
         new = single.distribution(params)
         ratio = (new.log_prob(data.action[mine]) - data.log_prob[mine]).exp()
@@ -118,7 +118,7 @@ def test_update_is_ppo_of_each_member_alone(space):
         loss.backward()
         optimizer.step()
         expected.append(single)
-    optimizer = torch.optim.Adam(policy.parameters(), 0.01)
+    optimizer = Adam(policy, 0.01)
     update(policy, optimizer, data, rngs(1), parts=1, epochs=1, epsilon=0.2, c1=0.5, c2=0.3)
     for k in range(2):
         for name, tensor in expected[k].state_dict().items():
@@ -128,11 +128,12 @@ def test_update_is_ppo_of_each_member_alone(space):
 @pytest.mark.parametrize("members", [[0] * 20, [0] * 20 + [1]], ids=["never chosen", "chosen once"])
 def test_a_member_with_too_few_samples_is_left_as_it_is(members):
     policy = actor_critic(2)
-    optimizer = torch.optim.Adam(policy.parameters(), 0.01)
+    optimizer = Adam(policy, 0.01, apart=True)
     update(policy, optimizer, batch(policy, [0, 1] * 10), rngs(1), parts=3, epochs=2, **ALWAYS)
 
     def tensors(k):
-        moments = [s[key][k] for s in optimizer.state.values() for key in ("exp_avg", "exp_avg_sq")]
+        rows = optimizer.param_groups[0]["params"][k::2]  # of a parameter the two members one after the other
+        moments = [optimizer.state[row][key] for row in rows for key in ("exp_avg", "exp_avg_sq", "step")]
         return [t.detach().clone() for t in [*(p[k] for p in policy.parameters()), *moments]]
 
     before = tensors(0), tensors(1)
@@ -147,18 +148,41 @@ def test_a_member_rests_in_minibatches_without_its_samples():
     policy = actor_critic(2)
     settings = dict(parts=8, epochs=1, epsilon=0.2, c1=0.5, c2=0.0)
     data = batch(policy, [0] * 40 + [1] * 2)
-    stats = update(policy, torch.optim.SGD(policy.parameters(), 0.0), data, rngs(1), **settings)
+    stats = update(policy, Adam(policy, 0.0), data, rngs(1), **settings)
     assert stats["entropy"][1].item() == pytest.approx(np.log(4), abs=1e-2)  # not diluted by empty minibatches
     before = policy.policy_bias[1].detach().clone()
-    update(policy, adam(policy, 0.01), data, rngs(1), **settings)
+    update(policy, Adam(policy, 0.01, apart=True), data, rngs(1), **settings)
     assert 0 < (policy.policy_bias[1] - before).abs().max() <= 2 * 0.01 * 1.01
+
+
+def test_a_member_that_begins_late_takes_no_larger_steps():
+    """Adam's first step is the learning rate, of each member; with a count for all it would be three times that."""
+    policy = actor_critic(2)
+    optimizer = Adam(policy, 0.01, apart=True)
+    settings = dict(parts=1, epochs=100, epsilon=0.2, c1=0.5, c2=0.0)
+    update(policy, optimizer, batch(policy, [0] * 20), rngs(1), **settings)
+    before = [p.detach().clone() for p in policy.parameters()]
+    update(policy, optimizer, batch(policy, [0, 1] * 20), rngs(1), **settings | {"epochs": 1})
+    moved = max((p - b)[1].abs().max() for p, b in zip(policy.parameters(), before, strict=True))
+    assert 0.005 < moved <= 0.01 * 1.0001
+    steps = [{int(optimizer.state[p]["step"]) for p in optimizer.param_groups[0]["params"][k::2]} for k in (0, 1)]
+    assert steps == [{101}, {1}]
+
+
+def test_members_apart_learn_as_members_together():
+    one, two = actor_critic(3), actor_critic(3)
+    data = batch(one, [0, 1, 2] * 20)
+    for policy, apart in ((one, False), (two, True)):
+        update(policy, Adam(policy, 0.01, apart), data, rngs(1), parts=3, epochs=4, **ALWAYS)
+    for a, b in zip(one.parameters(), two.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
 
 
 def test_a_bandit_is_learned():
     """Two members, two arms, each member paid for another arm."""
     policy = ActorCritic(2, 3, Discrete(2), hidden=8)
     policy.reset(rngs(2))
-    optimizer = adam(policy, 0.01)
+    optimizer = Adam(policy, 0.01, apart=True)
     for i in range(30):
         data = batch(policy, [0, 1] * 50, seed=i)
         paid = (data.action == data.member).float()
@@ -175,7 +199,7 @@ def test_a_ratio_beyond_the_clip_gives_the_policy_no_gradient():
     data = batch(policy, [0, 0])._replace(advantage=torch.tensor([1.0, -1.0]))
     data = data._replace(log_prob=data.log_prob - torch.tensor([1.0, -1.0]))  # ratio e with A > 0, 1/e with A < 0
     weights = policy.policy_weight.detach().clone(), policy.value_weight.detach().clone()
-    optimizer = torch.optim.SGD(policy.parameters(), 0.1)
+    optimizer = Adam(policy, 0.1)
     stats = update(policy, optimizer, data, rngs(1), parts=1, epochs=1, epsilon=0.2, c1=0.5, c2=0)
     assert torch.equal(policy.policy_weight, weights[0])
     assert not torch.equal(policy.value_weight, weights[1])
@@ -185,7 +209,7 @@ def test_a_ratio_beyond_the_clip_gives_the_policy_no_gradient():
 def test_stats_by_hand():
     policy = actor_critic(1)
     data = batch(policy, [0] * 4)
-    stats = update(policy, torch.optim.SGD(policy.parameters(), 0.0), data, rngs(1), parts=2, epochs=1, **ALWAYS)
+    stats = update(policy, Adam(policy, 0.0), data, rngs(1), parts=2, epochs=1, **ALWAYS)
     assert stats["kl"] == pytest.approx(0, abs=1e-6) and stats["clip_fraction"] == 0
     assert stats["entropy"] == pytest.approx(np.log(4), abs=1e-2)
     value = policy.value(data.obs[None])[0]
@@ -198,7 +222,7 @@ def test_a_sample_that_was_all_but_impossible_gives_no_nan():
     data = batch(policy, [0] * 8)
     data.log_prob[0], data.advantage[0] = -200.0, -10.0
     flags = {"parts": 2, "epochs": 3, "epsilon": 0.2, "c1": 0.5, "c2": 0.0}
-    update(policy, adam(policy, 1e-2), data, rngs(1), **flags)
+    update(policy, Adam(policy, 1e-2), data, rngs(1), **flags)
     assert all(p.isfinite().all() for p in policy.parameters())
 
 
@@ -208,5 +232,5 @@ def test_a_loss_that_is_infinite_is_noticed():
     samples = batch(policy, [0, 0, 1, 1])
     samples.value_target[2:] = 1e25
     with pytest.raises(FloatingPointError, match="1 is not finite"):
-        update(policy, adam(policy, 1e-3), samples, rngs(1), parts=1, epochs=1, **ALWAYS)
+        update(policy, Adam(policy, 1e-3), samples, rngs(1), parts=1, epochs=1, **ALWAYS)
     assert all(p.isfinite().all() for p in policy.parameters())

@@ -9,7 +9,7 @@ from mlsh import checkpoint
 from mlsh.config import Config
 from mlsh.envs import make_env, most_episodes
 from mlsh.models import Hierarchy
-from mlsh.ppo import adam, update
+from mlsh.ppo import Adam, update
 from mlsh.rollout import collect, joined
 from mlsh.sampling import Streams, tasks_to_test
 
@@ -41,7 +41,7 @@ def learn(agent, env, tasks, cfg, updates, before=lambda rollout: None):
     afterwards.
     """
     streams = Streams(cfg.seed, range(len(tasks)))
-    optimizer = adam(agent.master, cfg.hlr)
+    optimizer = Adam(agent.master, cfg.hlr)
     env.set_task(tasks)
     for i in range(updates):
         rngs = streams(i, "test: warm-up")

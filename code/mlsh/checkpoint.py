@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from mlsh.errors import UserError
 from mlsh.files import write_whole
 
-FORMAT = 1
+FORMAT = 2
 PLAIN = {"config": dict, "iteration": int, "env_steps": int, "train_env_steps": int, "seconds": float, "run_id": str}
 
 
@@ -77,8 +77,8 @@ def read(path):
 
 def upgraded(data):
     """What an earlier version of this package saved, as this one does."""
-    if data["format"] != FORMAT:
-        raise ValueError(f"it has format {data['format']}, this version reads {FORMAT}")
+    if data["format"] not in (1, FORMAT):
+        raise ValueError(f"it has format {data['format']}, this version reads 1 and {FORMAT}")
     cfg = data["config"]
     if "K" in cfg:
         cfg["epochs"] = cfg.pop("K")
@@ -88,7 +88,17 @@ def upgraded(data):
         learned = cfg["W"] + cfg["U"] if data["kind"] == "mlsh" else 1  # rollouts an outer iteration
         measured = 3 if data["kind"] == "mlsh" else 0
         data["train_env_steps"] = data["env_steps"] * learned // (learned + measured)
+    if data["format"] == 1 and data["kind"] == "mlsh" and data["optimizer"]["state"]:
+        data["optimizer"] = apart(data["optimizer"], cfg["num_low"])
     return data
+
+
+def apart(optimizer, n):
+    """The state dict of an Adam over parameters [n, …], as of one that keeps its n members apart (format 2)."""
+    (group,) = optimizer["param_groups"]
+    states = [optimizer["state"][i] for i in group["params"]]
+    rows = [{name: x[k] if x.dim() else x.clone() for name, x in s.items()} for s in states for k in range(n)]
+    return {"state": dict(enumerate(rows)), "param_groups": [group | {"params": list(range(len(rows)))}]}
 
 
 def restore(data, **parts):

@@ -140,47 +140,40 @@ def update(policy, optimizer, batch, rngs, *, parts, epochs, epsilon, c1, c2, ta
     batch = batch._replace(advantage=normalise(batch.advantage, batch.group * n + batch.member, n * len(rngs)))
     weight[:, total(torch.from_numpy(np.bincount(member, minlength=n))).numpy() < 2] = 0
     weights = total(torch.from_numpy(weight.sum(2))).numpy()  # [epochs * parts, n]
-    idle = [np.flatnonzero(row == 0) for row in weights]  # of each minibatch, the members without a sample
+    resting = [np.flatnonzero(row == 0) for row in weights]  # of each minibatch, the members without a sample
     index, weight = (torch.from_numpy(a).to(batch.obs.device) for a in (index, weight))
     samples = Samples(*(getattr(batch, name)[index] for name in Samples._fields))  # [epochs * parts, n, width, ...]
     kl = torch.zeros(2, device=batch.obs.device)  # of an epoch: the members' sum, and how many they were
-    for i, (*minibatch, w, still) in enumerate(zip(*samples, weight, idle, strict=True)):
+    for i, (*minibatch, w, idle) in enumerate(zip(*samples, weight, resting, strict=True)):
         if target_kl and i and i % parts == 0:
             kl = total(kl)
             if kl[0] > target_kl * kl[1]:
                 break
             kl.zero_()
-        objective = step(policy, optimizer, Samples(*minibatch), w, still, epsilon, c1, c2)
+        objective = step(policy, optimizer, Samples(*minibatch), w, idle, epsilon, c1, c2)
         if target_kl:
             kl += torch.stack(((objective.kl * w).sum(), w.sum())).detach()
 
-    # an infinite gradient leaves the parameters finite, but Adam's moments not, and nothing would ever be learned again
-    finite = torch.stack([t.flatten(1).isfinite().all(1) for t in tensors(policy, optimizer)]).all(0)  # [n]
-    if not finite.all():
-        k = finite.logical_not().nonzero()[0].item()
-        raise FloatingPointError(f"{policy.name} {k} is not finite after an update")
+    optimizer.check_finite(policy.name)
     # the last epoch has every sample once: [parts, n, width, ...] -> [n, parts * width, ...]
     *once, w = (f[-parts:].transpose(0, 1).flatten(1, 2) for f in (*samples, weight > 0))
     return figures(policy, Samples(*once), w / total(w.sum(1, dtype=torch.float32))[:, None], epsilon)
 
 
-def step(policy, optimizer, samples, weight, still, epsilon, c1, c2):
-    """Learn from one minibatch, samples and weights [n, width, ...]; the members `still` stay as they are.
+def step(policy, optimizer, samples, weight, idle, epsilon, c1, c2):
+    """Learn from one minibatch, samples and weights [n, width, ...]; the members `idle` have none and stay as they are.
 
     Returns its `Surrogate` before the step.
     """
     params, value = policy(samples.obs)
     new = policy.distribution(params)
     objective = surrogate(new, value, samples, epsilon, CAP)
-    optimizer.zero_grad()
+    policy.zero_grad()
     (total_loss(objective, new, c1, c2) * weight).sum().backward()
     if policy.total:
         gradients = [p.grad for p in policy.parameters()]
         vector_to_parameters(policy.total(parameters_to_vector(gradients)), gradients)
-    kept = [(t, t[still].clone()) for t in tensors(policy, optimizer)] if len(still) else []
-    optimizer.step()
-    for t, rows in kept:  # without a gradient Adam's momentum would still move them
-        t[still] = rows
+    optimizer.step(idle)
     return objective
 
 
@@ -201,14 +194,37 @@ def figures(policy, samples, weight, epsilon):
     return {name: total((x * weight).sum(1)) for name, x in values.items()}
 
 
-def adam(policy, learning_rate):
-    """The optimiser of masters and sub-policies alike."""
-    return torch.optim.Adam(policy.parameters(), learning_rate, eps=1e-5, fused=True)
+class Adam(torch.optim.Adam):
+    """Adam over the members of a policy.
 
+    With `apart` it has moments and a count of steps for each member, and one that is idle stays as it is: with a shared
+    count one that begins late would move several times the learning rate a step. It costs time with many members, and
+    only the sub-policies are ever idle.
+    """
 
-def tensors(policy, optimizer):
-    """The policy's parameters and what the optimiser keeps of each, all with a leading member dimension."""
-    return [t.detach() for p in policy.parameters() for t in (p, *optimizer.state[p].values()) if t.dim()]
+    def __init__(self, policy, learning_rate, apart=False):
+        self._n = policy.n
+        self._apart = [(p, list(p.detach())) for p in policy.parameters()] if apart else []
+        rows = [row for _, rows in self._apart for row in rows]
+        super().__init__(rows or policy.parameters(), learning_rate, eps=1e-5, fused=True)
+
+    def step(self, idle=()):
+        """Take a step by the policy's gradients, with all members but those in `idle`."""
+        for p, rows in self._apart:
+            for k, row in enumerate(rows):
+                row.grad = None if k in idle else p.grad[k]
+        super().step()
+
+    def check_finite(self, name):
+        """Raise a FloatingPointError for the first member, called `name`, with a parameter or moment that is not.
+
+        An infinite gradient leaves the parameters finite, but the moments not, and nothing would ever be learned again.
+        """
+        for i, p in enumerate(self.param_groups[0]["params"]):
+            for x in (p, *(x for x in self.state[p].values() if x.dim())):
+                if not x.isfinite().all():
+                    k = i % self._n if self._apart else (~x.flatten(1).isfinite().all(1)).nonzero()[0].item()
+                    raise FloatingPointError(f"{name} {k} is not finite after an update")
 
 
 def normalise(advantage, cell, cells):
