@@ -19,7 +19,7 @@ class Faulty(VectorTasks):
         super().__init__(num_envs, max_episode_steps, render_mode, device)
         self.bad, self.where, self.episodes = bad, where, 0
 
-    def _reset(self):
+    def _reset(self, which):
         self.episodes += 1
         return torch.zeros(self.num_envs, 2)
 

@@ -39,17 +39,17 @@ def test_gae_by_hand():
     goes_on = torch.ones(3, 1)
     # δ = r + 0.5 V' − V: 1, 2, 3; A_2 = 3, A_1 = 2 + 0.25 · 3, A_0 = 1 + 0.25 · 2.75
     expected = torch.tensor([[1.6875], [2.75], [3.0]])
-    torch.testing.assert_close(gae(reward, value, goes_on, goes_on, 0.5, 0.5), expected)
+    torch.testing.assert_close(gae(reward, value[:-1], value[1:], goes_on, 0.5, 0.5), expected)
 
 
 def test_gae_stops_at_a_termination_and_bootstraps_at_a_time_limit():
     reward = torch.tensor([[1.0, 1.0], [2.0, 2.0], [9.0, 3.0]])
     value = torch.tensor([[0.5, 0.5], [1.0, 1.0], [7.0, 2.0], [7.0, 4.0]])
     goes_on = torch.tensor([[1.0, 1.0], [0.0, 1.0], [1.0, 1.0]])
-    cut = gae(reward, value, torch.ones(3, 2), goes_on, 0.5, 0.5)
+    cut = gae(reward, value[:-1], value[1:], goes_on, 0.5, 0.5)
     # truncated instead: δ_1 = 2 + 0.5 · 7 − 1, and nothing from later
     torch.testing.assert_close(cut[:2, 0], torch.tensor([1 + 0.25 * 4.5, 4.5]))
-    advantage = gae(reward, value, goes_on, goes_on, 0.5, 0.5)
+    advantage = gae(reward, value[:-1], value[1:] * goes_on, goes_on, 0.5, 0.5)
     # episode 0 ends with its second step: δ_1 = 2 − 1, δ_0 = 1 + 0.5 · 1 − 0.5
     torch.testing.assert_close(advantage[:2, 0], torch.tensor([1.25, 1.0]))
     torch.testing.assert_close(advantage[:, 1], torch.tensor([1.6875, 2.75, 3.0]))

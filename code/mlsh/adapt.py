@@ -10,7 +10,7 @@ from mlsh.config import Config
 from mlsh.envs import make_env, most_episodes
 from mlsh.models import Hierarchy
 from mlsh.ppo import Adam, update
-from mlsh.rollout import collect, joined
+from mlsh.rollout import collect, joined, measure
 from mlsh.sampling import Streams, tasks_to_test
 
 
@@ -69,7 +69,7 @@ def play(agent, tasks, cfg, purpose):
         env = make_env(cfg, cfg.test_episodes * len(some))
         env.set_task([tasks[j] for j in some])
         part = agent._replace(master=agent.master.only(list(some)))
-        played.append(collect(env, part, Streams(cfg.seed, some)(0, purpose), low=False, **cfg.rollout).outcome)
+        played.append(measure(env, part, Streams(cfg.seed, some)(0, purpose), **cfg.play))
         env.close()
     return joined(played)
 
@@ -138,10 +138,10 @@ def learn_anew(data, cfg, env, tasks, ev):
     returns, steps = [], [0.0]
 
     def look(rollout):
+        outcome = rollout.outcome
         if ev.look:
-            rngs = streams(len(returns), "evaluate: look")
-            rollout = collect(measured, agent, rngs, low=False, **cfg.rollout)
-        returns.append(rollout.outcome.episode_return.mean(1).view(len(tasks), ev.seeds).numpy(force=True))
+            outcome = measure(measured, agent, streams(len(returns), "evaluate: look"), **cfg.play)
+        returns.append(outcome.episode_return.mean(1).view(len(tasks), ev.seeds).numpy(force=True))
 
     for rollout in learn(agent, env, blocks, cfg, ev.updates + 1, look):  # the last update is for nothing
         steps.append(steps[-1] + rollout.outcome.steps / len(blocks))

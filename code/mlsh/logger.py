@@ -171,9 +171,9 @@ class Logger(Log):
     def _forget(self):
         self._looks, self._stats, self._diverged = {}, {}, 0
 
-    def look(self, moment, rollout):
-        """At one of `MOMENTS`: a rollout from which nobody learns."""
-        self._looks[MOMENTS[moment]] = outcome = joined(parallel.gather(rollout.outcome))
+    def look(self, moment, outcome):
+        """At one of `MOMENTS`: the outcome of episodes from which nobody learns."""
+        self._looks[MOMENTS[moment]] = outcome = joined(parallel.gather(outcome))
         self.env_steps += outcome.steps
 
     def step(self, i, phase, rollout, **stats):

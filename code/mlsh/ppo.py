@@ -33,14 +33,14 @@ class Samples(NamedTuple):
     value_target: torch.Tensor
 
 
-def gae(reward, value, bootstraps, goes_on, gamma, lam):
+def gae(reward, value, following, goes_on, gamma, lam):
     """Generalised advantage estimation (Schulman et al. 2016) over a time-ordered grid.
 
-    reward, bootstraps, goes_on [T, E]; value [T + 1, E]. Where `bootstraps` is false the episode terminated at that
-    step, and is worth nothing from there on; where `goes_on` is false it ended there, terminated or truncated. Returns
-    the advantages [T, E].
+    All [T, E]. `value`: of what was observed before the step; `following`: of what followed it, 0 where the episode
+    terminated. Where `goes_on` is false it ended there, terminated or truncated, or the grid does. Returns the
+    advantages [T, E].
     """
-    delta = reward + gamma * value[1:] * bootstraps - value[:-1]
+    delta = reward + gamma * following - value
     discount = gamma * lam * goes_on
     advantage = torch.empty_like(reward)
     last = torch.zeros_like(reward[0])
