@@ -25,7 +25,7 @@ class Faulty(VectorTasks):
 
     def _step(self, actions):
         observation, reward = torch.zeros(self.num_envs, 2), actions.float()
-        if self.episodes == 5 and self._elapsed == 3:
+        if self.episodes == 5 and self._elapsed[0] == 3:
             hit = torch.tensor(self.task) == 1
             (reward if self.where == "reward" else observation)[hit] = self.bad
         return observation, reward, torch.zeros(self.num_envs, dtype=torch.bool), {}

@@ -33,8 +33,7 @@ class Config(RunSettings):
     high_len: Count = 10
     """Env steps between two decisions of the master (paper: N)."""
     num_low: CountOrNone = 2
-    """Number of sub-policies (paper: K); with 0 the master is a flat policy that acts itself, at every step, on
-    observations as they are."""
+    """Number of sub-policies (paper: K); with 0 the master is a flat policy that acts itself, at every step."""
     groups: Count = 1
     """Task groups in step, each with its own task and master; they share the sub-policies (paper: 10)."""
     bs: Count = 64

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-CAP = 20.0
+CAP = 20.0  # of the log ratio, where it is learned from
 
 
 class Batch(NamedTuple):

@@ -98,5 +98,5 @@ PRESET = {
     "test_episodes": 1000,
 }
 FOUR_GOALS = PRESET | {"W": 20, "U": 5, "tasks": 80, "num_low": 4, "c2_low": 0.05, "fade": 70}
-register("MovementBandits-v0", MovementBandits, 50, PRESET, num_goals=2)
-register("MovementBandits4-v0", MovementBandits, 50, FOUR_GOALS, num_goals=4)
+register("MovementBandits-v0", MovementBandits, 50, PRESET, BEST_RETURN, num_goals=2)
+register("MovementBandits4-v0", MovementBandits, 50, FOUR_GOALS, BEST_RETURN, num_goals=4)
