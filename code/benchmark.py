@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import tyro
 
 from mlsh.config import Config
 from mlsh.envs import make_env
 from mlsh.envs.mujoco_tasks import MujocoTasks
 from mlsh.errors import UserError, run_command
-from mlsh.logger import MOMENTS, read_metrics
+from mlsh.logger import MOMENTS
+from mlsh.metrics import read_metrics
 from mlsh.models import Hierarchy
 from mlsh.ppo import Adam, update
 from mlsh.rollout import collect
 from mlsh.sampling import Streams
-from mlsh.settings import parse
+from mlsh.settings import cli, parse
 
 SECONDS = 2  # to repeat a call for, at least
 
@@ -152,7 +152,7 @@ def against_the_simulator(cfg, spent):
 
 
 def main():
-    args = tyro.cli(Args, use_underscores=True)
+    args = cli(Args)
     for name, least in (("tasks", 2), ("repeats", 1)):
         if getattr(args, name) < least:
             raise UserError(f"--{name} is {getattr(args, name)}: use {least} or more")

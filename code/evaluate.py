@@ -20,7 +20,7 @@ from mlsh.errors import UserError, run_command
 from mlsh.files import make_folder, write_whole, writing
 from mlsh.plots import draw_bands, steps_to
 from mlsh.sampling import Streams, find_task
-from mlsh.settings import Count, CountOrNone, NotNegative, Settings, short
+from mlsh.settings import Count, CountOrNone, NotNegative, Settings, cli, short
 
 SHOWN = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # updates in the table
 
@@ -115,7 +115,7 @@ def write(results, out):
 
 
 def main():
-    args = tyro.cli(Args, use_underscores=True)
+    args = cli(Args)
     args.validate()
     if not args.runs:
         raise UserError("name a run folder or a checkpoint")

@@ -13,6 +13,7 @@ from mlsh.envs import make_env
 from mlsh.errors import UserError, run_command
 from mlsh.film import film, write_video
 from mlsh.sampling import Streams, find_task
+from mlsh.settings import cli
 
 
 @dataclass
@@ -32,7 +33,7 @@ class Args:
 
 
 def main():
-    args = tyro.cli(Args)
+    args = cli(Args)
     if args.episodes < 1:
         raise UserError(f"--episodes is {args.episodes}: use 1 or more")
     data = checkpoint.load(args.run, [Config])

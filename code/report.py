@@ -16,8 +16,9 @@ from mlsh.config import Config
 from mlsh.envs.movement_bandits import BEST_RETURN
 from mlsh.errors import UserError, run_command
 from mlsh.files import make_folder, writing
-from mlsh.logger import read_metrics
+from mlsh.metrics import read_metrics
 from mlsh.plots import curve
+from mlsh.settings import cli
 from mlsh.study import PASSED, SEPARATED, SOLVED, print_table
 
 BEST = {"MovementBandits-v0": BEST_RETURN, "MovementBandits4-v0": BEST_RETURN}  # the best possible mean return
@@ -158,7 +159,7 @@ def draw(runs, env, folder, name):
 
 
 def main():
-    args = tyro.cli(Args, use_underscores=True)
+    args = cli(Args)
     if not args.runs:
         raise UserError("name a run folder")
     of_env = defaultdict(list)
