@@ -31,6 +31,7 @@ def at_least(least):
 
 
 Count = Annotated[int, at_least(1)]
+Counts = Annotated[tuple[int, ...], Constraint(lambda x: min(x, default=1) >= 1, "use 1 or more")]
 CountOrNone = Annotated[int, at_least(0)]
 Positive = Annotated[float, Constraint(lambda x: math.isfinite(x) and x > 0, "use a positive number")]
 NotNegative = Annotated[float, Constraint(lambda x: math.isfinite(x) and x >= 0, "use 0 or a positive number")]
@@ -83,7 +84,8 @@ class Settings:
             value = getattr(self, field.name)
             for note in self.notes(field.name):
                 if isinstance(note, Constraint) and not note.holds(value):
-                    raise UserError(f"{self.flag(field.name)} is {value}: {note.remedy}")
+                    typed = " ".join(map(str, value)) if isinstance(value, tuple) else value
+                    raise UserError(f"{self.flag(field.name)} is {typed}: {note.remedy}")
         try:
             torch.zeros(1, device=self.device).item()
         except Exception:  # each kind of device has its own
