@@ -14,8 +14,8 @@ import tyro
 from tabulate import tabulate
 
 from mlsh import checkpoint
-from mlsh import rl2 as rl2  # it registers itself in METHODS, as every method
-from mlsh.adapt import METHODS
+from mlsh import rl2 as rl2  # it registers itself in LEARNERS, as every method
+from mlsh.adapt import LEARNERS
 from mlsh.envs import make_env
 from mlsh.errors import UserError, run_command
 from mlsh.files import make_folder, write_whole, writing
@@ -79,7 +79,7 @@ def evaluate(run, args):
 
     Returns env steps [n] on a task, returns [n, tasks, seeds] from the untrained on, and the tasks' labels.
     """
-    data = checkpoint.load(run, METHODS)
+    data = checkpoint.load(run, LEARNERS)
     cfg = dataclasses.replace(data["config"], seed=args.seed, device=args.device, sim_threads=args.sim_threads)
     cfg.env = args.env or cfg.env
     env = make_env(cfg, 1)
@@ -88,7 +88,7 @@ def evaluate(run, args):
         tasks = [env.sample_task(rng) for rng in Streams(args.seed, range(args.sample))(0, "evaluate: task")]
     tasks = list({str(task): task for task in tasks}.values())  # each once
     labels = [f"task {task} ({env.task_label(task)})" for task in tasks]
-    return *METHODS[type(cfg)](data, cfg, env, tasks, args), labels
+    return *LEARNERS[type(cfg)](data, cfg, env, tasks, args), labels
 
 
 def print_table(results):
@@ -133,7 +133,7 @@ def main():
     if not args.runs:
         raise UserError("name a run folder or a checkpoint")
     for run in args.runs:
-        checkpoint.load(run, METHODS)  # what is none is refused before anything is written
+        checkpoint.load(run, LEARNERS)  # what is none is refused before anything is written
     runs = [run.resolve() for run in args.runs]
     runs = [run.parent if run.name == "checkpoint.pt" else run for run in runs]
     names = [run.stem if run.is_file() else run.name for run in runs]

@@ -13,7 +13,7 @@ import tyro
 from matplotlib.figure import Figure
 
 from mlsh.config import Config
-from mlsh.envs.movement_bandits import BEST_RETURN
+from mlsh.envs import best_return
 from mlsh.errors import UserError, run_command
 from mlsh.files import make_folder, writing
 from mlsh.metrics import read_metrics
@@ -21,8 +21,7 @@ from mlsh.plots import curve
 from mlsh.settings import cli
 from mlsh.study import PASSED, SEPARATED, SOLVED, print_table
 
-BEST = {"MovementBandits-v0": BEST_RETURN, "MovementBandits4-v0": BEST_RETURN}  # the best possible mean return
-LINES = {name: (best, "best possible") for name, best in BEST.items()} | {"AntBandits-v1": (-0.155, "the earlier port")}
+LINES = {"AntBandits-v1": (-0.155, "the earlier port")}  # in figures, where the best possible return is not known
 RANGE = {"AntBandits-v1": (-0.25, -0.09)}  # of the returns, in figures
 IGNORED = {*Config.changeable(), "seed", "out", "resume", "wandb_project", "wandb_group", "wandb_name"} - {"tasks"}
 
@@ -58,7 +57,8 @@ def read(folder):
     if "test" not in results:
         print(f"{folder} has no results of train.py, left out", file=sys.stderr)
         return None
-    return Run(json.loads((folder / "config.json").read_text())["config"], results, read_metrics(folder))
+    config = Config.from_dict(json.loads((folder / "config.json").read_text())["config"])
+    return Run(config.as_dict(), results, read_metrics(folder))
 
 
 def variant(config):
@@ -66,7 +66,7 @@ def variant(config):
     preset = Config.defaults(config["env"]).as_dict()
     flags = []
     for name, default in preset.items():
-        value = config.get(name, default)
+        value = config[name]
         if name not in IGNORED and value != default:
             typed = f"--{'' if value else 'no_'}{name}" if isinstance(value, bool) else f"{Config.flag(name)} {value}"
             flags.append(typed)
@@ -147,8 +147,9 @@ def draw(runs, env, folder, name):
         length = min(len(steps) for steps, _ in curves)
         middle = [np.median([series[k][:length] for series in curves], axis=0) for k in (0, 1)]
         axes.plot(*middle, color="C0", lw=2.2, label=f"{'median' if len(runs) > 2 else 'mean'} of {len(runs)} seeds")
-        if env in LINES:
-            level, label = LINES[env]
+        best = best_return(env)
+        level, label = (best, "best possible") if best else LINES.get(env, (None, None))
+        if label:
             axes.axhline(level, color="C7", ls=":", label=label)
         axes.set(xlabel="million env steps", ylabel="trained reward", title=f"task {task}" if task else "all tasks")
         axes.set_ylim(RANGE.get(env))
@@ -170,15 +171,16 @@ def main():
     if args.figures and len(of_env) > 1:
         raise UserError(f"a figure is of one environment, and these runs are of {', '.join(of_env)}; name those of one")
     for env, runs in of_env.items():
-        if env not in BEST:
+        best = best_return(env)
+        if not best:
             print_tasks(runs)
             continue
         variants = defaultdict(list)
         for run in runs:
             variants[variant(run.config)].append(run)
         if "preset" in variants:
-            print_seeds(variants["preset"], SOLVED * BEST[env])
-        print_variants(variants, BEST[env])
+            print_seeds(variants["preset"], SOLVED * best)
+        print_variants(variants, best)
     if args.figures:
         folder = Path(args.figures)
         make_folder(folder)

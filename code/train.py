@@ -8,7 +8,7 @@ from mlsh.film import Look
 from mlsh.logger import Logger
 from mlsh.models import Hierarchy
 from mlsh.ppo import Adam, update
-from mlsh.rollout import collect
+from mlsh.rollout import collect, settle
 from mlsh.run import Run
 from mlsh.sampling import Streams, balanced_tasks
 
@@ -26,6 +26,8 @@ def train(cfg, env, agent, low_optimizer, streams, look, log, start=0):
             rngs = streams(i, f"warmup {w}")
             rollout = collect(env, agent, rngs, low=False, **cfg.training_rollout(i))
             stats = update(agent.master, master_optimizer, rollout.master, rngs, **cfg.master_ppo)
+            if not cfg.num_low:  # flat policies have no joint iterations
+                agent.normaliser.update(rollout.obs)
             log.step(i, "warm-up", rollout, master=stats)
         look(i, "warmup")
         for u in range(cfg.U):  # joint: θ and φ learn
@@ -41,13 +43,17 @@ def train(cfg, env, agent, low_optimizer, streams, look, log, start=0):
 
 def main():
     run = Run(Config)
-    cfg, streams = run.cfg, Streams(run.cfg.seed, run.groups)
-    env = make_env(cfg, len(run.groups) * cfg.N)
-    agent = Hierarchy.build(cfg, env, len(run.groups), **run.shared)
+    cfg, streams = run.cfg, Streams(run.cfg.seed, run.mine)
+    env = make_env(cfg, len(run.mine) * cfg.N)
+    agent = Hierarchy.build(cfg, env, len(run.mine), **run.shared)
     agent.subs.reset(Streams(cfg.seed, range(cfg.num_low))(0, "sub-policies"))
     low_optimizer = Adam(agent.subs, cfg.llr, apart=True)
     with run.alive(Logger, subs=agent.subs, normaliser=agent.normaliser, optimizer=low_optimizer) as log:
         look = Look(cfg, env, agent, streams, log)
+        if not run.progress["iteration"]:
+            env.set_task(balanced_tasks(env, streams, 0, cfg.groups))
+            agent.master.reset(streams(0, "master"))
+            log.observed(settle(env, agent, streams(0, "normaliser"), **cfg.training_rollout(0)))
         train(cfg, env, agent, low_optimizer, streams, look, log, run.progress["iteration"])
         run.finish(lambda: final_test(agent, env, cfg))
 

@@ -19,13 +19,13 @@ class Faulty(VectorTasks):
         super().__init__(num_envs, max_episode_steps, render_mode, device)
         self.bad, self.where, self.episodes = bad, where, 0
 
-    def _reset(self):
+    def _reset(self, which):
         self.episodes += 1
         return torch.zeros(self.num_envs, 2)
 
     def _step(self, actions):
         observation, reward = torch.zeros(self.num_envs, 2), actions.float()
-        if self.episodes == 5 and self._elapsed == 3:
+        if self.episodes == 5 and self._elapsed[0] == 3:
             hit = torch.tensor(self.task) == 1
             (reward if self.where == "reward" else observation)[hit] = self.bad
         return observation, reward, torch.zeros(self.num_envs, dtype=torch.bool), {}

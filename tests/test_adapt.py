@@ -66,7 +66,7 @@ class Guess(VectorTasks):
         self.single_action_space = Discrete(3)
         super().__init__(num_envs, None, None, "cpu")
 
-    def _reset(self):
+    def _reset(self, which):
         return torch.zeros(self.num_envs, 2)
 
     def _step(self, actions):

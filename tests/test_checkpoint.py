@@ -171,6 +171,14 @@ def test_what_earlier_versions_saved_is_read(parts, tmp_path, learned, kind):
     assert data["train_env_steps"] == (600 if kind is Config else 900)  # of W + U + 3 rollouts three only measured
 
 
+def test_what_an_older_version_did_not_keep_is_named(parts):
+    cfg, parts = parts
+    data = checkpoint.snapshot(cfg, PROGRESS, **parts) | {"config": cfg}
+    del data["optimizer"]
+    with pytest.raises(UserError, match="older version, without optimizer: it cannot be continued"):
+        checkpoint.restore(data, **parts)
+
+
 def test_the_shipped_checkpoint_is_read():
     data = checkpoint.load(ASSETS / "AntBandits-v1.pt", [Config])
     env = make_env(data["config"], 1)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from conftest import CODE, TINY, wait_for_rows
-from mlsh import checkpoint
+from mlsh import checkpoint, parallel
 from mlsh.config import Config
 from mlsh.envs import make_env
 from mlsh.models import Hierarchy
@@ -67,7 +67,7 @@ def test_continuous_actions_train_and_continue(command, tmp_path):
     assert films == 12 or (films == 0 and err.count("no videos: no OpenGL") == 1)
     assert {row["diverged"] for row in rows(tmp_path)} == {"0"}
     before, normaliser = subs(tmp_path), checkpoint.load(tmp_path, [Config])["normaliser"]
-    assert normaliser["count"] == 2 * 2 * 2 * 7  # the two joint iterations' observations
+    assert normaliser["count"] == 3 * 2 * 2 * 7  # the first observations, and the two joint iterations'
     assert command("train.py", "-c", "--out", tmp_path, "--tasks", 3, "--record", 0)[0] == 0
     after = subs(tmp_path)
     assert not any(torch.equal(before[name], after[name]) for name in before)
@@ -114,6 +114,35 @@ def test_continuing_ends_where_an_uninterrupted_run_ends(command, tmp_path):
         assert same(one, two)
     tests = [json.loads((folder / "results.json").read_text())["test"] for folder in (whole, parts)]
     assert tests[0] == tests[1]
+
+
+@pytest.mark.parametrize("env", ["MovementBandits-v0", "foreign:Terminated-v0"])
+def test_rl2_continues_too(command, tmp_path, env):
+    flags = ["--env", env, *"-N 4 -K 1 -T 7 --episodes 2 --wandb disabled".split()]
+    assert command("train_rl2.py", *flags, "--iterations", 4, "--out", tmp_path / "whole")[0] == 0
+    assert command("train_rl2.py", *flags, "--iterations", 2, "--out", tmp_path / "parts")[0] == 0
+    code, _, err = command("train_rl2.py", "-c", "--iterations", 4, "--out", tmp_path / "parts")
+    assert code == 0, err
+    assert rows(tmp_path / "whole") == rows(tmp_path / "parts") and len(rows(tmp_path / "whole")) >= 4
+    a, b = (torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)["policy"] for name in ("whole", "parts"))
+    assert same(a, b) and ("normaliser.mean" in a) == (env != "MovementBandits-v0")  # which is scaled already
+
+
+def test_rl2_is_no_run_of_several_processes(command, monkeypatch):
+    monkeypatch.setattr(parallel, "SIZE", 2)
+    code, _, err = command("train_rl2.py")
+    assert code == 2 and "start it without torchrun" in err
+
+
+def test_the_normaliser_starts_from_the_first_rollout(command, tmp_path):
+    flags = ["--normalise", "-W", 1, "-U", 0, "--tasks", 1]
+    assert command("train.py", *TINY, *flags, "--out", tmp_path / "a")[0] == 0
+    normaliser = checkpoint.load(tmp_path / "a", [Config])["normaliser"]
+    assert normaliser["count"] == 2 * 2 * 7 and 0.4 < normaliser["mean"][0] < 0.6  # the untrained agent's, ÷ 400
+    a_rollout = 2 * 2 * 7
+    assert rows(tmp_path / "a")[0]["env_steps"] == str(5 * a_rollout)  # that one, three looks, and one learned from
+    assert command("train.py", *TINY, *flags, "--num_low", 0, "--out", tmp_path / "flat")[0] == 0
+    assert checkpoint.load(tmp_path / "flat", [Config])["normaliser"]["count"] == 2 * a_rollout  # goes on with training
 
 
 def test_continuing_without_metrics_and_with_another_wandb_part(command, tmp_path):

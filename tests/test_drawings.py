@@ -26,7 +26,7 @@ def test_arrows_run_down_only(drawings):
     assert {"train", "evaluate", "studies.bandits"} <= scripts and not scripts & set().union(*arrows.values())
     assert not any(arrows[f"mlsh.{name}"] for name in ("models", "ppo", "errors", "plots"))
     assert not arrows["train"] & {"mlsh.parallel", "mlsh.checkpoint", "mlsh.files", "mlsh.tracking"}
-    assert arrows["mlsh.rollout"] == {"mlsh.ppo"}
+    assert arrows["mlsh.rollout"] == {"mlsh.play", "mlsh.ppo"} and not arrows["mlsh.play"]
 
 
 def test_drawings(drawings, command, tmp_path):

@@ -142,3 +142,24 @@ def test_a_family_is_registered_with_its_preset():
         cfg.validate()
         assert gym.spec(env_id).max_episode_steps >= cfg.T
     assert preset("CartPole-v1") == {} and preset("mlsh:AntBandits-v1") == preset("AntBandits-v1") != {}
+
+
+@pytest.mark.parametrize("env_id", ids())
+def test_some_slots_begin_anew_and_the_others_go_on(env_id):
+    """What a slot begins with is drawn by its own block's generator; times are a slot's own."""
+    env, other = (make_env(Config.defaults(env_id), 6) for _ in range(2))
+    for e in (env, other):
+        e.set_task([0, 1])
+        e.reset(seed=[3, 4])
+        action = torch.stack([torch.as_tensor(e.single_action_space.sample()) for _ in range(6)])
+        for _ in range(2):
+            before, *_ = e.step(action)
+        mask = torch.tensor([False, True, False, False, False, e is env])
+        after, _ = e.reset(options={"reset_mask": mask})
+        assert torch.equal(after[~mask], before[~mask])
+        assert all(not torch.equal(after[k], before[k]) for k in mask.nonzero()[:, 0])
+        e.started = after[1]
+        for _ in range(e.max_episode_steps - 2):
+            truncated = e.step(action)[3]
+        assert torch.equal(truncated, ~mask)
+    assert torch.equal(env.started, other.started)  # whatever begins in the other block

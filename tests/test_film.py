@@ -11,7 +11,7 @@ from mlsh.envs import make_env
 from mlsh.errors import RenderingUnavailable, UserError
 from mlsh.film import Look, film, write_video
 from mlsh.models import Hierarchy
-from mlsh.rollout import collect
+from mlsh.rollout import measure
 from mlsh.sampling import Streams
 
 
@@ -40,8 +40,8 @@ class Log:
     def say(self, text):
         self.said.append(text)
 
-    def look(self, moment, rollout):
-        self.looks.append((moment, rollout.outcome.episode_return))
+    def look(self, moment, outcome):
+        self.looks.append((moment, outcome.episode_return))
 
     def video(self, name, path):
         self.videos.append((name, path.name))
@@ -59,7 +59,7 @@ def test_a_look_is_reported_and_now_and_then_filmed(cfg, tmp_path):
     filmed = [(f"pretrain-video-{task}", f"0000{i}-pretrain-video-{task}.gif") for i in (0, 3, 5) for task in (1, 0)]
     assert log.videos == filmed and {p.name for p in (tmp_path / "videos").iterdir()} == {name for _, name in filmed}
     assert [moment for moment, _ in log.looks] == ["pretrain"] * 6
-    expected = collect(env, agent, streams(4, "pretrain"), low=False, **cfg.rollout).outcome.episode_return
+    expected = measure(env, agent, streams(4, "pretrain"), **cfg.play).episode_return
     assert torch.equal(log.looks[4][1], expected)  # without random decisions
     after = [p for part in agent for p in part.state_dict().values()]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))

@@ -62,3 +62,13 @@ def test_interrupted_it_goes_on_where_it_was(tmp_path):
     run.communicate(timeout=60)
     done = len(read_metrics(tmp_path / "a"))
     assert run.returncode and done >= 4 and (tmp_path / "a" / "curves.png").exists()  # drawn when it stopped
+
+
+@pytest.mark.slow
+def test_a_module_is_a_command_too(tmp_path):
+    job = Job("a", "-m mlsh.rl2 -N 4 -K 1 -T 7 --episodes 2 --iterations 2 --wandb disabled")
+    Jobs(tmp_path).run([job])
+    (tmp_path / "a" / "results.json").unlink()
+    rows = read_metrics(tmp_path / "a")
+    Jobs(tmp_path).run([job])  # continued, to the end where it was
+    assert read_metrics(tmp_path / "a") == rows and (tmp_path / "a" / "results.json").exists()

@@ -27,10 +27,9 @@ RESULTS = {"test": [], "env_steps": 80, "seconds": 1.0}
 
 
 def played(*returns):
-    """A rollout of two groups, ten env steps."""
+    """What two groups did, ten env steps."""
     share = torch.tensor([[0.25, 0.75], [1.0, 0.0]])
-    outcome = Outcome(torch.tensor(returns, dtype=torch.float32), share, 10, torch.tensor([0, 2]), {})
-    return Rollout(None, None, None, outcome)
+    return Outcome(torch.tensor(returns, dtype=torch.float32), share, 10, torch.tensor([0, 2]), {})
 
 
 def stats(n):
@@ -56,7 +55,7 @@ class Seen:
 def write_task(log, i, tasks=(1, 0)):
     log.look("pretrain", played([1, 3], [5, 5]))
     log.look("warmup", played([2, 4], [6, 6]))
-    log.step(i, "joint", played([0, 0], [0, 0]), master=stats(2), low=stats(2))
+    log.step(i, "joint", Rollout(None, None, None, played([0, 0], [0, 0])), master=stats(2), low=stats(2))
     log.look("afterjoint", played([3, 5], [7, 7]))
     log.task_done(i, list(tasks))
 
@@ -139,7 +138,7 @@ def test_outer_iterations_without_joint_ones_have_no_figures_of_sub_policies(cfg
     write_task(log, 0)
     for moment in logger.MOMENTS:
         log.look(moment, played([1, 1], [1, 1]))
-    log.step(1, "warm-up", played([0, 0], [0, 0]), master=stats(2))
+    log.step(1, "warm-up", Rollout(None, None, None, played([0, 0], [0, 0])), master=stats(2))
     log.task_done(1, [0, 1])
     assert [row["sub0_kl"] for row in read_metrics(folder)] == ["0", "0", "", ""]  # the last task's are not kept
 

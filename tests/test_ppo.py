@@ -6,7 +6,7 @@ import torch
 from gymnasium.spaces import Box, Discrete
 
 from mlsh.models import ActorCritic
-from mlsh.ppo import Adam, Batch, explained_variance, gae, minibatches, normalise, update
+from mlsh.ppo import Adam, Batch, Minibatches, Samples, figures, gae, named, normalise, update
 
 ALWAYS = dict(epsilon=0.2, c1=0.5, c2=0.01)
 
@@ -41,17 +41,17 @@ def test_gae_by_hand():
     goes_on = torch.ones(3, 1)
     # δ = r + 0.5 V' − V: 1, 2, 3; A_2 = 3, A_1 = 2 + 0.25 · 3, A_0 = 1 + 0.25 · 2.75
     expected = torch.tensor([[1.6875], [2.75], [3.0]])
-    torch.testing.assert_close(gae(reward, value, goes_on, goes_on, 0.5, 0.5), expected)
+    torch.testing.assert_close(gae(reward, value[:-1], value[1:], goes_on, 0.5, 0.5), expected)
 
 
 def test_gae_stops_at_a_termination_and_bootstraps_at_a_time_limit():
     reward = torch.tensor([[1.0, 1.0], [2.0, 2.0], [9.0, 3.0]])
     value = torch.tensor([[0.5, 0.5], [1.0, 1.0], [7.0, 2.0], [7.0, 4.0]])
     goes_on = torch.tensor([[1.0, 1.0], [0.0, 1.0], [1.0, 1.0]])
-    cut = gae(reward, value, torch.ones(3, 2), goes_on, 0.5, 0.5)
+    cut = gae(reward, value[:-1], value[1:], goes_on, 0.5, 0.5)
     # truncated instead: δ_1 = 2 + 0.5 · 7 − 1, and nothing from later
     torch.testing.assert_close(cut[:2, 0], torch.tensor([1 + 0.25 * 4.5, 4.5]))
-    advantage = gae(reward, value, goes_on, goes_on, 0.5, 0.5)
+    advantage = gae(reward, value[:-1], value[1:] * goes_on, goes_on, 0.5, 0.5)
     # episode 0 ends with its second step: δ_1 = 2 − 1, δ_0 = 1 + 0.5 · 1 − 0.5
     torch.testing.assert_close(advantage[:2, 0], torch.tensor([1.25, 1.0]))
     torch.testing.assert_close(advantage[:, 1], torch.tensor([1.6875, 2.75, 3.0]))
@@ -69,27 +69,28 @@ def test_updates_end_with_the_epoch_that_passes_the_target(target_kl, epochs):
 def test_minibatches_hold_every_sample_once_an_epoch_in_its_members_row():
     draw = np.random.default_rng(1)
     member, group = draw.integers(3, size=100), draw.integers(2, size=100)
-    index, weight = minibatches(member, group, n=3, parts=4, epochs=5, rngs=rngs(2))
-    assert index.shape[:2] == weight.shape[:2] == (20, 3)
-    for epoch in range(5):
-        rows = slice(4 * epoch, 4 * epoch + 4)
-        assert sorted(index[rows][weight[rows] > 0]) == list(range(100))
-    for k in range(3):
-        assert (member[index[:, k]] == k).all()  # padding too
-        for g in range(2):  # a cell's samples lie evenly over the parts
-            counts = ((group[index[:, k]] == g) & (weight[:, k] > 0)).sum(1)
-            assert counts.max() - counts.min() <= 1
+    shuffled, generators = Minibatches(member, group, n=3, parts=4), rngs(2)
+    weight, epochs = shuffled.weight, [shuffled.shuffle(generators) for _ in range(5)]
+    for index in epochs:
+        assert index.shape == weight.shape and index.shape[:2] == (4, 3)
+        assert sorted(index[weight > 0]) == list(range(100))
+        for k in range(3):
+            assert (member[index[:, k]] == k).all()  # padding too
+            for g in range(2):  # a cell's samples lie evenly over the parts
+                counts = ((group[index[:, k]] == g) & (weight[:, k] > 0)).sum(1)
+                assert counts.max() - counts.min() <= 1
     np.testing.assert_allclose(weight.sum(2), 1, rtol=1e-5)
-    assert (index[0] != index[4]).any()
+    assert (epochs[0] != epochs[1]).any()
 
 
 def test_minibatches_of_a_group_do_not_depend_on_the_others():
     member = np.zeros(40, int)
     group = np.repeat([0, 1], 20)
-    both, _ = minibatches(member, group, 1, parts=3, epochs=2, rngs=rngs(2))
-    alone, _ = minibatches(member[:20], group[:20], 1, parts=3, epochs=2, rngs=rngs(1))
-    for together, single in zip(both, alone, strict=True):
-        assert set(single[0]) == set(together[together < 20])
+    both, alone = Minibatches(member, group, 1, parts=3), Minibatches(member[:20], group[:20], 1, parts=3)
+    two, one = rngs(2), rngs(1)
+    for _ in range(2):
+        for together, single in zip(both.shuffle(two), alone.shuffle(one), strict=True):
+            assert set(single[0]) == set(together[together < 20])
 
 
 def test_normalise_within_each_cell():
@@ -213,7 +214,18 @@ def test_explained_variance_by_hand():
     value = torch.tensor([[0.0, 2, 6, -5], [7, 8, 7, 0], [1e4, 1e4 + 2, 1e4, 1e4 + 2]])
     weight = torch.tensor([[1 / 3, 1 / 3, 1 / 3, 0], [1 / 3, 1 / 3, 1 / 3, 0], [0.25] * 4])
     by_hand = [1 - (8 / 9) / (8 / 3), math.nan, 1]  # errors 1, 1, -1; targets that are the same; values that are right
-    explained = explained_variance(value, target, weight, lambda x: x)
+    zeros = torch.zeros(3, 4)
+    new = torch.distributions.Normal(zeros, 1.0)
+
+    class Fixed:
+        def __call__(self, obs):
+            return None, value
+
+        def distribution(self, params):
+            return new
+
+    samples = Samples(None, zeros, new.log_prob(zeros), zeros, target)
+    explained = named(figures(Fixed(), samples, weight.double(), 0.2))["explained_variance"]
     torch.testing.assert_close(explained, torch.tensor(by_hand), equal_nan=True)
 
 

@@ -59,6 +59,9 @@ def test_seeds_and_variants(command, tmp_path):
     assert variants[2:4] == ["all tasks ≥ 42.5", "all tasks > 30"]
     assert preset == ["`preset`", "2", "1", "2", "42.0", "2.0 M"]
     assert one_group == ["`--groups 1 --normalise`", "1", "0", "0", "2.0", "2.0 M"]
+    path = tmp_path / "c" / "config.json"  # as an earlier version named the epochs
+    path.write_text(path.read_text().replace('"epochs": 10', '"K": 3'))
+    assert cells(command("report.py", tmp_path / "c")[1])[-1][0] == "`-K 3 --groups 1 --normalise`"
 
 
 def test_tasks_where_the_best_return_is_not_known_and_figures(command, tmp_path):

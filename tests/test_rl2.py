@@ -38,7 +38,7 @@ def test_a_trial_by_hand(space):
     params, value, _ = policy(trials.obs)
     torch.testing.assert_close(policy.distribution(params).log_prob(trials.action), trials.log_prob)
     reward = torch.tensor([1.0, 2, 3, 1, 2, 3])[:, None].expand(6, 2) / 2
-    expected = gae(reward, torch.cat((value, torch.zeros(1, 2))), *[torch.ones(6, 2)] * 2, 0.9, 0.8)
+    expected = gae(reward, value, torch.cat((value[1:], torch.zeros(1, 2))), torch.ones(6, 2), 0.9, 0.8)
     torch.testing.assert_close(trials.advantage, expected.detach())
     torch.testing.assert_close(trials.value_target, value.detach() + trials.advantage)
     assert (trials.weight == 1 / 12).all()
@@ -51,7 +51,7 @@ def test_what_comes_after_a_termination_weighs_nothing():
     lived = torch.tensor([0, 1, 3, 4])  # as if the trial had these steps only
     value = (trials.value_target - trials.advantage)[lived, 1:]
     reward = torch.tensor([1.0, 2, 1, 2])[:, None] / 2
-    expected = gae(reward, torch.cat((value, torch.zeros(1, 1))), *[torch.ones(4, 1)] * 2, 0.9, 0.8)
+    expected = gae(reward, value, torch.cat((value[1:], torch.zeros(1, 1))), torch.ones(4, 1), 0.9, 0.8)
     torch.testing.assert_close(trials.advantage[lived, 1:], expected)
     assert (trials.weight[:, 1] > 0).tolist() == [True, True, False] * 2
     assert all(x.isfinite().all() for x in trials[:-1])

@@ -8,19 +8,14 @@ from mlsh.envs import make_env
 from mlsh.envs.base import VectorTasks
 from mlsh.models import Hierarchy
 from mlsh.ppo import gae
-from mlsh.rollout import collect
+from mlsh.rollout import collect, measure
 from mlsh.sampling import Streams
-
-
-def always(*shape):
-    return torch.ones(shape), torch.ones(shape)
-
 
 SETTINGS = dict(T=7, high_len=3, gamma=0.9, lam=0.8)
 
 
 class Ladder(VectorTasks):
-    """Reward t + 1 at step t; episode e ends after its lifetime[e] steps, then all is NaN; observes (t, e)."""
+    """Reward t + 1 at step t of an episode; slot e's last lifetime[e] steps, then all is NaN; observes (t, e)."""
 
     train_tasks = [0]
 
@@ -31,19 +26,19 @@ class Ladder(VectorTasks):
         self.lifetime = torch.tensor(lifetime)
         self.actions = []
 
-    def _reset(self):
+    def _reset(self, which):
         return self._observation()
 
     def _observation(self):
-        return torch.stack((torch.full((self.num_envs,), float(self._elapsed)), torch.arange(self.num_envs)), 1)
+        observation = torch.stack((self._elapsed.float(), torch.arange(self.num_envs).float()), 1)
+        observation[self._elapsed >= self.lifetime] = torch.nan
+        return observation
 
     def _step(self, actions):
         self.actions.append(actions)
-        reward = torch.full((self.num_envs,), float(self._elapsed))
+        reward = self._elapsed.float()
         reward[self._elapsed > self.lifetime] = torch.nan
-        observation = self._observation()
-        observation[self._elapsed > self.lifetime] = torch.nan
-        return observation, reward, self._elapsed >= self.lifetime, {}
+        return self._observation(), reward, self._elapsed >= self.lifetime, {}
 
 
 def agent_for(env, groups, num_low=2, seed=0):
@@ -68,7 +63,7 @@ def test_two_timescales_by_hand(space):
     macro = torch.tensor([6.0, 15.0, 7.0])[:, None].expand(3, 4) / 2  # 1+2+3, 4+5+6, 7, scaled
     at = torch.tensor([[t, e] for t in (0, 3, 6, 7) for e in range(4)], dtype=torch.float32)
     value = agent.master.value(at.expand(2, -1, -1))[[0, 0, 1, 1] * 4, range(16)].view(4, 4)
-    advantage = gae(macro, value, *always(3, 4), 0.9, 0.8)
+    advantage = gae(macro, value[:-1], value[1:], torch.ones(3, 4), 0.9, 0.8)
     torch.testing.assert_close(master.advantage.view(3, 4), advantage)
     torch.testing.assert_close(master.value_target, master.value + master.advantage)
     # the sub-policy a decision named acts for its three steps
@@ -80,7 +75,8 @@ def test_two_timescales_by_hand(space):
     at = torch.tensor([[t, e] for t in range(8) for e in range(4)], dtype=torch.float32)
     members = low.member.view(7, 4)[[0, 1, 2, 3, 4, 5, 6, 6]].flatten()
     value = agent.subs.value(at.expand(2, -1, -1))[members, range(32)].view(8, 4)
-    advantage = gae(torch.arange(1.0, 8)[:, None].expand(7, 4) / 2, value, *always(7, 4), 0.9, 0.8)
+    reward = torch.arange(1.0, 8)[:, None].expand(7, 4) / 2
+    advantage = gae(reward, value[:-1], value[1:], torch.ones(7, 4), 0.9, 0.8)
     torch.testing.assert_close(low.advantage.view(7, 4), advantage)
     share = (members[:28].view(7, 2, 2) == 0).float().mean((0, 2))
     torch.testing.assert_close(out.outcome.share[:, 0], share)
@@ -95,8 +91,9 @@ def test_without_bootstrap_the_limit_ends_the_episode_for_the_master_alone():
     assert torch.equal(with_it.low.advantage, without.low.advantage)
     expected = gae(
         torch.tensor([6.0, 15.0, 7.0])[:, None].expand(3, 4),  # 1+2+3, 4+5+6, 7
-        torch.cat((without.master.value.view(3, 4), torch.zeros(1, 4))),
-        *always(3, 4),
+        without.master.value.view(3, 4),
+        torch.cat((without.master.value.view(3, 4)[1:], torch.zeros(1, 4))),
+        torch.ones(3, 4),
         0.9,
         0.8,
     )
@@ -108,8 +105,8 @@ def test_the_environments_last_info_is_kept():
     env = Ladder([99] * 4)
     step = env._step
     env._step = lambda actions: (*step(actions)[:3], {"height": torch.arange(4.0) + env._elapsed})
-    out = collect(env, agent_for(env, groups=2), Streams(1, range(2))(2, "x"), **SETTINGS)
-    assert {name: x.tolist() for name, x in out.outcome.final.items()} == {"height": [[7, 8], [9, 10]]}
+    out = measure(env, agent_for(env, groups=2), Streams(1, range(2))(2, "x"), T=7, high_len=3)
+    assert {name: x.tolist() for name, x in out.final.items()} == {"height": [[7, 8], [9, 10]]}
 
 
 @pytest.mark.parametrize("space", [Discrete(3), Box(-1, 1, (2,))])
@@ -119,7 +116,7 @@ def test_without_sub_policies_the_masters_act_at_every_step(space):
     agent = Hierarchy.build(cfg, env)
     agent.master.reset(Streams(0, range(2))(0, "master"))
     out = collect(env, agent, Streams(1, range(2))(2, "x"), **SETTINGS | {"high_len": 1})
-    assert out.low is None and out.outcome.share.shape == (2, 0) and out.outcome.steps == 24
+    assert out.low is None and out.outcome.share.shape == (2, 0) and out.outcome.steps == 28
     assert out.outcome.episode_return.tolist() == [[28, 6], [28, 28]]
     first = out.master.action[:4]
     assert torch.equal(first, env.actions[0])  # what the environment got is what is learned from
@@ -127,7 +124,7 @@ def test_without_sub_policies_the_masters_act_at_every_step(space):
     params = agent.master.params(at.view(2, 2, 2)).view(4, -1)
     log_prob = agent.master.distribution(params).log_prob(first)
     torch.testing.assert_close(out.master.log_prob[:4], log_prob)
-    assert out.master.member.tolist() == [0, 0, 1, 1] * 3 + [0, 1, 1] * 4
+    assert out.master.member.tolist() == [0, 0, 1, 1] * 7
 
 
 def test_log_probs_are_of_the_actions_taken():
@@ -139,55 +136,141 @@ def test_log_probs_are_of_the_actions_taken():
         torch.testing.assert_close(batch.log_prob, params.log_softmax(-1)[range(len(batch.obs)), batch.action])
 
 
-def test_what_comes_after_a_termination_does_not_count():
-    env = Ladder([2, 99, 3, 99])
-    agent = agent_for(env, groups=1)
-    out = collect(env, agent, Streams(1, range(1))(2, "x"), **SETTINGS)
-    assert out.outcome.episode_return.tolist() == [[3, 28, 6, 28]] and out.outcome.steps == 2 + 7 + 3 + 7
+class Script(VectorTasks):
+    """Slot e's episodes have the lengths and ends of scripts[e], in turn; reward and observation tell slot and step."""
+
+    train_tasks = [0, 1]
+
+    def __init__(self, scripts):
+        self.single_observation_space = Box(-9, 99, (3,), np.float32)
+        self.single_action_space = Discrete(3)
+        super().__init__(len(scripts), None, None, "cpu")
+        self.scripts, self.begun, self.actions, self.observed = scripts, [0] * len(scripts), [], []
+
+    def _reset(self, which):
+        for e in which:
+            self.begun[e] += 1
+        return self._observation()
+
+    def _observation(self):
+        rows = [[e / 3, self.begun[e] / 2, self._elapsed[e] / 5] for e in range(self.num_envs)]
+        return torch.tensor(rows)
+
+    def step(self, actions):
+        self._elapsed += 1
+        self.actions.append(actions)
+        ends = [self.scripts[e][self.begun[e] - 1] for e in range(self.num_envs)]
+        over = [int(self._elapsed[e]) == length for e, (length, _) in enumerate(ends)]
+        terminated, truncated = (
+            torch.tensor([x and end == kind for x, (_, end) in zip(over, ends, strict=True)])
+            for kind in ("term", "trunc")
+        )
+        observation = self._observation()
+        self.observed.append(observation.clone())
+        observation[terminated] = torch.nan
+        return observation, self._observation().sum(1), terminated, truncated, {}
+
+
+def brute_force(env, agent, z, T, high_len, bootstrap, low):
+    """The transitions of every slot by the definitions, in plain Python: (slot, step) -> advantage.
+
+    `z` [T, E]: the sub-policy at every step.
+    """
+    gamma, lam, found = SETTINGS["gamma"], SETTINGS["lam"], {}
+    groups = agent.master.n
+
+    def value(x, e, t):
+        policy, k = (agent.subs, z[t][e]) if low else (agent.master, e * groups // env.num_envs)
+        return policy.value(x.expand(policy.n, 1, 3))[k, 0].item()
+
+    for e in range(env.num_envs):
+        t, episode = 0, 0
+        while t < T:
+            length, end = env.scripts[e][episode]
+            last = min(t + length, T)  # the step after the episode's last one here
+            end = end if t + length <= T else "cut"
+            at = lambda s: torch.tensor([e / 3, (episode + 1) / 2, (s - t) / 5])  # noqa: B023, E731
+            starts = list(range(t, last, 1 if low else high_len))
+            advantage = 0.0
+            for i in reversed(range(len(starts))):
+                s, following = starts[i], starts[i + 1] if i + 1 < len(starts) else last
+                reward = sum(at(u + 1).sum().item() for u in range(s, following))
+                if following < last:
+                    ahead = value(at(following), e, following)
+                elif end == "term" or not (bootstrap or low):
+                    ahead = 0.0
+                else:
+                    ahead = value(at(last), e, last - 1)
+                delta = reward + gamma * ahead - value(at(s), e, s)
+                advantage = delta + (gamma * lam * advantage if following < last else 0.0)
+                found[e, s] = advantage
+            t, episode = last, episode + 1
+    return found
+
+
+SCRIPTS = [
+    [(2, "term"), (2, "trunc"), (9, "term")],  # within a decision
+    [(3, "term"), (3, "trunc"), (9, "term")],  # at a decision's boundary
+    [(1, "trunc")] * 7,
+    [(1, "term")] * 7,
+    [(7, "trunc"), (9, "term")],  # at the end of the rollout
+    [(6, "term"), (9, "trunc")],
+]
+
+
+@pytest.mark.parametrize("bootstrap", [True, False])
+@pytest.mark.parametrize("high_len", [1, 2, 3, 99])
+def test_a_slot_goes_on_with_new_episodes_and_every_step_is_learned_from(high_len, bootstrap):
+    """Against every slot's episodes one by one, in plain Python; each begins with a decision of its own."""
+    env = Script(SCRIPTS)
+    agent = agent_for(env, groups=2)
+    settings = SETTINGS | {"high_len": high_len, "bootstrap": bootstrap}
+    out = collect(env, agent, Streams(1, range(2))(2, "x"), **settings)
+    assert out.outcome.steps == len(out.low.obs) == len(out.obs) == 42
     assert all(x.isfinite().all() for batch in (out.master, out.low) for x in batch)
-    assert out.master.obs.tolist() == [[0, e] for e in range(4)] + [[3, 1], [3, 3], [6, 1], [6, 3]]
-    assert len(out.low.obs) == 2 + 7 + 3 + 7 == len(out.obs)
-    assert sorted(out.low.obs[out.low.obs[:, 1] == 2][:, 0].tolist()) == [0, 1, 2]
-    # no bootstrap: the last real step's advantage is its reward minus its value
-    last = out.low.obs.tolist().index([1, 0])
-    torch.testing.assert_close(out.low.advantage[last], 2 - out.low.value[last])
-    torch.testing.assert_close(out.master.advantage[0], 3 - out.master.value[0])
-    assert out.outcome.share.sum() == pytest.approx(1)
+    z = out.low.member.view(7, 6)
+    assert torch.equal(out.low.action.view(7, 6), torch.stack(env.actions))
+    low = brute_force(env, agent, z.tolist(), 7, high_len, bootstrap, low=True)
+    expected = torch.tensor([[low[e, t] for e in range(6)] for t in range(7)])
+    torch.testing.assert_close(out.low.advantage.view(7, 6), expected)
+    master = brute_force(env, agent, z.tolist(), 7, high_len, bootstrap, low=False)
+    slot = (out.master.obs[:, 0] * 3).round().long()
+    for e in range(6):  # decisions of a slot are in order
+        mine, starts = slot == e, sorted(t for slot_e, t in master if slot_e == e)
+        torch.testing.assert_close(out.master.advantage[mine], torch.tensor([master[e, t] for t in starts]))
+        assert out.master.action[mine].tolist() == [z[t, e] for t in starts]  # who was chosen is who acts
+        assert out.master.member[mine].unique().tolist() == [e // 3]
 
 
-def test_a_truncation_before_the_horizon_is_bootstrapped():
-    env = Ladder([99] * 4)
-    step = env.step
-
-    def cut(actions):  # episode 0 is truncated after two steps, within the master's first transition
-        observation, reward, terminated, truncated, info = step(actions)
-        truncated[0] = env._elapsed >= 2
-        if env._elapsed > 2:
-            observation[0] = reward[0] = torch.nan
-        return observation, reward, terminated, truncated, info
-
-    env.step = cut
+def test_reported_are_complete_episodes_and_of_what_only_measures_the_first():
+    """Slot 0 has episodes of 2, 2 and, cut short, 3 steps; slot 1 one that is not over."""
+    env = Script([[(2, "term"), (2, "trunc"), (9, "term")], [(9, "term")]])
     agent = agent_for(env, groups=1)
-    out = collect(env, agent, Streams(1, range(1))(2, "x"), **SETTINGS)
-    assert out.outcome.episode_return[0].tolist() == [3, 28, 28, 28] and out.outcome.steps == 2 + 3 * 7
-    assert all(x.isfinite().all() for batch in (out.master, out.low) for x in batch)
-    first = out.low.obs[:, 1] == 0
-    assert out.low.obs[first][:, 0].tolist() == [0, 1]
-    after = torch.tensor([[2.0, 0.0]])  # the observation at the cut
-    value = agent.subs.value(after.expand(2, 1, 2))[out.low.member[first][-1], 0]
-    expected = 2 + 0.9 * value - out.low.value[first][-1]
-    torch.testing.assert_close(out.low.advantage[first][-1], expected)
-    expected = 3 + 0.9 * agent.master.value(after[None])[0, 0] - out.master.value[0]
-    torch.testing.assert_close(out.master.advantage[0], expected)
+    reward = lambda e, episode, t: e / 3 + episode / 2 + t / 5  # noqa: E731
+    first, second = (sum(reward(0, i, t) for t in (1, 2)) for i in (1, 2))
+    whole = sum(reward(1, 1, t) for t in range(1, 8))
+    out = collect(env, agent, Streams(1, range(1))(2, "x"), **SETTINGS).outcome
+    assert out.episode_return[0].tolist() == pytest.approx([(first + second) / 2, whole])
+    env.begun = [0, 0]
+    out = measure(env, agent, Streams(1, range(1))(2, "x"), T=7, high_len=3)
+    assert out.episode_return[0].tolist() == pytest.approx([first, whole]) and out.steps == 2 + 7
+    env.scripts, env.begun, env.actions = [[(2, "term")], [(3, "trunc")]], [0, 0], []
+    out = measure(env, agent, Streams(1, range(1))(2, "x"), T=7, high_len=3)
+    assert out.steps == 5 and len(env.actions) == 3  # nothing is simulated when all are over
+    assert out.share.sum() == pytest.approx(1)
 
 
-def test_a_group_does_not_depend_on_the_others():
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_group_does_not_depend_on_the_others(ends):
     cfg = Config(T=7)
-    one, two = make_env(cfg, 3), make_env(cfg, 6)
+    if ends:
+        one, two = Script(SCRIPTS[:3]), Script(SCRIPTS)
+    else:
+        one, two = make_env(cfg, 3), make_env(cfg, 6)
     one.set_task(0)
     two.set_task([0, 1])
-    alone = collect(one, agent_for(one, 1), Streams(1, [0])(2, "x"), **SETTINGS)
-    both = collect(two, agent_for(two, 2), Streams(1, [0, 1])(2, "x"), **SETTINGS)
+    alone = collect(one, agent_for(one, 1), Streams(1, [0])(2, "x"), explore=0.5, **SETTINGS)
+    both = collect(two, agent_for(two, 2), Streams(1, [0, 1])(2, "x"), explore=0.5, **SETTINGS)
     mine = both.low.group == 0
     for a, b in zip(alone.low, both.low, strict=True):
         torch.testing.assert_close(a, b[mine])

@@ -30,7 +30,7 @@ def start(*flags, **more):
     [("NaNReward", "a reward"), ("InfiniteReward", "a reward"), ("NaNObservation", "an observation")],
 )
 def test_what_is_not_finite_stops_the_run_with_the_last_good_checkpoint(command, tmp_path, env, what):
-    flags = ["--env", f"faulty:{env}-v0", "-W", 1, "-U", 0, "--save_seconds", 0, "--out", tmp_path]
+    flags = ["--env", f"faulty:{env}-v0", "-W", 1, "-U", 0, "--no_normalise", "--save_seconds", 0, "--out", tmp_path]
     code, _, err = command("train.py", *SMALL, *flags)  # four rollouts an outer iteration: the second fails
     assert code == 2 and "Traceback" not in err
     assert f"gave {what} that is not finite at step {2 if what == 'a reward' else 3}, task 1" in err
@@ -61,7 +61,7 @@ def test_a_full_disk_at_the_first_save_is_said_at_once(tmp_path):
 
 
 def test_a_full_disk_while_logging_leaves_the_last_checkpoint(tmp_path):
-    size = 24_000  # more than a checkpoint has
+    size = 40_000  # more than a checkpoint has
     flags = [*SMALL, "--tasks", 10**6, "--save_seconds", 0, "--out", tmp_path]
     run = start(*flags, preexec_fn=limit_files(size))
     _, err = run.communicate(timeout=100)

@@ -1,6 +1,8 @@
 """A study: its parts by hand, and the whole of one, shrunken."""
 
 import dataclasses
+import subprocess
+import sys
 from functools import partial
 
 import imageio.v3 as iio
@@ -10,7 +12,18 @@ import pytest
 from conftest import CODE, TINY
 from mlsh import study as module
 from mlsh.errors import UserError
-from mlsh.study import ALL, BEST, WORST, Study, Way, adaptation, final_tests, learning_curves, read_adaptation, sweep
+from mlsh.study import (
+    ALL,
+    BEST_TASK,
+    WORST_TASK,
+    Study,
+    Way,
+    adaptation,
+    final_tests,
+    learning_curves,
+    read_adaptation,
+    sweep,
+)
 
 STUDY = Study(
     name="tried",
@@ -81,6 +94,11 @@ def test_a_training_curve_by_hand(study, tmp_path):
     (tmp_path / "b-0" / "metrics.csv").write_text("iteration,task,env_steps,joint_reward\n0,0,5,1\n")
     with pytest.raises(UserError, match="older version, without train_env_steps"):
         module.training_curve(study, module.Job("b-0", ""))
+    write_metrics(tmp_path / "c-0", [[9, 1], [7, 3]])  # begun with an older version, and continued
+    text = (tmp_path / "c-0" / "metrics.csv").read_text()
+    (tmp_path / "c-0" / "metrics.csv").write_text(text.replace(",1000000,", ",,"))
+    with pytest.raises(UserError, match="older version"):
+        module.training_curve(study, module.Job("c-0", ""))
 
 
 def test_a_method_takes_its_best_rate_and_some_share_one(study, tmp_path):
@@ -102,8 +120,8 @@ def test_learning_curves_rank_the_tasks_of_each_run_by_its_end(study, tmp_path, 
     for method, ends in {"one": ((43, 41), (41, 43)), "two": ((43, 4), (4, 43)), "other": ((43, 39), (40, 43))}.items():
         for seed, of_tasks in enumerate(ends):
             write_metrics(tmp_path / f"{method}-0.001-{seed}", [[0, 0], of_tasks])
-    columns = {"both": ALL, "better task": BEST, "worse task": WORST}
-    learning_curves(study, "x.png", {"both": ALL, "worse": WORST}, columns)
+    columns = {"both": ALL, "better task": BEST_TASK, "worse task": WORST_TASK}
+    learning_curves(study, "x.png", {"both": ALL, "worse": WORST_TASK}, columns)
     header, *rows = printed(capsys)
     assert header == ["method", "learning rate", *columns, "worse ≥ 39.4", "env steps"]
     assert rows[0][2:] == ["42.0 (42.0 to 42.0)", "43.0 (43.0 to 43.0)", "41.0 (41.0 to 41.0)", "2 of 2", "2.0 M"]
@@ -132,7 +150,7 @@ def test_masters_of_a_run_are_one_run_and_tasks_in_its_order(study, tmp_path, ca
         write_adaptation(tmp_path / f"alone/adapt-2-0.3-{seed}", np.arange(7) * 100, np.stack((worse, better), 1))
     drawn = {}
     monkeypatch.setattr(module, "draw_bands", lambda path, panels, *_, **__: drawn.update(panels))
-    adaptation(study, "x.png", {"worse": WORST, "better": BEST}, ways, ("new master", "scratch"))
+    adaptation(study, "x.png", {"worse": WORST_TASK, "better": BEST_TASK}, ways, ("new master", "scratch"))
     assert drawn["worse"]["new master"][1].tolist() == [[10, 43]] + [[23, 43]] * 6  # [n, runs]
     assert drawn["better"]["new master"][1].tolist() == [[43, 43]] * 7
     assert drawn["worse"]["scratch"][1].tolist() == worse.tolist()
@@ -150,12 +168,19 @@ def test_words_for_figures():
     assert module.spread([3000.0, np.inf, 1000.0]) == "3,000 (1,000 to never)"
 
 
-def test_the_bandits_page_chooses_on_seeds_that_it_does_not_report():
+def test_the_bandits_page_leaves_wandb_alone_and_chooses_on_seeds_that_it_does_not_report():
     from studies.bandits import STUDY as bandits
 
+    assert all("--wandb disabled" in command for command in bandits.methods.values())
     assert bandits.choosing_seed not in bandits.seeds and set(bandits.sharing) <= set(bandits.methods)
     for way in bandits.parts[1].keywords["ways"].values():
         assert not set(way.choosing_seeds) & set(bandits.seeds)
+
+
+def test_help_starts_nothing():
+    words = [sys.executable, "-m", "studies.bandits", "--help"]
+    run = subprocess.run(words, cwd=CODE, capture_output=True, text=True)
+    assert run.returncode == 0 and "--figures" in run.stdout and "four hours" in run.stdout, run.stderr
 
 
 @pytest.mark.slow
@@ -182,7 +207,7 @@ def test_the_whole_study_shrunken(command, tmp_path, monkeypatch, capfd):
         "shared policy, fine-tuned": Way("shared policy", [(2, 1e-3)], 900, (2, 2), [100]),
         "scratch": Way("scratch", [(2, 1e-3)], 900, (2, 2), command=f"{tiny} --num_low 0 -U 0"),
     }
-    columns = {"both": ALL, "worse": WORST}
+    columns = {"both": ALL, "worse": WORST_TASK}
     cells = {x: (f"{tiny} --num_low {x[0]} -W {x[1]} --llr", f"{flags} --seeds 2") for x, flags in fewer.items()}
     study = dataclasses.replace(
         STUDY,

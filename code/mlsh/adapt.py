@@ -10,7 +10,7 @@ from mlsh.config import Config
 from mlsh.envs import make_env, most_episodes
 from mlsh.models import Hierarchy
 from mlsh.ppo import Adam, update
-from mlsh.rollout import collect, joined
+from mlsh.rollout import collect, joined, measure, settle
 from mlsh.sampling import Streams, tasks_to_test
 
 
@@ -35,19 +35,25 @@ def as_flat(agent, cfg, n):
 
 
 def learn(agent, env, tasks, cfg, updates, before=lambda rollout: None):
-    """PPO updates of the agent's masters, one a task of `tasks`; φ and the normaliser stay as they are.
+    """PPO updates of the agent's masters, one a task of `tasks`; φ and its normaliser stay as they are.
 
+    A flat policy from scratch has no statistics yet; it gets them as in training, but the first env steps do not count.
     `env`: batched, `cfg.N` episodes a task. Calls `before` with a `Rollout` before learning from it, and yields it
     afterwards.
     """
     streams = Streams(cfg.seed, range(len(tasks)))
     optimizer = Adam(agent.master, cfg.hlr)
     env.set_task(tasks)
+    flat = not agent.subs.n
+    if flat and not agent.normaliser.count:
+        settle(env, agent, streams(0, "test: normaliser"), **cfg.rollout)
     for i in range(updates):
         rngs = streams(i, "test: warm-up")
         rollout = collect(env, agent, rngs, low=False, **cfg.rollout)
         before(rollout)
         update(agent.master, optimizer, rollout.master, rngs, **cfg.master_ppo)
+        if flat:
+            agent.normaliser.update(rollout.obs)
         yield rollout
 
 
@@ -69,7 +75,7 @@ def play(agent, tasks, cfg, purpose):
         env = make_env(cfg, cfg.test_episodes * len(some))
         env.set_task([tasks[j] for j in some])
         part = agent._replace(master=agent.master.only(list(some)))
-        played.append(collect(env, part, Streams(cfg.seed, some)(0, purpose), low=False, **cfg.rollout).outcome)
+        played.append(measure(env, part, Streams(cfg.seed, some)(0, purpose), **cfg.play))
         env.close()
     return joined(played)
 
@@ -124,7 +130,7 @@ def learn_anew(data, cfg, env, tasks, ev):
     of evaluate.py.
     """
     blocks = [task for task in tasks for _ in range(ev.seeds)]
-    agent = load_agent(data | {"config": cfg}, env)
+    agent = load_agent(data | {"config": cfg}, env) if cfg.num_low else Hierarchy.build(cfg, env)
     if cfg.num_low == 1:
         agent, cfg = as_flat(agent, cfg, len(blocks))
     else:
@@ -138,10 +144,10 @@ def learn_anew(data, cfg, env, tasks, ev):
     returns, steps = [], [0.0]
 
     def look(rollout):
+        outcome = rollout.outcome
         if ev.look:
-            rngs = streams(len(returns), "evaluate: look")
-            rollout = collect(measured, agent, rngs, low=False, **cfg.rollout)
-        returns.append(rollout.outcome.episode_return.mean(1).view(len(tasks), ev.seeds).numpy(force=True))
+            outcome = measure(measured, agent, streams(len(returns), "evaluate: look"), **cfg.play)
+        returns.append(outcome.episode_return.mean(1).view(len(tasks), ev.seeds).numpy(force=True))
 
     for rollout in learn(agent, env, blocks, cfg, ev.updates + 1, look):  # the last update is for nothing
         steps.append(steps[-1] + rollout.outcome.steps / len(blocks))
@@ -150,4 +156,4 @@ def learn_anew(data, cfg, env, tasks, ev):
     return np.array(steps[:-1]), np.stack(returns)
 
 
-METHODS = {Config: learn_anew}  # kind of a run's settings -> how evaluate.py learns tasks anew with what it has learned
+LEARNERS = {Config: learn_anew}  # kind of settings -> how evaluate.py learns anew with what such a run has learned

@@ -36,7 +36,7 @@ def save(data, path):
 def load(path, kinds):
     """Read a checkpoint, given as a file or as its run folder. Returns its dict, tensors on the CPU.
 
-    `kinds`: the classes of settings (`config.RunSettings`) that will do; its "config" is then one of them.
+    `kinds`: the classes of settings (`settings.RunSettings`) that will do; its "config" is then one of them.
     """
     path = Path(path)
     if os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises for a name too long)
@@ -80,10 +80,10 @@ def upgraded(data):
     if data["format"] not in (1, FORMAT):
         raise ValueError(f"it has format {data['format']}, this version reads 1 and {FORMAT}")
     cfg = data["config"]
-    if "K" in cfg:
-        cfg["epochs"] = cfg.pop("K")
     if "kind" not in data:
         data["kind"] = "rl2" if "episodes" in cfg else "mlsh"
+    if data["kind"] == "rl2":
+        cfg.setdefault("normalise", False)
     if "train_env_steps" not in data:
         learned = cfg["W"] + cfg["U"] if data["kind"] == "mlsh" else 1  # rollouts an outer iteration
         measured = 3 if data["kind"] == "mlsh" else 0
@@ -103,6 +103,9 @@ def apart(optimizer, n):
 
 def restore(data, **parts):
     """Put what `load` gave into modules and optimisers, by their name in it: subs=agent.subs, …"""
+    missing = parts.keys() - data.keys()
+    if missing:
+        raise UserError(f"the checkpoint is of an older version, without {', '.join(missing)}: it cannot be continued")
     try:
         for name, part in parts.items():
             part.load_state_dict(data[name])

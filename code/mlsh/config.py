@@ -33,8 +33,7 @@ class Config(RunSettings):
     high_len: Count = 10
     """Env steps between two decisions of the master (paper: N)."""
     num_low: CountOrNone = 2
-    """Number of sub-policies (paper: K); with 0 the master is a flat policy that acts itself, at every step, on
-    observations as they are."""
+    """Number of sub-policies (paper: K); with 0 the master is a flat policy that acts itself, at every step."""
     groups: Count = 1
     """Task groups in step, each with its own task and master; they share the sub-policies (paper: 10)."""
     bs: Count = 64
@@ -86,11 +85,15 @@ class Config(RunSettings):
         return max(self.N * -(-self.groups // processes), self.test_episodes)
 
     @property
+    def play(self):
+        """Keyword arguments of `measure`; a flat policy (num_low 0) decides at every step."""
+        return {"T": self.T, "high_len": self.high_len if self.num_low else 1}
+
+    @property
     def rollout(self):
-        """Keyword arguments of `collect`, without random decisions; a flat policy (num_low 0) decides at every step."""
-        flat = not self.num_low
-        kwargs = self.only("T", "gamma", "lam", "reward_scale")
-        return kwargs | {"high_len": 1 if flat else self.high_len, "bootstrap": self.bootstrap or flat}
+        """Keyword arguments of `collect`, without random decisions."""
+        bootstrap = self.bootstrap or not self.num_low
+        return self.play | self.only("gamma", "lam", "reward_scale") | {"bootstrap": bootstrap}
 
     def training_rollout(self, iteration):
         """Keyword arguments of `collect` for what an outer iteration learns from."""
@@ -99,7 +102,7 @@ class Config(RunSettings):
     @property
     def master_ppo(self):
         """Keyword arguments of `update` for the masters."""
-        decisions = self.N * -(-self.T // self.rollout["high_len"])
+        decisions = self.N * -(-self.T // self.play["high_len"])
         return {"parts": -(-decisions // self.bs), **self.only("epochs", "epsilon", "c1", "c2")}
 
     def low_ppo(self, iteration):

@@ -9,7 +9,7 @@ from PIL import Image
 from mlsh import parallel
 from mlsh.envs import make_env
 from mlsh.errors import RenderingUnavailable, UserError
-from mlsh.rollout import collect
+from mlsh.rollout import measure
 from mlsh.sampling import Streams
 
 
@@ -30,8 +30,7 @@ class Look:
             tasks = [task for some in parallel.gather(self._env.task[:: cfg.N]) for task in some]
             if parallel.FIRST and not self._unavailable:
                 self._film(i, moment, self._agent._replace(master=self._agent.master.joined(masters)), tasks)
-        rollout = collect(self._env, self._agent, self._streams(i, moment), low=False, **cfg.rollout)
-        self._log.look(moment, rollout)
+        self._log.look(moment, measure(self._env, self._agent, self._streams(i, moment), **cfg.play))
 
     def _film(self, i, moment, agent, tasks):
         rngs = Streams(self._cfg.seed, range(self._cfg.groups))(i, f"film {moment}")
@@ -59,7 +58,7 @@ def film(cfg, agent, tasks, rngs, episodes=1, most=4):
     env.set_task([tasks[g] for g in shown])
     agent = agent._replace(master=agent.master.only(shown))
     frames = []  # [T + 1] of [len(shown) * episodes]
-    collect(env, agent, [rngs[g] for g in shown], low=False, on_step=lambda: frames.append(env.render()), **cfg.rollout)
+    measure(env, agent, [rngs[g] for g in shown], on_step=lambda: frames.append(env.render()), **cfg.play)
     fps = env.metadata["render_fps"]
     env.close()
     for j, g in enumerate(shown):

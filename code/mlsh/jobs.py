@@ -16,7 +16,7 @@ CODE = Path(__file__).parents[1]
 
 class Job(NamedTuple):
     name: str  # of its folder among the runs
-    command: str  # a script and its flags, but for --out
+    command: str  # a script, or -m and a module, and its flags, but for --out
 
     @classmethod
     def seeded(cls, name, command, seeds):
@@ -44,19 +44,19 @@ class Jobs:
     def _run(self, name, command):
         """Start, continue or skip a job, in a thread of its own."""
         folder, note = self._folder / name, self._folder / f"{name}.command"
-        script, *flags = command.split()
-        last_file = folder / ("adaptation.csv" if script == "evaluate.py" else "results.json")
+        words = [sys.executable, *command.split(), "--out", str(folder)]
+        last_file = folder / ("adaptation.csv" if "evaluate.py" in words else "results.json")
         if note.exists() and note.read_text() != command:
             raise UserError(f"{folder} is of another command ({note.read_text()}); remove it and {note}")
         if last_file.exists() or self._stopping:
             return
         if (folder / "checkpoint.pt").exists():
-            flags = ["-c"]
+            words.append("-c")
         elif folder.exists():
             shutil.rmtree(folder)
         write_whole(note, command)
         print(f"{name}: {command}\n", end="", flush=True)  # in one piece, beside other threads
-        words, one_thread = [sys.executable, script, *flags, "--out", folder], os.environ | {"OMP_NUM_THREADS": "1"}
+        one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
         pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
         process = subprocess.Popen(words, cwd=CODE, env=one_thread, **pipes)
         self._started.add(process)

@@ -147,9 +147,13 @@ class Logger(Log):
     def _forget(self):
         self._looks, self._stats, self._diverged = {}, {}, 0
 
-    def look(self, moment, rollout):
-        """At one of `MOMENTS`: a rollout from which nobody learns."""
-        self._looks[MOMENTS[moment]] = outcome = joined(parallel.gather(rollout.outcome))
+    def observed(self, env_steps):
+        """Before the first outer iteration: env steps from which only the normaliser learns."""
+        self.env_steps += sum(parallel.gather(env_steps))
+
+    def look(self, moment, outcome):
+        """At one of `MOMENTS`: the outcome of episodes from which nobody learns."""
+        self._looks[MOMENTS[moment]] = outcome = joined(parallel.gather(outcome))
         self.env_steps += outcome.steps
 
     def step(self, i, phase, rollout, **stats):

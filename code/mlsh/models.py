@@ -1,4 +1,4 @@
-"""The master policy, the sub-policies and the observation normaliser."""
+"""The master policy, the sub-policies, the observation normaliser, and the recurrent policy of RL²."""
 
 import math
 from typing import NamedTuple
@@ -178,6 +178,47 @@ class Normaliser(nn.Module):
             return x
         normal = ((x - self.mean.float()) / (self.var.float().sqrt() + 1e-8)).clamp(-5, 5)
         return torch.where(self.count > 0, normal, x)  # on a GPU an `if` would wait for it
+
+
+class RecurrentPolicy(Policy):
+    """RL²'s: a GRU that sees observation, last action, last reward and whether an episode begins, not the task."""
+
+    def __init__(self, obs_size, action_space, hidden=64, log_std=0.0, normalise=False):
+        super().__init__(action_space)
+        self.normaliser = Normaliser(obs_size) if normalise else nn.Identity()
+        self.obs_size = obs_size
+        self.gru = nn.GRU(obs_size + self.action_size + 2, hidden)
+        self.heads = nn.Linear(hidden, self.action_size + 1)
+        if not self.discrete:
+            self.log_std = nn.Parameter(torch.full((self.action_size,), log_std))
+
+    @torch.no_grad()
+    def reset(self, rng):
+        """Draw all parameters anew with the NumPy generator `rng`: orthogonal weights, zero biases."""
+        generator = torch.Generator().manual_seed(int(rng.integers(2**32)))
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                gain = 0.01 if name == "heads.weight" else 1.0
+                parameter.copy_(nn.init.orthogonal_(torch.empty(parameter.shape), gain, generator=generator))
+            elif name != "log_std":
+                parameter.zero_()
+
+    def forward(self, x, h=None):
+        """Params [S, E, A or 2A], value [S, E] and hidden state [1, E, hidden] after inputs x [S, E, …]."""
+        x = torch.cat((self.normaliser(x[..., : self.obs_size]), x[..., self.obs_size :]), -1)
+        x, h = self.gru(x, h)
+        params, value = self.heads(x).split((self.action_size, 1), -1)
+        if not self.discrete:
+            params = torch.cat((params, self.log_std.expand_as(params)), -1)
+        return params, value[..., 0], h
+
+    def input(self, obs, action, reward, begins):
+        """What the GRU sees, [E, …]; `action` is None before the first."""
+        if action is None:
+            action = torch.zeros(len(obs), self.action_size, device=obs.device)
+        elif self.discrete:
+            action = nn.functional.one_hot(action, self.action_size)
+        return torch.cat((obs, action, reward[:, None], torch.full_like(reward, begins)[:, None]), 1)
 
 
 class Hierarchy(NamedTuple):

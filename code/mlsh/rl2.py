@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from mlsh import checkpoint
-from mlsh.adapt import METHODS
-from mlsh.envs import make_env
-from mlsh.errors import UserError
+from mlsh import checkpoint, parallel
+from mlsh.adapt import LEARNERS
+from mlsh.envs import make_env, preset
+from mlsh.errors import UserError, run_command
 from mlsh.logger import RL2Logger
-from mlsh.models import Policy
-from mlsh.ppo import CAP, Samples, measured, surrogate, total_loss
-from mlsh.rollout import check_finite
+from mlsh.models import RecurrentPolicy
+from mlsh.play import check_finite
+from mlsh.ppo import CAP, Samples, figures, named, samples_of, surrogate, total_loss
 from mlsh.run import Run
 from mlsh.sampling import Streams, balanced_tasks
 from mlsh.settings import Count, CountOrNone, Finite, Fraction, NotNegative, Positive, RunSettings, short
@@ -60,6 +60,12 @@ class RL2Config(RunSettings):
     """Initial log standard deviation of continuous actions."""
     reward_scale: Positive = 0.1
     """Factor on rewards inside the learner; reported returns are without it."""
+    normalise: bool = True
+    """Normalise observations by their running mean and variance, clipped to ±5; by default where train.py does."""
+
+    @classmethod
+    def defaults(cls, env):
+        return cls(env=env, normalise=preset(env).get("normalise", cls.normalise))
 
     def validate(self):
         super().validate()
@@ -77,48 +83,11 @@ class RL2Config(RunSettings):
         return self.only("epochs", "parts", "epsilon", "c1", "c2")
 
 
-class RecurrentPolicy(Policy):
-    """A GRU that sees observation, last action, last reward and whether an episode begins, and is not told the task."""
-
-    def __init__(self, obs_size, action_space, hidden=64, log_std=0.0):
-        super().__init__(action_space)
-        self.gru = nn.GRU(obs_size + self.action_size + 2, hidden)
-        self.heads = nn.Linear(hidden, self.action_size + 1)
-        if not self.discrete:
-            self.log_std = nn.Parameter(torch.full((self.action_size,), log_std))
-
-    @torch.no_grad()
-    def reset(self, rng):
-        """Draw all parameters anew with the NumPy generator `rng`: orthogonal weights, zero biases."""
-        generator = torch.Generator().manual_seed(int(rng.integers(2**32)))
-        for name, parameter in self.named_parameters():
-            if parameter.dim() == 2:
-                gain = 0.01 if name == "heads.weight" else 1.0
-                parameter.copy_(nn.init.orthogonal_(torch.empty(parameter.shape), gain, generator=generator))
-            elif name != "log_std":
-                parameter.zero_()
-
-    def forward(self, x, h=None):
-        """Params [S, E, A or 2A], value [S, E] and hidden state [1, E, hidden] after inputs x [S, E, …]."""
-        x, h = self.gru(x, h)
-        params, value = self.heads(x).split((self.action_size, 1), -1)
-        if not self.discrete:
-            params = torch.cat((params, self.log_std.expand_as(params)), -1)
-        return params, value[..., 0], h
-
-    def input(self, obs, action, reward, begins):
-        """What the GRU sees, [E, …]; `action` is None before the first."""
-        if action is None:
-            action = torch.zeros(len(obs), self.action_size, device=obs.device)
-        elif self.discrete:
-            action = nn.functional.one_hot(action, self.action_size)
-        return torch.cat((obs, action, reward[:, None], torch.full_like(reward, begins)[:, None]), 1)
-
-
 def build(cfg, env):
     """The policy of an `RL2Config` for a batched environment, not yet `reset`."""
-    sizes = math.prod(env.single_observation_space.shape), env.single_action_space, cfg.hidden, cfg.log_std
-    return RecurrentPolicy(*sizes).to(cfg.device)
+    obs_size = math.prod(env.single_observation_space.shape)
+    settings = cfg.only("hidden", "log_std", "normalise")
+    return RecurrentPolicy(obs_size, env.single_action_space, **settings).to(cfg.device)
 
 
 class Trials(NamedTuple):
@@ -132,6 +101,10 @@ class Trials(NamedTuple):
     weight: torch.Tensor  # [S, E]
     episode_return: torch.Tensor  # [episodes, E], undiscounted, unscaled
     steps: int
+
+    def observed(self, size):
+        """What the environment showed of the first `size` inputs while episodes lived, for the normaliser."""
+        return self.obs[self.weight > 0][:, :size]
 
 
 @torch.no_grad()
@@ -188,21 +161,26 @@ def learn(policy, optimizer, trials, rng, *, parts, epochs, epsilon, c1, c2):
             optimizer.step()
     if not all(p.isfinite().all() for p in policy.parameters()):
         raise FloatingPointError("the policy is not finite after an update")
-    with torch.no_grad():
-        params, value, _ = policy(trials.obs)
-    every = (params, value, trials.weight, *(getattr(trials, name) for name in Samples._fields))
-    params, value, weight, *samples = (x.flatten(0, 1)[None] for x in every)  # [1, S * E, ...]
-    return measured(policy.distribution(params), value, Samples(*samples), weight, epsilon)
+    of_steps = figures(policy, samples_of(trials, slice(None)), trials.weight.double(), epsilon)  # [8, S]
+    return named(of_steps.sum(1, keepdim=True))
 
 
 def train(cfg, env, policy, optimizer, streams, log, start=0):
     """The iterations from `start` on."""
+    if cfg.normalise and not start:
+        env.set_task(balanced_tasks(env, streams, 0, cfg.N))
+        trials = play(env, policy, streams.of(0, "normaliser"), **cfg.trial)
+        policy.normaliser.update(trials.observed(policy.obs_size))
+        log.env_steps += trials.steps
     for i in range(start, cfg.iterations):
         tasks = balanced_tasks(env, streams, i, cfg.N)
         env.set_task(tasks)
         rng = streams.of(i, "rl2")
         trials = play(env, policy, rng, **cfg.trial)
-        log.iteration_done(i, tasks, trials, learn(policy, optimizer, trials, rng, **cfg.ppo))
+        stats = learn(policy, optimizer, trials, rng, **cfg.ppo)
+        if cfg.normalise:
+            policy.normaliser.update(trials.observed(policy.obs_size))
+        log.iteration_done(i, tasks, trials, stats)
 
 
 def play_on(data, cfg, env, tasks, ev):
@@ -219,10 +197,12 @@ def play_on(data, cfg, env, tasks, ev):
     return np.arange(cfg.episodes) * steps, returns.numpy(force=True)
 
 
-METHODS[RL2Config] = play_on
+LEARNERS[RL2Config] = play_on
 
 
 def main():
+    if parallel.SIZE > 1:
+        raise UserError("RL² learns in one process; start it without torchrun")
     run = Run(RL2Config)
     cfg, streams = run.cfg, Streams(run.cfg.seed, range(run.cfg.N))
     env = make_env(cfg, cfg.N)
@@ -232,3 +212,7 @@ def main():
     with run.alive(RL2Logger, policy=policy, optimizer=optimizer) as log:
         train(cfg, env, policy, optimizer, streams, log, run.progress["iteration"])
         run.finish()
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -29,7 +29,7 @@ LOCKS = []  # on the run folders of this process
 class Run:
     """One run, by this process and those of torchrun, from the command line on: its `kind` says what it trains.
 
-    It trains within the context `alive`. `cfg` are its settings; `groups` task groups are for this process to play;
+    It trains within the context `alive`. `cfg` are its settings; `mine` are the task groups that this process plays;
     `shared` is how the processes share what they learn, for `Hierarchy.build`.
     """
 
@@ -44,7 +44,8 @@ class Run:
         self.progress["run_id"] = secrets.token_hex(4)
 
     @property
-    def groups(self):
+    def mine(self):
+        """Which of the task groups."""
         return parallel.mine(self.cfg.groups)
 
     @contextlib.contextmanager
@@ -95,11 +96,11 @@ class Run:
         if time.monotonic() > self._written + self.cfg.save_seconds:
             self._save()
 
-    def finish(self, test=dict):
+    def finish(self, test=None):
         """Save, and in the first process run the final `test()`, a dict of results, and end the log with it."""
         self._save()
         if parallel.FIRST:
-            results = {"env": self.cfg.env, "seed": self.cfg.seed, **self.progress, **test()}
+            results = {"env": self.cfg.env, "seed": self.cfg.seed, **self.progress, **(test() if test else {})}
             self._log.close(results)
 
     def _start_trackers(self):

@@ -130,6 +130,11 @@ class RunSettings(Settings):
         return cls(env=env)
 
     @classmethod
+    def from_dict(cls, values):
+        renamed = {"K": "epochs"}  # by now
+        return super().from_dict({renamed.get(name, name): value for name, value in values.items()})
+
+    @classmethod
     def changeable(cls):
         """The fields that -c lets change."""
         names = (cls.length, "record", "wandb", "tensorboard", "device", "sim_threads", "save_seconds")

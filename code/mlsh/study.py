@@ -18,7 +18,7 @@ from mlsh.metrics import read_metrics
 from mlsh.plots import curve, draw_bands, draw_map, interval, last_tenth, steps_until
 
 SOLVED, PASSED, LEARNED, SEPARATED = 0.95, 0.97, 0.9, 0.685  # parts of the best possible return
-ALL, WORST, BEST = slice(None), slice(0, 1), slice(-1, None)  # of tasks, ranked by what a training run ended with
+ALL, WORST_TASK, BEST_TASK = slice(None), slice(0, 1), slice(-1, None)  # of tasks, ranked by the end of a run
 
 
 @dataclass
@@ -217,7 +217,7 @@ def training_curve(study, job):
     Of RL², in the last episode of a trial. Where an outer iteration has not every task, the mean is the only row.
     """
     rows = read_metrics(study.folder / job.name)
-    if "train_env_steps" not in rows[0]:
+    if not all(row.get("train_env_steps") for row in rows):
         raise UserError(f"{study.folder / job.name} is of an older version, without train_env_steps; remove it")
     reward = ["joint_reward", *(name for name in rows[0] if name.startswith("episode_"))][-1]
     tasks = sorted({row["task"] for row in rows})

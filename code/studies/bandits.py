@@ -9,7 +9,7 @@ from itertools import product
 from mlsh.envs.movement_bandits import BEST_RETURN
 from mlsh.errors import run_command
 from mlsh.settings import cli
-from mlsh.study import ALL, BEST, WORST, Study, Way, adaptation, final_tests, learning_curves, sweep
+from mlsh.study import ALL, BEST_TASK, WORST_TASK, Study, Way, adaptation, final_tests, learning_curves, sweep
 
 # Four groups in place of eight, so that many runs fit into two hours: an iteration has 8,000 env steps
 SMALL = "train.py --groups 4 --record 0 --wandb disabled"
@@ -21,13 +21,13 @@ METHODS = {
     "no warm-up": f"{JOINT} --parts_low 15 --llr",
     "timescale 1": f"{WARMED} --high_len 1 --bs 500 --llr",
     "shared policy": f"{JOINT} --num_low 1 --parts_low 15 --llr",
-    "RL2": "train_rl2.py --iterations 250 --lr",
+    "RL2": "train_rl2.py --iterations 250 --wandb disabled --lr",
 }
 CURVES = partial(
     learning_curves,
     figure="bandits-training.png",
-    panels={"both tasks": ALL, "the worse task": WORST},
-    columns={"both tasks": ALL, "better task": BEST, "worse task": WORST},
+    panels={"both tasks": ALL, "the worse task": WORST_TASK},
+    columns={"both tasks": ALL, "better task": BEST_TASK, "worse task": WORST_TASK},
 )
 
 MASTERS = [*product((1, 2, 5, 10), (1e-3, 3e-3, 1e-2, 3e-2))]
@@ -37,7 +37,7 @@ SCRATCH = "train.py --num_low 0 -W 1 -U 0 --tasks 1 --record 0 --wandb disabled"
 ANEW = partial(
     adaptation,
     figure="bandits-adaptation.png",
-    panels={"the run's worse task": WORST, "the run's better task": BEST},
+    panels={"the run's worse task": WORST_TASK, "the run's better task": BEST_TASK},
     ways={
         "MLSH, new master": Way("MLSH", MASTERS, 6_000, (10, 10), range(100, 105)),
         "shared policy, fine-tuned": Way("shared policy", FINE_TUNING, 100_000, (2, 10), [100]),

@@ -4,6 +4,6 @@ from mlsh.envs import (  # noqa: F401
     ant_bandits,
     movement_bandits,
 )
-from mlsh.envs.registry import find_class, find_id, ids, make_env, most_episodes, preset
+from mlsh.envs.registry import best_return, find_class, find_id, ids, make_env, most_episodes, preset
 
-__all__ = ["find_class", "find_id", "ids", "make_env", "most_episodes", "preset"]
+__all__ = ["best_return", "find_class", "find_id", "ids", "make_env", "most_episodes", "preset"]

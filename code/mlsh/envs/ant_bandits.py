@@ -77,11 +77,11 @@ class AntBanditsVector(MujocoTasks):
     def task_label(self, task):
         return ("right", "up")[task]
 
-    def _initial(self):
+    def _initial(self, which):
         shape = self.model.nq - 2, self.model.nv - 2
-        qpos = self._draw(lambda rng, n: rng.uniform(-0.1, 0.1, (n, shape[0])))
-        qvel = self._draw(lambda rng, n: rng.uniform(-0.005, 0.005, (n, shape[1])))
-        target = np.array([TARGETS[task] for task in self.task])
+        qpos = self._draw(lambda rng, n: rng.uniform(-0.1, 0.1, (n, shape[0])), which)
+        qvel = self._draw(lambda rng, n: rng.uniform(-0.005, 0.005, (n, shape[1])), which)
+        target = np.array([TARGETS[self.task[e]] for e in which])
         still = np.zeros_like(target)
         qpos = np.concatenate((self.model.qpos0[:-2] + qpos, target), 1)
         return qpos, np.concatenate((qvel, still), 1)

@@ -10,14 +10,16 @@ from gymnasium.vector.utils import batch_space
 
 
 class VectorTasks(VectorEnv):
-    """A family of tasks as one batch of episodes that start together; arrays are torch tensors on `device`.
+    """A family of tasks as a batch of episodes; arrays are torch tensors on `device`.
 
-    The E = `num_envs` episodes fall into equal blocks of neighbours: `reset` takes a seed and `set_task` a task for
+    The E = `num_envs` slots fall into equal blocks of neighbours: `reset` takes a seed and `set_task` a task for
     each block, so that the episodes of one task group depend on that group's own seed alone. Nothing resets by
     itself; an episode that ended may be stepped on, and what it then returns means nothing.
 
-    A subclass sets `single_observation_space` and `single_action_space`, defines `_reset`, `_step` and `render`, and
-    either `train_tasks` (a finite family: the list 0 … n-1) or `sample_task`.
+    A subclass sets `single_observation_space` and `single_action_space`, and either `train_tasks` (a finite family:
+    the list 0 … n-1) or `sample_task`. It defines `_reset(which)`, which begins episodes in the slots `which` (an int
+    array, ascending; the first time all) and returns the observations of all, `_step(actions)` -> observation, reward,
+    terminated and info, as `step`, and `render`.
     """
 
     metadata = {"autoreset_mode": AutoresetMode.DISABLED, "render_modes": ["human", "rgb_array"], "render_fps": 10}
@@ -50,13 +52,21 @@ class VectorTasks(VectorEnv):
         self.task = [t for t in tasks for _ in range(self._block(len(tasks), "tasks"))]
 
     def reset(self, *, seed=None, options=None):
-        """Start E new episodes; `seed` is an int, a list of ints (one a block), or None to draw on."""
+        """Begin new episodes in all slots, or in those that `options["reset_mask"]` (bool [E]) tells.
+
+        `seed` is an int, a list of ints (one a block), or None to draw on. Returns the observations of all slots.
+        """
         if seed is not None:
             seeds = list(seed) if isinstance(seed, (list, tuple)) else [seed]
             self._block(len(seeds), "seeds")
             self._rngs = [np.random.default_rng(s) for s in seeds]
-        self._elapsed = 0
-        return self._reset(), {}
+        mask = (options or {}).get("reset_mask")
+        if mask is None:
+            self._elapsed = torch.zeros(self.num_envs, dtype=torch.long, device=self.device)
+            return self._reset(np.arange(self.num_envs)), {}
+        mask = torch.as_tensor(mask)
+        self._elapsed = self._elapsed.masked_fill(mask.to(self.device), 0)
+        return self._reset(np.flatnonzero(mask.cpu().numpy())), {}
 
     def step(self, actions):
         """Return observation [E, …], reward [E] (float32), terminated [E], truncated [E] (bool) and an info dict.
@@ -65,17 +75,17 @@ class VectorTasks(VectorEnv):
         """
         self._elapsed += 1
         observation, reward, terminated, info = self._step(actions)
-        truncated = torch.full_like(terminated, self._elapsed == self.max_episode_steps)
-        return observation, reward, terminated, truncated, info
+        return observation, reward, terminated, self._elapsed == (self.max_episode_steps or -1), info
 
     def simulating(self):
         """A context for as long as episodes are played, in which the environment may settle what its speed wants."""
         return contextlib.nullcontext()
 
-    def _draw(self, sample):
-        """`sample(rng, size)` for every block, stacked to an array of [E, …]."""
+    def _draw(self, sample, which):
+        """`sample(rng, size)` of every block for as many of the slots `which` as it has, stacked to [len(which), …]."""
         block = self._block(len(self._rngs), "seeds")
-        return np.concatenate([sample(rng, block) for rng in self._rngs])
+        sizes = np.bincount(which // block, minlength=len(self._rngs))
+        return np.concatenate([sample(rng, size) for rng, size in zip(self._rngs, sizes, strict=True)])
 
     def _tensor(self, array):
         return torch.as_tensor(array, dtype=torch.float32, device=self.device)

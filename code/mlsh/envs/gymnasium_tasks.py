@@ -59,6 +59,7 @@ class GymnasiumTasks(VectorTasks):
         super().__init__(num_envs, max_episode_steps, None, device)
         self.render_mode = render_mode
         self._observations = np.zeros((num_envs, *first.observation_space.shape), np.float32)
+        self._over = np.zeros(num_envs, bool)
         self._start(0, 0)  # what cannot be played shows now
         self._observations[0], _, _, _, _ = first.step(self._action(np.zeros(self.single_action_space.shape)))
 
@@ -81,13 +82,13 @@ class GymnasiumTasks(VectorTasks):
         self._protocol.seed(env, rng)
         self._observations[e] = self.envs[e].reset(seed=int(seed))[0]
 
-    def _reset(self):
-        for e, seed in enumerate(self._draw(lambda rng, size: rng.integers(2**31, size=size))):
+    def _reset(self, which):
+        for e, seed in zip(which, self._draw(lambda rng, size: rng.integers(2**31, size=size), which), strict=True):
             try:
                 self._start(e, seed)
             except Exception as error:
                 raise self._failure(e, error) from None
-        self._over = ~np.isfinite(self._observations).all(1)
+        self._over[which] = ~np.isfinite(self._observations[which]).all(1)
         return self._tensor(self._observations.copy())
 
     def step(self, actions):
@@ -110,7 +111,7 @@ class GymnasiumTasks(VectorTasks):
 
     def _failure(self, e, error):
         place = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"at step {self._elapsed}, task {self.task[e]}, in {place.filename}:{place.lineno}"
+        where = f"at step {self._elapsed[e]}, task {self.task[e]}, in {place.filename}:{place.lineno}"
         return EnvironmentFailed(f"the environment failed {where} ({' '.join(repr(error).split()):.200})")
 
     def _action(self, action):

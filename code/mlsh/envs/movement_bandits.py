@@ -5,7 +5,7 @@ import torch
 from gymnasium.spaces import Box, Discrete
 
 from mlsh.envs.base import SingleEnv
-from mlsh.envs.point_world import AGENT, GOAL, GREEN, MOVES, NEAR, RED, WORLD, PointWorld
+from mlsh.envs.point_world import AGENT, GOAL, GREEN, MOVES, NEAR, RED, START, WORLD, PointWorld
 from mlsh.envs.registry import register
 
 BEST_RETURN = 43.80  # the best possible mean return in 50 steps, by exact shortest paths
@@ -44,19 +44,19 @@ class MovementBanditsVector(PointWorld):
         self.single_action_space = Discrete(len(MOVES))
         super().__init__(num_envs, max_episode_steps, render_mode, device)
         self._moves = torch.tensor(MOVES, device=self.device)
+        self._never = torch.zeros(num_envs, dtype=torch.bool, device=self.device)
+        self.goals = torch.zeros(num_envs, num_goals, 2, device=self.device)
+        self.agent, self._right = self.goals[:, 0].clone(), self.goals[:, 0].clone()  # [E, 2]
 
     def task_label(self, task):
         """The task's name for people: the colour of its goal."""
         return {2: ("yellow", "purple"), 4: ("yellow", "khaki", "grey", "purple")}[len(self.train_tasks)][task]
 
-    def _reset(self):
-        goals = len(self.train_tasks)
-        self.goals = self._tensor(self._draw(lambda rng, n: rng.uniform(0, WORLD, (n, goals, 2))))  # [E, goals, 2]
-        self.agent = self._at_start()
-        task = torch.tensor(self.task, device=self.device)
-        self._right = self.goals[torch.arange(self.num_envs, device=self.device), task]  # [E, 2]
+    def _reset(self, which):
+        goals = self._tensor(self._draw(lambda rng, n: rng.uniform(0, WORLD, (n, len(self.train_tasks), 2)), which))
+        self.goals[which], self.agent[which] = goals, START
+        self._right[which] = goals[range(len(which)), [self.task[e] for e in which]]
         self._seen = self.goals.flatten(1) / WORLD
-        self._never = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
         return self._observation()
 
     def _observation(self):
@@ -98,5 +98,5 @@ PRESET = {
     "test_episodes": 1000,
 }
 FOUR_GOALS = PRESET | {"W": 20, "U": 5, "tasks": 80, "num_low": 4, "c2_low": 0.05, "fade": 70}
-register("MovementBandits-v0", MovementBandits, 50, PRESET, num_goals=2)
-register("MovementBandits4-v0", MovementBandits, 50, FOUR_GOALS, num_goals=4)
+register("MovementBandits-v0", MovementBandits, 50, PRESET, BEST_RETURN, num_goals=2)
+register("MovementBandits4-v0", MovementBandits, 50, FOUR_GOALS, BEST_RETURN, num_goals=4)

@@ -46,9 +46,9 @@ class MujocoTasks(VectorTasks):
     is flagged in `info["diverged"]`, and is paid its last good reward for every step that it misses, so that blowing up
     is worth no more than standing still.
 
-    A subclass sets `frame_skip` and `camera` (MuJoCo camera attributes) and defines `_initial` -> qpos, qvel (each
-    [E, …]), `_observe(qpos, qvel)` -> [E, obs] and `_reward(qpos, qvel, sensors)` -> reward [E] and what the info
-    reports beside it, a dict of [E].
+    A subclass sets `frame_skip` and `camera` (MuJoCo camera attributes) and defines `_initial(which)` -> qpos, qvel of
+    the slots `which` (each [len(which), …]), `_observe(qpos, qvel)` -> [E, obs], and `_reward(qpos, qvel, sensors)` ->
+    reward [E] and what the info reports beside it, a dict of [E].
     """
 
     frame_skip: int
@@ -65,12 +65,15 @@ class MujocoTasks(VectorTasks):
         self._pool = mujoco.rollout.Rollout(nthread=threads if threads > 1 else 0)
         self._data = [mujoco.MjData(model) for _ in range(threads)]
         self._renderer = None
+        self._state = np.zeros((num_envs, 1 + model.nq + model.nv))  # time, qpos, qvel
+        self._last = np.zeros(num_envs), {}  # reward and what was reported with it
 
-    def _reset(self):
-        qpos, qvel = self._initial()
-        self._state = np.concatenate((np.zeros((self.num_envs, 1)), qpos, qvel), 1)  # time, qpos, qvel
-        self._last = np.zeros(self.num_envs), {}  # reward and what was reported with it
-        return self._tensor(self._observe(qpos, qvel))
+    def _reset(self, which):
+        self._state = self._state.copy()  # it has been handed out
+        self._state[which] = np.concatenate((np.zeros((len(which), 1)), *self._initial(which)), 1)
+        for x in (self._last[0], *self._last[1].values()):
+            x[which] = 0
+        return self._tensor(self._observe(*np.split(self._state[:, 1:], [self.model.nq], 1)))
 
     @property
     def state(self):
@@ -92,7 +95,8 @@ class MujocoTasks(VectorTasks):
         state[diverged] = self._state[diverged]
         self._state = state
         qpos, qvel = np.split(state[:, 1:], [self.model.nq], 1)
-        missed = (self.max_episode_steps or self._elapsed) - self._elapsed + 1
+        elapsed = self._elapsed.numpy(force=True)
+        missed = (self.max_episode_steps or elapsed) - elapsed + 1
         paid, reported = self._last
         reward, new = self._reward(qpos, qvel, sensors[:, -1])
         reported = {name: np.where(diverged, reported.get(name, 0), x) for name, x in new.items()}

@@ -2,8 +2,6 @@
 
 import os
 
-import torch
-
 from mlsh.envs.base import VectorTasks
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
@@ -60,7 +58,3 @@ class PointWorld(VectorTasks):
 
             pygame.display.quit()
             self._window = None
-
-    def _at_start(self):
-        """The agent's position at the start of every episode, [E, 2]."""
-        return torch.full((self.num_envs, 2), START, device=self.device)

@@ -18,13 +18,15 @@ from mlsh.memory import available
 HARMLESS = 1_000_000  # env steps in a rollout, whatever is observed
 COPIES = 4  # of a rollout's observations: stacked, normalised, for the sub-policies, for the normaliser
 PRESETS = {}  # id of a family registered here -> its settings
+BEST_RETURNS = {}  # id -> the best possible mean return, where it is known
 
 
-def register(env_id, single, max_episode_steps, preset, **kwargs):
+def register(env_id, single, max_episode_steps, preset, best_return=None, **kwargs):
     """Register a family with Gymnasium, under one id its single and its batched environment, and its preset.
 
     `single`: a subclass of `SingleEnv`. `preset`: the settings (fields of `config.Config`) that are good for it; the
-    others have their defaults. `kwargs`: of the environments' constructors.
+    others have their defaults. `best_return`: the best possible mean return, if it is known. `kwargs`: of the
+    environments' constructors.
     """
     batched = single.vector_class
     gym.register(
@@ -34,7 +36,7 @@ def register(env_id, single, max_episode_steps, preset, **kwargs):
         max_episode_steps=max_episode_steps,
         kwargs=kwargs,
     )
-    PRESETS[env_id] = preset
+    PRESETS[env_id], BEST_RETURNS[env_id] = preset, best_return
 
 
 def ids():
@@ -58,6 +60,11 @@ def find_id(env):
 def preset(env):
     """The settings that the family named `env` was registered with; of one from elsewhere, none."""
     return PRESETS.get(find_id(env), {})
+
+
+def best_return(env):
+    """The best possible mean return in the family named `env`, or None where it is not known."""
+    return BEST_RETURNS.get(env.split(":")[-1])
 
 
 def find_class(env):

@@ -1,0 +1,147 @@
+"""Play episodes at two timescales: the masters decide every so many steps, the sub-policies act at every one."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+
+class Decision(NamedTuple):
+    """What a policy did in E slots side by side; stacked, [T, E, ...] at every step or [D, E, ...] at some."""
+
+    params: torch.Tensor  # [E, A or 2A], of the distribution it drew from
+    action: torch.Tensor  # [E] or [E, A]
+
+
+class Step(NamedTuple):
+    """One env step of E slots side by side; stacked, [T, E, ...]."""
+
+    reward: torch.Tensor  # [E], 0 where no episode is under way any more
+    terminated: torch.Tensor  # [E]
+    truncated: torch.Tensor  # [E]
+    alive: torch.Tensor  # [E], whether an episode was under way; of what is learned from, always
+
+
+class Played(NamedTuple):
+    """What happened in E = G × N slots within T steps."""
+
+    steps: Step  # [T, E, ...]
+    obs: torch.Tensor  # [T + 1, E, obs], before each step and after the last
+    choices: Decision  # [D, E, ...], of the masters, at the D steps at which any slot was due
+    at: torch.Tensor  # [D], those steps
+    due: torch.Tensor  # [D, E], whether the slot was
+    acts: Decision | None  # [T, E, ...], of the sub-policies chosen; flat policies have none
+    active: torch.Tensor  # [T, E], which they were
+    cuts: tuple  # of the episodes truncated before step T: their last step [F], slot [F], and what followed [F, obs]
+    final: dict  # the tensors [E] of the environment's info at each slot's last step, by name
+    diverged: torch.Tensor  # [E], episodes whose simulation diverged
+
+
+def play(env, agent, rngs, T, high_len, explore=0.0, again=True, on_step=None):
+    """Play `T` steps in each slot, or, without `again`, one episode of at most so many. Returns what was `Played`."""
+    obs, _ = env.reset(seed=[int(rng.integers(2**63)) for rng in rngs])
+    noise = Noise(agent, rngs, T, env.num_envs // len(rngs), high_len, explore)
+    record = obs.new_empty(T + 1, *obs.shape)
+    alive = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
+    taken = left = z = torch.zeros_like(alive, dtype=torch.long)  # decisions, and steps until the slot's next one
+    steps, choices, dues, acts, active, cuts, final = [], [], [], [], [], [], {}
+    diverged = torch.zeros_like(left)
+    if on_step:
+        on_step()
+    for t in range(T):
+        record[t] = obs
+        x = agent.normaliser(obs)
+        due = left == 0
+        if due.any():
+            choices.append(choose(agent.master, x, noise.of_decisions(taken, len(choices))))
+            dues.append((t, due))
+            z = torch.where(due, choices[-1].action, z) if agent.subs.n else z
+            taken, left = taken + due, torch.where(due, high_len, left)
+        left = left - 1
+        if agent.subs.n:
+            acts.append(act(agent.subs, x, z, noise.low[t]))
+        active.append(z)
+        new_obs, reward, terminated, truncated, info = env.step((acts or choices)[-1].action)
+        steps.append(Step(torch.where(alive, reward, 0), terminated, truncated, alive))
+        for name, x in info.items():
+            if isinstance(x, torch.Tensor) and x.shape == alive.shape:
+                final[name] = torch.where(alive, x, final.get(name, x))
+        diverged = diverged + (alive & final.get("diverged", False))
+        ended = terminated | truncated
+        obs = torch.where((alive & ~terminated)[:, None], new_obs, obs)  # what comes after a termination stays out
+        if not again:
+            alive = alive & ~ended
+        elif t + 1 < T and ended.any():
+            cut = (truncated & ~terminated).nonzero()[:, 0]
+            cuts.append((torch.full_like(cut, t), cut, obs[cut]))
+            obs, _ = env.reset(options={"reset_mask": ended})
+            left = left.masked_fill(ended, 0)
+        if on_step:
+            on_step()
+        if not (again or alive.any()):
+            break
+    record[t + 1] = obs
+    at, due = torch.tensor([t for t, _ in dues], device=env.device), torch.stack([due for _, due in dues])
+    steps, none = stacked(steps), (due.new_empty(0, dtype=torch.long),) * 2
+    cuts = tuple(map(torch.cat, zip((*none, obs[:0]), *cuts, strict=True)))
+    check_finite(env, steps.reward, record[: t + 2])
+    acts, active = stacked(acts) if acts else None, torch.stack(active)
+    return Played(steps, record, stacked(choices), at, due, acts, active, cuts, final, diverged)
+
+
+class Noise:
+    """All randomness of the policies in a rollout, each group's from its own of the NumPy generators `rngs`."""
+
+    def __init__(self, agent, rngs, T, N, high_len, explore):
+        self._agent, self._rngs, self._size, self._explore = agent, rngs, (-(-T // high_len), N), explore
+        self.low = self._draw(rngs, lambda rng: agent.subs.noise(rng, T, N)) if agent.subs.n else None  # [T, E, A]
+        self._decisions = self._draw_decisions(rngs)
+
+    def _draw(self, rngs, sample):  # sample(rng) [steps, N, ...] of each group -> [steps, E, ...]
+        device = self._agent.master.policy_bias.device
+        return torch.from_numpy(np.concatenate([sample(rng) for rng in rngs], 1)).to(device)
+
+    def _draw_decisions(self, rngs):
+        """For M decisions of each slot: the noise [M, E, K], whether it is random [M, E], and what it is then."""
+        drawn = [self._draw(rngs, lambda rng: self._agent.master.noise(rng, *self._size))]
+        if self._explore:
+            drawn.append(self._draw(rngs, lambda rng: rng.random(self._size) < self._explore))
+            drawn.append(self._draw(rngs, lambda rng: rng.integers(self._agent.subs.n, size=self._size)))
+        return drawn
+
+    def of_decisions(self, taken, most):
+        """What `choose` wants for the slots' next decisions, after `taken` [E], at most `most`, of them."""
+        while most >= len(self._decisions[0]):  # whole episodes have M; from generators apart, as others follow
+            more = self._draw_decisions([rng.spawn(1)[0] for rng in self._rngs])
+            self._decisions = [torch.cat(both) for both in zip(self._decisions, more, strict=True)]
+        return [x[taken, torch.arange(len(taken), device=taken.device)] for x in self._decisions]
+
+
+def choose(master, x, noise):
+    """The masters' decisions at normalised observations x [E, obs]; `noise` as of `Noise.of_decisions`."""
+    params = master.params(x.view(master.n, -1, x.shape[-1])).flatten(0, 1)  # [E, K]
+    gumbel, *random = noise
+    z = master.sample(params, gumbel)
+    if random:
+        explores, uniform = random
+        z = torch.where(explores, uniform, z)
+    return Decision(params, z)
+
+
+def act(subs, x, z, noise):
+    """What the sub-policies z [E] do at normalised observations x [E, obs]."""
+    params = subs.params(x.expand(subs.n, *x.shape))[z, torch.arange(len(z), device=z.device)]  # [E, A or 2A]
+    return Decision(params, subs.sample(params, noise))
+
+
+def check_finite(env, reward, obs):
+    """Raise a FloatingPointError that names the first reward [T, E] or observation [T or T + 1, E, …] that is not."""
+    for name, finite in (("a reward", reward.isfinite()), ("an observation", obs.isfinite().all(-1))):
+        if not finite.all():
+            t, e = (~finite).nonzero()[0].tolist()
+            raise FloatingPointError(f"the environment gave {name} that is not finite at step {t}, task {env.task[e]}")
+
+
+def stacked(records):
+    """One record of tensors for a list of them, with a new leading dimension."""
+    return type(records[0])(*map(torch.stack, zip(*records, strict=True)))
