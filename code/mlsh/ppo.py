@@ -8,7 +8,7 @@ import torch
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 CAP = 20.0  # of the log ratio, where it is learned from
-FIGURES = ("policy_loss", "value_loss", "entropy", "kl", "clip_fraction")  # of an update
+FIGURES = ("policy_loss", "value_loss", "entropy", "kl", "clip_fraction", "explained_variance")  # of an update
 
 
 class Batch(NamedTuple):
@@ -138,8 +138,7 @@ def update(policy, optimizer, batch, rngs, *, parts, epochs, epsilon, c1, c2, ta
     Every sample moves its own member's parameters only; a minibatch without a sample of a member leaves its
     parameters and Adam moments alone, and so does a batch with a single one. Advantages are normalised within a group
     and member. Returns a dict of [n] tensors, measured over the whole batch after the update (NaN for a member left
-    alone): policy_loss, value_loss, entropy, kl, clip_fraction. Raises FloatingPointError if a parameter is not finite
-    any more.
+    alone), by the names in `FIGURES`. Raises FloatingPointError if a parameter is not finite any more.
     """
     n, total, device = policy.n, policy.total or (lambda x: x), batch.obs.device
     member, group = batch.member.cpu().numpy(), batch.group.cpu().numpy()
@@ -163,8 +162,7 @@ def update(policy, optimizer, batch, rngs, *, parts, epochs, epsilon, c1, c2, ta
     optimizer.check_finite(policy.name)
     each = (weight > 0) / torch.from_numpy(np.where(count < 2, np.nan, count)).to(device)[:, None]
     parts = (figures(policy, samples_of(batch, rows), w, epsilon) for rows, w in zip(index, each, strict=True))
-    means = total(torch.stack(list(parts)).sum(0))  # an epoch has every sample once
-    return dict(zip(FIGURES, means.float(), strict=True))
+    return named(total(torch.stack(list(parts)).sum(0)))  # an epoch has every sample once
 
 
 def samples_of(batch, index):
@@ -191,13 +189,22 @@ def step(policy, optimizer, samples, weight, idle, epsilon, c1, c2):
 
 @torch.no_grad()
 def figures(policy, samples, weight, epsilon):
-    """How the policy stands to samples [n, width, ...] of another: sums by `weight`, float64 [FIGURES, n]."""
-    params, value = policy(samples.obs)
+    """How the policy stands to samples [n, width, ...] of another: sums by `weight`, float64 [8, n]; see `named`."""
+    params, value, *_ = policy(samples.obs)
     new = policy.distribution(params)
     objective = surrogate(new, value, samples, epsilon)
-    clipped = (objective.ratio - 1).abs() > epsilon
+    clipped, error = (objective.ratio - 1).abs() > epsilon, value - samples.value_target
     values = (objective.policy_loss, objective.value_loss, new.entropy(), objective.kl, clipped)
-    return torch.stack([(x * weight).sum(1) for x in values])
+    moments = (error, samples.value_target, samples.value_target.double().square())
+    return torch.stack([(x * weight).sum(1) for x in (*values, *moments)])
+
+
+def named(means):
+    """`FIGURES` by name, float32 [n] each, from what `figures` gives when the weights of a member sum to 1."""
+    *first, error, target, square = means
+    missing, variance = first[1] - error.square(), square - target.square()
+    explained = 1 - missing / variance.where(variance > 1e-12 * square, torch.nan)  # none where targets do not vary
+    return {name: x.float() for name, x in zip(FIGURES, (*first, explained), strict=True)}
 
 
 class Adam(torch.optim.Adam):
