@@ -56,6 +56,16 @@ class SampledWithoutGenerator(Sampled):
         return self.np_random.choice([-1.0, 1.0], 1)
 
 
+class Named(Line):
+    """Its tasks are texts, or lists of numbers, as nobody would call a file."""
+
+    def sample_task(self, rng):
+        return ["maps/right", "maps right", [float(x) for x in range(100)]][rng.integers(3)]
+
+    def set_task(self, task):
+        self.goal = 1 if task == "maps/right" else -1
+
+
 class Listed(Line):
     """As in Meta-World, whose tasks are objects."""
 
@@ -118,6 +128,7 @@ class Many(Listed):
 
 KINDS = {
     "Sampled-v0": (Sampled, {}),
+    "Named-v0": (Named, {}),
     "Listed-v0": (Listed, {}),
     "NoGenerator-v0": (SampledWithoutGenerator, {}),
     "Original-v0": (Original, {}),

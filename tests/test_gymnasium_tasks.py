@@ -34,6 +34,18 @@ def test_anybodys_environment_trains(command, tmp_path, env_id):
     assert films if env_id != "Blind-v0" else not films and "no videos" in err
 
 
+def test_films_of_tasks_that_no_file_can_be_called(command, tmp_path):
+    flags = ["--env", "foreign:Named-v0", "--groups", 8, "--seed", 1, "--tasks", 1, "--record", 1]
+    code, _, err = command("train.py", *TINY, *flags, "--out", tmp_path / "run")
+    assert code == 0, err
+    tasks = {row["task"] for row in read_metrics(tmp_path / "run")}
+    films = [path.name for path in (tmp_path / "run" / "videos").iterdir()]
+    assert len(tasks) == 3 and len(films) == 9 and all(len(name) <= 90 for name in films)
+    code, out, err = command("render.py", tmp_path / "run", "--task", '"maps/right"')
+    assert code == 0, err
+    assert all(Path(line).parent == tmp_path / "run" and Path(line).exists() for line in out.split())
+
+
 def test_what_cannot_be_trained_is_refused_with_what_to_add(command, tmp_path):
     reasons = {
         "Tasks": "give its class sample_task(rng)",

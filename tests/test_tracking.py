@@ -6,9 +6,9 @@ import pytest
 import wandb
 
 from mlsh import tracking
-from mlsh.film import write_video
 from mlsh.logger import Logger, read_metrics
 from mlsh.tracking import Tracker, start_wandb
+from mlsh.video import video
 from test_logger import Life, write_task
 
 
@@ -22,9 +22,10 @@ def folder(tmp_path):
 def test_offline_wandb_names_the_curves_and_has_the_gifs(cfg, folder, capfd):
     cfg.wandb = "offline"
     log = Logger(Life(cfg, folder))
-    frames = [np.full((40, 40, 3), shade, np.uint8) for shade in (0, 90, 200)]
     gif = folder / "videos" / "00000-pretrain-video-1.gif"
-    write_video(gif, frames, 10)
+    with video(gif, 10) as add:
+        for shade in (0, 90, 200):
+            add(np.full((40, 40, 3), shade, np.uint8))
     log.video("pretrain-video-1", gif)
     write_task(log, 0)
     log.close({"test": [{"task": 1, "return": 3.5}]})
