@@ -2,6 +2,7 @@
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.mujoco.ant_v5 import AntEnv
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, Sequence
 
 
@@ -122,6 +123,19 @@ class Faulty(Sampled):
         return [super().render()] if self.how == "draws" else super().render()
 
 
+class Directions(AntEnv):
+    """Gymnasium's own ant, which is to walk to the right or to the left."""
+
+    train_tasks = [1, -1]
+
+    def set_task(self, task):
+        self.direction = task
+
+    def step(self, action):
+        observation, _, terminated, truncated, info = super().step(action)
+        return observation, self.direction * info["x_velocity"], terminated, truncated, info
+
+
 class Many(Listed):
     train_tasks = np.array([Listed.Task(goal) for goal in range(12)])
 
@@ -139,6 +153,7 @@ KINDS = {
     "DictObservations-v0": (Listed, {"observations": Dict(at=Box(-99, 99, (1,)), side=Discrete(2))}),
     "Blind-v0": (Blind, {}),
     "Many-v0": (Many, {}),
+    "Directions-v0": (Directions, {}),
     "Tasks-v0": (Line, {}),
     "Buttons-v0": (Listed, {"actions": MultiBinary(3)}),
     "Text-v0": (Listed, {"observations": Sequence(Discrete(2))}),

@@ -31,7 +31,8 @@ def test_anybodys_environment_trains(command, tmp_path, env_id):
     rows = read_metrics(tmp_path)
     assert len(rows) == 4 and float(rows[0]["env_steps"]) == 6 * 2 * 2 * (3 if "ated-v0" in env_id else 7)
     films = list((tmp_path / "videos").iterdir())
-    assert films if env_id != "Blind-v0" else not films and "no videos" in err
+    assert "no videos" in err if env_id == "Blind-v0" else films or "no OpenGL" in err
+    assert bool(films) != ("no videos" in err)
 
 
 def test_films_of_tasks_that_no_file_can_be_called(command, tmp_path):
