@@ -4,6 +4,9 @@ import functools
 import os
 import subprocess
 import sys
+import warnings
+
+import glfw
 
 from mlsh.errors import RenderingUnavailable
 
@@ -46,11 +49,27 @@ def choose_opengl(human=False):
 
 @functools.cache
 def draws(name):
-    """Whether the backend `name` draws here, tried in a process of its own: this one a failure may spoil, or abort."""
+    """Whether the backend `name` draws here."""
+    if name == "glfw":
+        return has_display()
     if name not in BACKENDS:
         return False
-    try:
-        command, env = [sys.executable, "-P", "-c", DRAW, name], os.environ | {"MUJOCO_GL": name}
-        return subprocess.run(command, env=env, capture_output=True, timeout=60).returncode == 0
-    except subprocess.TimeoutExpired:  # a display that does not answer
-        return False
+    # in a process of its own, since what fails spoils PyOpenGL for the next
+    command, env = [sys.executable, "-P", "-c", DRAW, name], os.environ | {"MUJOCO_GL": name}
+    return subprocess.run(command, env=env, capture_output=True).returncode == 0
+
+
+def has_display():
+    """Whether GLFW opens a window here; what asks it for one without a display may abort.
+
+    It stays connected: an Xvfb starts anew, and refuses everybody meanwhile, when its last client has left.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # GLFW's own, of what fails
+        if not glfw.init():
+            return False
+        glfw.window_hint(glfw.VISIBLE, 0)
+        window = glfw.create_window(9, 9, "", None, None)
+        if window:
+            glfw.destroy_window(window)
+        return bool(window)
