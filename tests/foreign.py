@@ -2,6 +2,7 @@
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.mujoco.ant_v5 import AntEnv
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, Sequence
 
 
@@ -54,6 +55,16 @@ class Sampled(Line):
 class SampledWithoutGenerator(Sampled):
     def sample_task(self):
         return self.np_random.choice([-1.0, 1.0], 1)
+
+
+class Named(Line):
+    """Its tasks are texts, or lists of numbers, as nobody would call a file."""
+
+    def sample_task(self, rng):
+        return ["maps/right", "maps right", [float(x) for x in range(100)]][rng.integers(3)]
+
+    def set_task(self, task):
+        self.goal = 1 if task == "maps/right" else -1
 
 
 class Listed(Line):
@@ -112,12 +123,26 @@ class Faulty(Sampled):
         return [super().render()] if self.how == "draws" else super().render()
 
 
+class Directions(AntEnv):
+    """Gymnasium's own ant, which is to walk to the right or to the left."""
+
+    train_tasks = [1, -1]
+
+    def set_task(self, task):
+        self.direction = task
+
+    def step(self, action):
+        observation, _, terminated, truncated, info = super().step(action)
+        return observation, self.direction * info["x_velocity"], terminated, truncated, info
+
+
 class Many(Listed):
     train_tasks = np.array([Listed.Task(goal) for goal in range(12)])
 
 
 KINDS = {
     "Sampled-v0": (Sampled, {}),
+    "Named-v0": (Named, {}),
     "Listed-v0": (Listed, {}),
     "NoGenerator-v0": (SampledWithoutGenerator, {}),
     "Original-v0": (Original, {}),
@@ -128,6 +153,7 @@ KINDS = {
     "DictObservations-v0": (Listed, {"observations": Dict(at=Box(-99, 99, (1,)), side=Discrete(2))}),
     "Blind-v0": (Blind, {}),
     "Many-v0": (Many, {}),
+    "Directions-v0": (Directions, {}),
     "Tasks-v0": (Line, {}),
     "Buttons-v0": (Listed, {"actions": MultiBinary(3)}),
     "Text-v0": (Listed, {"observations": Sequence(Discrete(2))}),

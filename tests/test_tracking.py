@@ -12,10 +12,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from conftest import CODE, TINY
 from mlsh import tracking
 from mlsh.errors import UserError
-from mlsh.film import write_video
 from mlsh.logger import LOSSES, Logger
 from mlsh.metrics import read_metrics
 from mlsh.tracking import Tracker, start_wandb
+from mlsh.video import video
 from test_logger import RESULTS, Life, write_task
 
 MACHINE = {"commit": "abc1234", "packages": {"torch": "9.8.7"}}
@@ -55,9 +55,10 @@ def missing(record, names):
 def test_offline_wandb_names_the_curves_and_has_the_gifs(cfg, folder, capfd):
     cfg.wandb = "offline"
     log = Logger(life_with_wandb(cfg, folder))
-    frames = [np.full((40, 40, 3), shade, np.uint8) for shade in (0, 90, 200)]
     gif = folder / "videos" / "00000-pretrain-video-1.gif"
-    write_video(gif, frames, 10)
+    with video(gif, 10) as add:
+        for shade in (0, 90, 200):
+            add(np.full((40, 40, 3), shade, np.uint8))
     log.video("pretrain-video-1", gif)
     write_task(log, 0)
     row = {"task": 1, "label": "b", "return": 3.5, "standard_error": 0.5, "share": [1.0, 0.0]}
@@ -265,6 +266,6 @@ def test_the_console_and_the_code_are_kept(tmp_path):
     assert run.returncode == 0, run.stderr
     (part,) = (tmp_path / "a run" / "wandb").glob("offline-run-*")
     said = (part / "files" / "output.log").read_text()
-    assert "task 1 (purple): return" in said and f"see {tmp_path / 'a run'}" in said and "task 2/2 joint" in said
+    assert "task 1 (blue): return" in said and f"see {tmp_path / 'a run'}" in said and "task 2/2 joint" in said
     (record,) = part.glob("*.wandb")
     assert missing(record, ["train.py", "mlsh/tracking.py", "results.json", "checkpoint.pt"]) == []

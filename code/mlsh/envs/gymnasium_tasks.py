@@ -10,6 +10,7 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.wrappers import FlattenObservation
 
 from mlsh.envs.base import VectorTasks
+from mlsh.envs.opengl import choose_opengl
 from mlsh.envs.protocols import WANTED, protocol_of
 from mlsh.errors import EnvironmentFailed, RenderingUnavailable, UserError
 
@@ -33,6 +34,8 @@ class GymnasiumTasks(VectorTasks):
             probe.close()
             if render_mode not in probe.metadata.get("render_modes", []):
                 raise RenderingUnavailable(f"the environment has no render_mode {render_mode}")
+            if hasattr(unwrapped(probe), "mujoco_renderer"):  # Gymnasium's own, Gymnasium-Robotics', Meta-World's
+                choose_opengl(render_mode == "human")
             kwargs["render_mode"] = render_mode
         try:
             self.envs = [FlattenObservation(make(**kwargs)) for _ in range(num_envs)]
