@@ -1,5 +1,6 @@
 """What happens to runs: killed, out of disk, two at once, not finite."""
 
+import itertools
 import os
 import random
 import resource
@@ -15,6 +16,7 @@ from mlsh import checkpoint, errors
 from mlsh.config import Config
 from mlsh.memory import available
 from mlsh.metrics import read_metrics
+from mlsh.run import Run
 from soak import result, same, soak
 
 SMALL = [*TINY, "--hidden", "8", "--record", "0"]
@@ -110,6 +112,20 @@ def test_what_the_comparison_of_runs_sees(command, tmp_path):
         assert command("train.py", *SMALL, "--seed", seed, "--out", tmp_path / name)[0] == 0
     a, b = result(tmp_path / "a"), result(tmp_path / "b")
     assert same(a, a) and not same(a, b) and not same(a, a[:-1])
+
+
+def test_an_interrupt_while_the_state_is_kept_tells_what_the_checkpoint_has(command, tmp_path, monkeypatch):
+    calls, take_snapshot = itertools.count(), Run._take_snapshot
+
+    def interrupted(self):
+        if next(calls) == 2:  # after the second outer iteration
+            raise KeyboardInterrupt
+        take_snapshot(self)
+
+    monkeypatch.setattr(Run, "_take_snapshot", interrupted)
+    code, _, err = command("train.py", *SMALL, "--tasks", 5, "--out", tmp_path)
+    assert code == 130 and "saved after 1 of 5 tasks" in err
+    assert checkpoint.load(tmp_path, [Config])["iteration"] == 1
 
 
 def test_two_signals_at_once_are_one_and_a_later_one_counts(monkeypatch):

@@ -83,7 +83,7 @@ class Run:
             raise UserError(f"{error}, then -c --out {self.folder} goes on") from None
         except KeyboardInterrupt:  # the outer iteration under way is dropped; -c begins it again
             self._save()
-            done, length = self.progress["iteration"], self.cfg.length
+            done, length = self._state["iteration"], self.cfg.length  # it may have come within `keep`
             self._log.say(f"saved after {done} of {getattr(self.cfg, length)} {length}; -c --out {self.folder} goes on")
             self._log.close()
             raise
