@@ -17,6 +17,7 @@ setup(
         "pygame-ce>=2.5",
         "imageio[ffmpeg]>=2.34",
         "wandb>=0.19",
+        "tensorboard>=2.14",
         "tyro>=0.9",
         "filelock>=3.12",
         "tqdm>=4.66",

@@ -8,41 +8,42 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
-import tyro
 
 from mlsh.config import Config
 from mlsh.envs import make_env
 from mlsh.envs.mujoco_tasks import MujocoTasks
 from mlsh.errors import UserError, run_command
-from mlsh.logger import MOMENTS, read_metrics
+from mlsh.logger import MOMENTS
+from mlsh.metrics import read_metrics
 from mlsh.models import Hierarchy
 from mlsh.ppo import Adam, update
 from mlsh.rollout import collect
 from mlsh.sampling import Streams
-from mlsh.settings import parse
+from mlsh.settings import Count, CountOrNone, Counts, Settings, at_least, cli, parse
 
 SECONDS = 2  # to repeat a call for, at least
 
 
 @dataclass
-class Args:
+class Args(Settings):
     """Print the env steps a second of train.py, and the seconds of each part of an outer iteration."""
 
     env: str = "MovementBandits-v0"
     """Gymnasium id of a task family."""
-    groups: tuple[int, ...] = ()
+    groups: Counts = ()
     """Numbers of task groups to measure; the preset's if none is given."""
     device: str = "cpu"
     """Torch device."""
-    tasks: int = 4
+    tasks: Annotated[int, at_least(2)] = 4
     """Outer iterations of train.py, two or more; the first is not counted."""
-    sim_threads: int = 0
+    sim_threads: CountOrNone = 0
     """Threads that simulate, in MuJoCo's families; 0 for all cores."""
-    processes: int = 0
+    processes: CountOrNone = 0
     """Instead, compare torchrun with so many processes to one, and to so many runs at once; a thread each."""
-    repeats: int = 2
+    repeats: Count = 2
     """Times that --processes does so, as a machine's speed may change."""
 
 
@@ -152,10 +153,8 @@ def against_the_simulator(cfg, spent):
 
 
 def main():
-    args = tyro.cli(Args, use_underscores=True)
-    for name, least in (("tasks", 2), ("repeats", 1)):
-        if getattr(args, name) < least:
-            raise UserError(f"--{name} is {getattr(args, name)}: use {least} or more")
+    args = cli(Args)
+    args.validate()
     for groups in args.groups or (None,):
         flags = ["--env", args.env, "--device", args.device, "--sim_threads", str(args.sim_threads)]
         flags += ["--groups", str(groups)] if groups else []

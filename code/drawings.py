@@ -11,6 +11,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from mlsh.errors import UserError, run_command
 from mlsh.files import make_folder, writing
+from mlsh.settings import cli
 
 CODE = Path(__file__).parent
 MASTER, SUB, WORLD = "#f6d9b8", "#cfe3f5", "#dcefd3"
@@ -134,4 +135,4 @@ def main(folder: Annotated[Path, tyro.conf.Positional]):
 
 
 if __name__ == "__main__":
-    run_command(lambda: tyro.cli(main))
+    run_command(lambda: cli(main)())

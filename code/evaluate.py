@@ -5,6 +5,7 @@ import dataclasses
 import io
 from collections import defaultdict
 from dataclasses import dataclass
+from inspect import cleandoc
 from pathlib import Path
 from typing import Annotated
 
@@ -20,8 +21,16 @@ from mlsh.errors import UserError, run_command
 from mlsh.files import make_folder, write_whole, writing
 from mlsh.plots import draw_bands, steps_to
 from mlsh.sampling import Streams, find_task
-from mlsh.settings import Count, CountOrNone, NotNegative, Settings, short
+from mlsh.settings import Count, CountOrNone, NotNegative, Settings, cli, short
 
+COLUMNS = """Columns of the table, of mean returns over the seeds:
+    after n             return after n updates of the master
+    to 90 %, to 95 %    env steps on the task until it is that part of the last (of -0.1, 95 % is -0.105)
+    area                mean over the env steps
+
+Columns of adaptation.csv, a row a run, task, seed and update:
+    env_steps           that the master has had on the task by then
+    return              mean of its episodes after them"""
 SHOWN = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # updates in the table
 
 
@@ -38,7 +47,7 @@ class Args(Settings):
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """Run folders or checkpoints, a line each in the figure."""
     out: str = ""
-    """Folder for the files; default: the first run's."""
+    """Folder for the files; default: the first run's. There must be no adaptation.csv in it."""
     env: str = ""
     """Another environment than the run's own, with the same spaces (transfer)."""
     tasks: tuple[str, ...] = ()
@@ -83,7 +92,10 @@ def evaluate(run, args):
 
 
 def print_table(results):
-    """A row a run and task: returns after some updates, env steps to 90 % and 95 % of the last, mean over env steps."""
+    """A row a run and task: returns after some updates, env steps to 90 % and 95 % of the last, mean over env steps.
+
+    And what that means.
+    """
     last = max(len(steps) for steps, *_ in results.values()) - 1
     shown = sorted({last, *(n for n in SHOWN if n < last)})
     rows = []
@@ -97,6 +109,7 @@ def print_table(results):
     headers = ["run", "task", *(f"after {n}" for n in shown), "to 90 %", "to 95 %", "area"]
     align = ["left", "left", *["right"] * (len(headers) - 2)]
     print(tabulate(rows, headers, "plain", disable_numparse=True, colalign=align))
+    print(f"\n{COLUMNS}")
 
 
 def write(results, out):
@@ -115,7 +128,7 @@ def write(results, out):
 
 
 def main():
-    args = tyro.cli(Args, use_underscores=True)
+    args = cli(Args, description=f"{cleandoc(Args.__doc__)}\n\n{COLUMNS}")
     args.validate()
     if not args.runs:
         raise UserError("name a run folder or a checkpoint")
@@ -129,6 +142,8 @@ def main():
     if len(set(names)) < len(names):
         raise UserError("a run is named twice; name each once")
     out = Path(args.out or (runs[0].parent if runs[0].is_file() else runs[0]))
+    if (out / "adaptation.csv").exists():
+        raise UserError(f"{out} has an adaptation.csv already; name another folder with --out, or move it away")
     make_folder(out)
     results = {name: evaluate(run, args) for name, run in zip(names, runs, strict=True)}
     print_table(results)

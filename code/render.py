@@ -13,10 +13,11 @@ from mlsh.envs import make_env
 from mlsh.errors import UserError, run_command
 from mlsh.film import film, write_video
 from mlsh.sampling import Streams, find_task
+from mlsh.settings import Count, Settings, cli
 
 
 @dataclass
-class Args:
+class Args(Settings):
     """Write two videos of one task: the master newly initialised, and after the run's W warm-up updates."""
 
     run: Annotated[Path, tyro.conf.Positional]
@@ -24,24 +25,24 @@ class Args:
     task: str = "0"
     """Task: a number 0 … n−1 in a finite family, else JSON."""
     out: str = ""
-    """NAME.gif or .mp4; writes NAME-initialised and NAME-trained. Default: task-<task>.gif in the run folder."""
-    episodes: int = 1
+    """NAME.gif or .mp4; writes NAME-initialised and NAME-trained. Default: task-<task>.gif in the run folder, or, of a
+    checkpoint that is in none, in the current one."""
+    episodes: Count = 1
     """Episodes in a video."""
     device: str = "cpu"
     """Torch device."""
 
 
 def main():
-    args = tyro.cli(Args)
-    if args.episodes < 1:
-        raise UserError(f"--episodes is {args.episodes}: use 1 or more")
+    args = cli(Args)
+    args.validate()
     data = checkpoint.load(args.run, [Config])
     cfg = data["config"]
     cfg.device = args.device
-    cfg.validate()
     env = make_env(cfg, cfg.N)
     task = find_task(env, args.task, "--task")
-    folder = args.run if args.run.is_dir() else args.run.parent
+    in_its_folder = args.run.name == "checkpoint.pt"  # where runs have it
+    folder = args.run if args.run.is_dir() else args.run.parent if in_its_folder else Path()
     out = Path(args.out or folder / f"task-{args.task}.gif")
     if out.suffix not in (".gif", ".mp4"):
         raise UserError(f"--out is {out}: use a name that ends in .gif or .mp4")

@@ -16,8 +16,9 @@ from mlsh.config import Config
 from mlsh.envs import best_return
 from mlsh.errors import UserError, run_command
 from mlsh.files import make_folder, writing
-from mlsh.logger import read_metrics
+from mlsh.metrics import read_metrics
 from mlsh.plots import curve
+from mlsh.settings import cli
 from mlsh.study import PASSED, SEPARATED, SOLVED, print_table
 
 LINES = {"AntBandits-v1": (-0.155, "the earlier port")}  # in figures, where the best possible return is not known
@@ -159,7 +160,7 @@ def draw(runs, env, folder, name):
 
 
 def main():
-    args = tyro.cli(Args, use_underscores=True)
+    args = cli(Args)
     if not args.runs:
         raise UserError("name a run folder")
     of_env = defaultdict(list)

@@ -18,7 +18,7 @@ CODE = Path(__file__).parent.parent / "code"
 sys.path.insert(0, str(CODE))
 from mlsh import checkpoint  # noqa: E402
 from mlsh.config import Config  # noqa: E402
-from mlsh.logger import read_metrics  # noqa: E402
+from mlsh.metrics import read_metrics  # noqa: E402
 
 TASKS = 40
 FLAGS = (

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -208,6 +209,42 @@ def test_one_line_errors_from_the_shell(tmp_path):
     assert run.stderr == "train.py: error: --gamma is 2.0: use a number from 0 to 1\n"
 
 
+UNREADABLE = {
+    "train.py -N many": "-N/--N: invalid literal for int()",
+    "train_rl2.py --tasks 3": "Unrecognized options: --tasks",
+    "evaluate.py --seeds x": "--seeds: invalid literal",
+    "render.py": ": PATH Run folder or checkpoint",
+    "report.py --figure x": "did you mean --figures?",
+    "benchmark.py --groups x": "--groups: ",
+    "drawings.py": ": PATH Where to",
+    "studies/bandits.py --figure x": "did you mean --figures?",
+}
+
+
+@pytest.mark.parametrize("typed", UNREADABLE)
+def test_what_cannot_be_read_is_one_line_of_every_script(command, typed):
+    script, *flags = typed.split()
+    code, out, err = command(script, *flags)
+    assert code == 2 and not out
+    assert err.startswith(f"{CODE / script}: error: ") and err.count("\n") == 1 and UNREADABLE[typed] in err
+
+
+def test_rendering_writes_beside_the_run_or_where_one_is(command, tmp_path, monkeypatch):
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.syspath_prepend(CODE)
+    run = tmp_path / "assets"
+    assert command("train.py", *TINY, "--out", run)[0] == 0
+    shutil.copy(run / "checkpoint.pt", run / "alone.pt")
+    films = {"task-0-initialised.gif", "task-0-trained.gif"}
+    for named, folder in ((run, run), (run / "checkpoint.pt", run), (run / "alone.pt", here)):
+        assert command("render.py", named)[0] == 0
+        assert {path for path in tmp_path.rglob("task-*.gif")} == {folder / film for film in films}
+        for film in films:
+            (folder / film).unlink()
+
+
 def test_rendering(command, tmp_path):
     assert command("train.py", *TINY, "--out", tmp_path / "run")[0] == 0
     code, out, err = command("render.py", tmp_path / "run", "--task", 1, "--out", tmp_path / "x.gif", "--episodes", 2)
@@ -264,8 +301,8 @@ def test_benchmark(command):
     shares = [int(line.split()[-2]) for line in out.splitlines()[1:]]
     assert out.startswith("MovementBandits-v0 --groups 1, ") and "env steps/s" in out
     assert len(shares) == 6 and shares[-1] == 100 and abs(sum(shares[:-1]) - 100) <= 3
-    for flag, value, remedy in (("--tasks", 1, "use 2 or more"), ("--repeats", 0, "use 1 or more")):
+    for flag, value, least in (("--tasks", 1, 2), ("--repeats", 0, 1), ("--groups", 0, 1), ("--processes", -1, 0)):
         code, _, err = command("benchmark.py", flag, value)
-        assert code == 2 and remedy in err
+        assert code == 2 and f"{flag} is {value}: use {least} or more" in err
     code, _, err = command("benchmark.py", "--groups", 2, "--processes", 3)
     assert code == 2 and "use 2 to 2" in err

@@ -37,7 +37,8 @@ def test_every_method_is_a_line(command, tmp_path):
     code, out, err = command("evaluate.py", *runs, "--updates", 2, "--seeds", 3, "-N", 5, "--out", tmp_path / "x")
     assert code == 0, err
     lines = out.splitlines()
-    assert lines[0].split()[:4] == ["run", "task", "after", "0"] and len(lines) == 1 + 4 * 2
+    assert lines[0].split()[:4] == ["run", "task", "after", "0"] and lines.index("") == 1 + 4 * 2
+    assert "to 90 %, to 95 %    env steps on the task until" in out and "Columns of adaptation.csv" in out
     rows = adaptation(tmp_path / "x")
     assert len(rows) == 4 * 2 * 3 * 3  # runs, tasks, seeds, updates (or episodes) with the one before the first
     assert {row["run"] for row in rows} == {"alone", "shared", "scratch", "rl2"}
@@ -91,6 +92,12 @@ def test_tasks_transfer_and_what_does_not_fit(command, tmp_path):
     code, out, _ = command("evaluate.py", run, "--tasks", 1, "--updates", 1, "--seeds", 2)
     assert code == 0 and "task 1 (purple)" in out and "task 0" not in out
     assert {row["task"] for row in adaptation(run)} == {"task 1 (purple)"}
+    before = adaptation(run)
+    for flags in ((run,), (tmp_path / "rl2", "--out", run)):
+        code, _, err = command("evaluate.py", *flags)
+        assert code == 2 and f"{run} has an adaptation.csv already; name another folder with --out" in err
+    assert adaptation(run) == before
+    (run / "adaptation.csv").unlink()
     refused = [
         ((run, "--env", "MovementBandits4-v0"), "does not fit"),
         ((tmp_path / "rl2", "--env", "MovementBandits4-v0"), "does not fit"),
@@ -108,13 +115,19 @@ def test_tasks_transfer_and_what_does_not_fit(command, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+def test_help_explains_the_columns(command):
+    code, out, _ = command("evaluate.py", "--help")
+    assert code == 0 and "to 90 %, to 95 %    env steps on the task until" in out
+
+
 def test_another_environment_and_sampled_tasks(command, tmp_path):
     run = train(command, tmp_path / "run", "--env", "foreign:Listed-v0")
     flags = ["--env", "foreign:Sampled-v0", "--updates", 1, "--seeds", 2]
     for tasks, expected in (([], {"task -1.0 (-1.0)", "task 1.0 (1.0)"}), (["--tasks", "-1", "-1"], {"task -1 (-1)"})):
-        code, _, err = command("evaluate.py", run, *flags, *tasks)
+        out = tmp_path / f"out {len(tasks)}"
+        code, _, err = command("evaluate.py", run, *flags, *tasks, "--out", out)
         assert code == 0, err
-        keys = [(row["task"], row["seed"], row["update"]) for row in adaptation(run)]
+        keys = [(row["task"], row["seed"], row["update"]) for row in adaptation(out)]
         assert {task for task, *_ in keys} == expected
         assert len(keys) == len(set(keys)) == len(expected) * 2 * 2  # a task drawn or named twice is learned once
 

@@ -11,7 +11,7 @@ from foreign import KINDS
 from mlsh.config import Config
 from mlsh.envs import make_env
 from mlsh.errors import UserError
-from mlsh.logger import read_metrics
+from mlsh.metrics import read_metrics
 from mlsh.sampling import Streams, balanced_tasks
 
 README = Path(__file__).parent.parent / "README.md"

@@ -9,7 +9,7 @@ import pytest
 from conftest import CODE, TINY, wait_for_rows
 from mlsh.errors import UserError
 from mlsh.jobs import Job, Jobs
-from mlsh.logger import read_metrics
+from mlsh.metrics import read_metrics
 
 COMMAND = " ".join(["train.py", *TINY])
 

@@ -7,7 +7,8 @@ import torch
 
 from mlsh import logger, parallel
 from mlsh.errors import UserError
-from mlsh.logger import LOSSES, Logger, read_metrics
+from mlsh.logger import LOSSES, Logger
+from mlsh.metrics import read_metrics
 from mlsh.rollout import Outcome, Rollout
 
 
@@ -15,11 +16,14 @@ class Life:
     """Stands for the `Run` that a log belongs to."""
 
     def __init__(self, cfg, folder, iteration=0):
-        self.cfg, self.folder, self.kept = cfg, folder, []
+        self.cfg, self.folder, self.kept, self.trackers = cfg, folder, [], []
         self.progress = {"iteration": iteration, "env_steps": 0, "train_env_steps": 0, "seconds": 0.0, "run_id": "id"}
 
     def keep(self, **progress):
         self.kept.append(progress)
+
+
+RESULTS = {"test": [], "env_steps": 80, "seconds": 1.0}
 
 
 def played(*returns):
@@ -32,12 +36,28 @@ def stats(n):
     return {name: torch.arange(n, dtype=torch.float32) for name in LOSSES}
 
 
-def write_task(log, i):
+class Seen:
+    """Stands for wandb and TensorBoard."""
+
+    def __init__(self):
+        self.logged, self.shown = [], []
+
+    def log(self, values, env_steps):
+        self.logged.append((values, env_steps))
+
+    def videos(self, names, path, env_steps):
+        self.shown.append(names)
+
+    def finish(self, results, summary, env_steps):
+        self.results, self.summary = results, summary
+
+
+def write_task(log, i, tasks=(1, 0)):
     log.look("pretrain", played([1, 3], [5, 5]))
     log.look("warmup", played([2, 4], [6, 6]))
     log.step(i, "joint", Rollout(None, None, None, played([0, 0], [0, 0])), master=stats(2), low=stats(2))
     log.look("afterjoint", played([3, 5], [7, 7]))
-    log.task_done(i, [1, 0])
+    log.task_done(i, list(tasks))
 
 
 @pytest.fixture
@@ -57,7 +77,7 @@ def test_metrics_curves_and_results(cfg, folder):
     log = Logger(life)
     write_task(log, 0)
     write_task(log, 1)
-    log.close({"test": []})
+    log.close(RESULTS)
     rows = read_metrics(folder)
     first = "iteration group task pretrain_reward trained_reward joint_reward env_steps train_env_steps seconds".split()
     assert list(rows[0])[:9] == first
@@ -73,19 +93,44 @@ def test_metrics_curves_and_results(cfg, folder):
     assert [float(rows[0][f"share_{k}"]) for k in (0, 1)] == [0.25, 0.75]
     assert [row["diverged"] for row in rows] == ["0", "2", "0", "2"]
     assert float(rows[1]["master_kl"]) == 1 and float(rows[0]["sub1_entropy"]) == 1
+    assert float(rows[1]["master_explained_variance"]) == 1
     assert iio.imread(folder / "curves.png").shape[1] > 1000  # three panels
-    assert json.loads((folder / "results.json").read_text()) == {"test": []}
+    assert json.loads((folder / "results.json").read_text()) == RESULTS
 
 
 def test_what_the_tracker_gets_of_an_outer_iteration(cfg, folder, monkeypatch):
-    log, seen = Logger(Life(cfg, folder)), []
-    monkeypatch.setattr(log, "_tracker", type("", (), {"log": lambda self, *args: seen.append(args)})())
-    write_task(log, 0)
-    (reward, at), (logged, end) = seen
-    assert reward == {"reward": 0} and (at, end) == (30, 40)  # two looks and a step, and one more look
+    cfg.explore, cfg.c2_low, cfg.fade = 0.2, 0.04, 4
+    life = Life(cfg, folder)
+    life.trackers = [Seen(), Seen()]
+    write_task(Logger(life), 1)
+    assert life.trackers[1].logged == life.trackers[0].logged
+    (played, at), (logged, end) = life.trackers[0].logged
+    assert (at, end) == (30, 40)  # two looks and a step, and one more look
+    assert played.pop("charts/SPS") > 0
+    assert played == {"reward": 0, "charts/episodic_return": 0, "charts/episodic_length": 2.5}
     assert logged["trained_reward"] == 4.5 and logged["1_trained_reward"] == 3 and logged["0_trained_reward"] == 6
-    assert logged["1_share_1"] == 0.75 and logged["master_kl"] == 0.5 and logged["sub1_kl"] == 1
-    assert logged["diverged"] == 2
+    assert logged["charts/trained_reward"] == 4.5 and logged["tasks/0_trained_reward"] == 6
+    assert logged["tasks/1_share_1"] == 0.75 and logged["losses/master_kl"] == 0.5 and logged["losses/sub1_kl"] == 1
+    assert logged["losses/master_explained_variance"] == 0.5 and logged["charts/diverged"] == 2
+    assert logged["charts/explore"] == pytest.approx(0.15) and logged["charts/c2_low"] == pytest.approx(0.03)
+
+
+@pytest.mark.parametrize("tasks", [[0.25, -1.5], [[0.5, 1.0], [2.0, 0.0]], [10, 499], ["left", "right"]])
+def test_tasks_without_end_have_no_names_of_their_own(cfg, folder, tasks):
+    life = Life(cfg, folder)
+    life.trackers = [tracker] = [Seen()]
+    log = Logger(life)
+    for i in range(3):
+        write_task(log, i, tasks)
+        for task in tasks:
+            log.video(f"pretrain-video-{task}", folder / "film.gif")
+    row = {"return": 1.0, "standard_error": 3.0, "label": "", "share": []}
+    log.close({"test": [{"task": task} | row for task in tasks], "env_steps": 1, "seconds": 1})
+    names = {name for values, _ in tracker.logged for name in values}
+    assert not any(str(task) in name for name in names for task in tasks)
+    assert not any(name.startswith("tasks/") for name in names) and "charts/trained_reward" in names
+    assert set(tracker.shown) == {("videos/pretrain",)}
+    assert tracker.summary == {"test_return": 1.0, "test_standard_error": pytest.approx(3 / 2**0.5)}
 
 
 def test_outer_iterations_without_joint_ones_have_no_figures_of_sub_policies(cfg, folder):
@@ -113,7 +158,7 @@ def test_another_process_counts_and_writes_nothing(cfg, folder, monkeypatch):
     log = Logger(life)
     write_task(log, 0)
     log.say("nothing")
-    log.close({"test": []})
+    log.close(RESULTS)
     log.abandon()
     assert life.kept[0]["env_steps"] == 40 and not (folder / "metrics.csv").exists()
 

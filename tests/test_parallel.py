@@ -12,7 +12,7 @@ import torch
 from conftest import CODE, TINY, wait_for_rows
 from mlsh import checkpoint
 from mlsh.config import Config
-from mlsh.logger import read_metrics
+from mlsh.metrics import read_metrics
 
 FLAGS = [*TINY, "--groups", "4", "-U", "2", "--normalise", "--target_kl", "0.01"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]

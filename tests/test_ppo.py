@@ -1,10 +1,12 @@
+import math
+
 import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 
 from mlsh.models import ActorCritic
-from mlsh.ppo import Adam, Batch, gae, minibatches, normalise, update
+from mlsh.ppo import Adam, Batch, explained_variance, gae, minibatches, normalise, update
 
 ALWAYS = dict(epsilon=0.2, c1=0.5, c2=0.01)
 
@@ -206,6 +208,15 @@ def test_a_ratio_beyond_the_clip_gives_the_policy_no_gradient():
     assert stats["clip_fraction"] == 1
 
 
+def test_explained_variance_by_hand():
+    target = torch.tensor([[1.0, 3, 5, 99], [7, 7, 7, 0], [1e4, 1e4 + 2, 1e4, 1e4 + 2]])
+    value = torch.tensor([[0.0, 2, 6, -5], [7, 8, 7, 0], [1e4, 1e4 + 2, 1e4, 1e4 + 2]])
+    weight = torch.tensor([[1 / 3, 1 / 3, 1 / 3, 0], [1 / 3, 1 / 3, 1 / 3, 0], [0.25] * 4])
+    by_hand = [1 - (8 / 9) / (8 / 3), math.nan, 1]  # errors 1, 1, -1; targets that are the same; values that are right
+    explained = explained_variance(value, target, weight, lambda x: x)
+    torch.testing.assert_close(explained, torch.tensor(by_hand), equal_nan=True)
+
+
 def test_stats_by_hand():
     policy = actor_critic(1)
     data = batch(policy, [0] * 4)
@@ -214,6 +225,8 @@ def test_stats_by_hand():
     assert stats["entropy"] == pytest.approx(np.log(4), abs=1e-2)
     value = policy.value(data.obs[None])[0]
     assert stats["value_loss"].item() == pytest.approx((value - data.value_target).square().mean().item(), rel=1e-4)
+    explained = 1 - (data.value_target - value).var(correction=0) / data.value_target.var(correction=0)
+    assert stats["explained_variance"].item() == pytest.approx(explained.item(), rel=1e-4)
 
 
 def test_a_sample_that_was_all_but_impossible_gives_no_nan():

@@ -11,7 +11,7 @@ from foreign import KINDS
 from mlsh import checkpoint
 from mlsh.config import Config
 from mlsh.envs import ids
-from mlsh.logger import read_metrics
+from mlsh.metrics import read_metrics
 
 FLAGS = {
     "--env": st.sampled_from([*ids(), "CartPole-v1", "NoSuch-v0", *(f"foreign:{kind}" for kind in KINDS)]),

@@ -11,7 +11,7 @@ import pytest
 from conftest import CODE, TINY, wait_for_rows, wait_until
 from mlsh import checkpoint, errors
 from mlsh.config import Config
-from mlsh.logger import read_metrics
+from mlsh.metrics import read_metrics
 from soak import result, same, soak
 
 SMALL = [*TINY, "--hidden", "8", "--record", "0"]

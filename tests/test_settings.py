@@ -5,6 +5,7 @@ import pytest
 from mlsh.config import Config
 from mlsh.errors import UserError
 from mlsh.rl2 import RL2Config
+from mlsh.settings import cli
 from mlsh.settings import parse as parse_kind
 
 
@@ -90,7 +91,8 @@ def test_every_kind_of_run_continues_alike():
     saved = {"config": run, "iteration": 4}
     cfg, _ = parse_kind(RL2Config, "-c --out there --iterations 9".split(), lambda _: saved)
     assert cfg.iterations == 9
-    with pytest.raises(UserError, match="only --iterations, --wandb, --device, --sim_threads, --save_seconds may"):
+    allowed = "--iterations, --wandb, --tensorboard, --device, --sim_threads, --save_seconds"
+    with pytest.raises(UserError, match=f"only {allowed} may"):
         parse_kind(RL2Config, "-c --out there --lr 0.5".split(), lambda _: saved)
     with pytest.raises(UserError, match="--iterations is 3: the run has had 4"):
         parse_kind(RL2Config, "-c --out there --iterations 3".split(), lambda _: saved)
@@ -108,3 +110,62 @@ def test_a_constraint_stands_on_every_number(kind):
             if name != "log_std" or value != -1:
                 with pytest.raises(UserError, match=f"^{kind.flag(name)} is {wrong}: use "):
                     dataclasses.replace(kind(), **{name: wrong}).validate()
+
+
+@pytest.mark.parametrize(
+    ("flags", "variables", "mode"),
+    [
+        ("", {}, "auto"),
+        ("", {"WANDB_MODE": "offline"}, "offline"),
+        ("", {"WANDB_MODE": "dryrun"}, "offline"),
+        ("", {"WANDB_MODE": ""}, "auto"),
+        ("", {"WANDB_DISABLED": "true", "WANDB_MODE": "online"}, "disabled"),
+        ("", {"WANDB_DISABLED": "false"}, "auto"),
+        ("--wandb offline", {"WANDB_DISABLED": "true", "WANDB_MODE": "online"}, "offline"),
+    ],
+)
+def test_wandbs_own_variables_hold_where_no_flag_says_otherwise(monkeypatch, flags, variables, mode):
+    for name in ("WANDB_MODE", "WANDB_DISABLED"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert parse(flags.split())[0].wandb_mode == mode
+
+
+def test_an_unknown_wandb_mode_is_refused(monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "sometimes")
+    with pytest.raises(UserError, match="^.WANDB_MODE is sometimes: use online, offline or disabled"):
+        parse([])
+
+
+UNREADABLE = {
+    "-N many": "-N/--N: invalid literal for int() with base 10: 'many'",
+    "--no_such_flag 1": "Unrecognized options: --no_such_flag, 1",
+    "--gama .5": "did you mean --gamma?",
+    "--wandbb offline": "did you mean --wandb?",
+    "--wandb maybe": "invalid choice 'maybe' for argument '--wandb'",
+    "--seed": "Missing value for argument '--seed'",
+    "--env": "Missing value for argument '--env'",
+    "-c --out": "-c continues the run in --out; add --out DIR",
+    "stray": "Unrecognized options: stray",
+}
+
+
+@pytest.mark.parametrize("flags", UNREADABLE)
+def test_what_cannot_be_read_is_an_error_of_one_line(flags, capfd):
+    with pytest.raises(UserError) as error:
+        parse(flags.split())
+    text = str(error.value)
+    assert UNREADABLE[flags] in text and "\n" not in text and not set("│╭─") & set(text)
+    assert not any(capfd.readouterr())
+
+
+def test_a_function_is_called_by_who_asked_for_its_flags(capfd):
+    def greet(whom: str, times: int = 1):
+        """Say hello."""
+        raise SystemExit(f"hello {whom}" * times)  # its own business
+
+    with pytest.raises(SystemExit, match="hello youhello you"):
+        cli(greet, args=["--whom", "you", "--times", "2"])()
+    with pytest.raises(UserError, match="--times: invalid literal"):
+        cli(greet, args=["--whom", "you", "--times", "x"])

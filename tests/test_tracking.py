@@ -1,3 +1,4 @@
+import shlex
 import time
 
 import imageio.v3 as iio
@@ -6,44 +7,78 @@ import pytest
 import wandb
 
 from mlsh import tracking
+from mlsh.errors import UserError
 from mlsh.film import write_video
-from mlsh.logger import Logger, read_metrics
+from mlsh.logger import Logger
+from mlsh.metrics import read_metrics
 from mlsh.tracking import Tracker, start_wandb
-from test_logger import Life, write_task
+from test_logger import RESULTS, Life, write_task
+
+MACHINE = {"commit": "abc1234", "packages": {"torch": "9.8.7"}}
+
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch):
+    for name in ("MODE", "PROJECT", "ENTITY", "RUN_GROUP", "NAME", "DISABLED"):
+        monkeypatch.delenv(f"WANDB_{name}", raising=False)
 
 
 @pytest.fixture
 def folder(tmp_path):
-    (tmp_path / "videos").mkdir()
-    (tmp_path / "checkpoint.pt").write_bytes(b"weights")
-    return tmp_path
+    folder = tmp_path / "a run's folder"
+    (folder / "videos").mkdir(parents=True)
+    (folder / "checkpoint.pt").write_bytes(b"weights")
+    return folder
+
+
+def life_with_wandb(cfg, folder):
+    life = Life(cfg, folder)
+    life.trackers.append(Tracker(cfg, folder, "id", MACHINE))
+    return life
+
+
+def missing(record, names):
+    """Which of the names are not in wandb's record, whose service may still be writing on a busy machine."""
+    for _ in range(100):
+        content = record.read_bytes()
+        absent = [name for name in names if name.encode() not in content]
+        if not absent:
+            break
+        time.sleep(0.1)
+    return absent
 
 
 def test_offline_wandb_names_the_curves_and_has_the_gifs(cfg, folder, capfd):
     cfg.wandb = "offline"
-    log = Logger(Life(cfg, folder))
+    log = Logger(life_with_wandb(cfg, folder))
     frames = [np.full((40, 40, 3), shade, np.uint8) for shade in (0, 90, 200)]
     gif = folder / "videos" / "00000-pretrain-video-1.gif"
     write_video(gif, frames, 10)
     log.video("pretrain-video-1", gif)
     write_task(log, 0)
-    log.close({"test": [{"task": 1, "return": 3.5}]})
+    row = {"task": 1, "label": "b", "return": 3.5, "standard_error": 0.5, "share": [1.0, 0.0]}
+    log.close(RESULTS | {"test": [row]})
     wandb.teardown()
-    assert "wandb sync" in capfd.readouterr().err
+    said = capfd.readouterr()
+    assert "task 1 (b): return 3.5 ± 0.5" in said.out
+    command = said.err.split("then `")[1].split("`")[0]
+    assert command.startswith("wandb sync ")
     (run,) = (folder / "wandb").glob("offline-run-*")
     (record,) = run.glob("*.wandb")
     names = ["reward", "trained_reward", "0_trained_reward", "1_trained_reward", "pretrain-video-1", "env_steps"]
-    names += ["sub0_policy_loss", "master_entropy", "1_share_0", "1_test_return", "high_len", "checkpoint-id"]
-    for _ in range(100):  # wandb's service may still be writing on a busy machine
-        content = record.read_bytes()
-        missing = [name for name in names if name.encode() not in content]
-        if not missing:
-            break
-        time.sleep(0.1)
-    assert missing == []
-    (media,) = run.glob("files/media/videos/pretrain-video-1*.gif")
-    assert media.read_bytes() == gif.read_bytes() and len(iio.imread(gif, index=None)) == 3
-    assert media.name.encode() in content
+    names += ["losses/sub0_policy_loss", "losses/master_entropy", "losses/sub1_explained_variance", "tasks/1_share_0"]
+    names += ["charts/SPS", "charts/episodic_length", "charts/explore", "charts/c2_low", "videos/pretrain-video-1"]
+    names += ["1_test_return", "1_test_standard_error", "high_len", "abc1234", "9.8.7"]
+    names += ["checkpoint-id", "checkpoint.pt", "results.json", "train.py", "tracking.py"]
+    media = [
+        *run.glob("files/media/videos/pretrain-video-1*.gif"),
+        *run.glob("files/media/videos/videos/pretrain-video-1*.gif"),
+    ]
+    assert missing(record, [*names, *(path.name for path in media)]) == []
+    assert len(media) == 2 and all(path.read_bytes() == gif.read_bytes() for path in media)
+    assert len(iio.imread(gif, index=None)) == 3
+    words = shlex.split(command)  # what the shell makes of it, before it looks for files
+    assert len(words) == 3 and list(folder.glob(words[2].removeprefix(f"{folder}/"))) == [run]
 
 
 def test_a_wandb_that_fails_does_not_stop_training(cfg, folder, monkeypatch, capfd):
@@ -53,53 +88,83 @@ def test_a_wandb_that_fails_does_not_stop_training(cfg, folder, monkeypatch, cap
 
     cfg.wandb = "offline"
     monkeypatch.setattr(tracking, "start_wandb", lambda *args: Broken())
-    log = Logger(Life(cfg, folder))
+    log = Logger(life_with_wandb(cfg, folder))
     write_task(log, 0)
     log.close()
     assert len(read_metrics(folder)) == 2
     assert capfd.readouterr().err.count("wandb failed and is off from here on: service is gone") == 1
 
 
-def test_a_tracker_that_did_not_start_is_silent(cfg, folder, monkeypatch):
+def test_a_tracker_that_did_not_start_is_silent(cfg, folder, monkeypatch, capfd):
     monkeypatch.setattr(tracking, "start_wandb", lambda *args: None)
-    said = []
-    tracker = Tracker(cfg, folder, "id", said.append)
+    tracker = Tracker(cfg, folder, "id", MACHINE)
     tracker.log({"reward": 1}, 2)
-    tracker.video("film", folder / "no.gif", 2)
-    tracker.finish({})
+    tracker.videos(["film"], folder / "no.gif", 2)
+    tracker.finish({}, {}, 2)
     tracker.abandon()
-    assert said == []
+    assert not any(capfd.readouterr())
 
 
 def test_a_wandb_that_does_not_start_is_reported(cfg, folder, monkeypatch, capfd):
     def fail(**kwargs):
         raise OSError("no network")
 
-    cfg.wandb = "online"
     monkeypatch.setattr(wandb, "init", fail)
-    assert start_wandb(cfg, folder, "id") is None
+    cfg.wandb = "offline"
+    assert start_wandb(cfg, folder, "id", MACHINE) is None
     assert "going on without it: no network" in capfd.readouterr().err
+    cfg.wandb = "online"
+    with pytest.raises(UserError, match="wandb is not online .no network.; .*--wandb offline"):
+        start_wandb(cfg, folder, "id", MACHINE)
 
 
 def test_auto_goes_offline_where_wandb_cannot_be_reached(cfg, folder, monkeypatch):
     modes = []
 
-    def init(cfg, folder, run_id, mode):
+    def init(cfg, folder, run_id, mode, machine):
         modes.append(mode)
         raise OSError("no network")
 
     cfg.wandb = "auto"
     monkeypatch.setattr(wandb, "login", lambda prompt: True)
     monkeypatch.setattr(tracking, "init_wandb", init)
-    assert start_wandb(cfg, folder, "id") is None
+    assert start_wandb(cfg, folder, "id", MACHINE) is None
     assert modes == ["online", "offline"]
     monkeypatch.setattr(wandb, "login", lambda prompt: False)
-    start_wandb(cfg, folder, "id")
+    start_wandb(cfg, folder, "id", MACHINE)
     assert modes[2:] == ["offline"]
 
     def slow(prompt):
         raise OSError("the login got no answer")
 
     monkeypatch.setattr(wandb, "login", slow)
-    start_wandb(cfg, folder, "id")
+    start_wandb(cfg, folder, "id", MACHINE)
     assert modes[3:] == ["offline"]
+
+
+def test_wandbs_own_variables_name_the_run_where_no_flag_does(cfg, folder, monkeypatch):
+    asked = []
+
+    def init(**kwargs):
+        asked.append([kwargs[name] for name in ("project", "group", "name")])
+        raise OSError("enough")
+
+    monkeypatch.setattr(wandb, "init", init)
+    cfg.wandb = "offline"
+    start_wandb(cfg, folder, "id", MACHINE)
+    for name in ("PROJECT", "RUN_GROUP", "NAME"):
+        monkeypatch.setenv(f"WANDB_{name}", f"my {name}")
+    start_wandb(cfg, folder, "id", MACHINE)
+    cfg.wandb_project, cfg.wandb_group, cfg.wandb_name = "a", "b", "c"
+    start_wandb(cfg, folder, "id", MACHINE)
+    assert asked[0] == ["mlsh", "MovementBandits-v0", folder.name]
+    assert asked[1:] == [["my PROJECT", "my RUN_GROUP", "my NAME"], ["a", "b", "c"]]
+
+
+def test_an_entity_is_wandbs_own_to_read(cfg, folder, monkeypatch):
+    monkeypatch.setenv("WANDB_ENTITY", "my-team")
+    cfg.wandb = "offline"
+    run = start_wandb(cfg, folder, "id", MACHINE)
+    assert run.entity == "my-team"
+    run.finish()
+    wandb.teardown()

@@ -1,13 +1,9 @@
-"""What a run reports: metrics.csv, curves.png, results.json, the progress bar, and to wandb."""
+"""What a run reports: metrics.csv, curves.png, results.json, the progress bar, and to wandb and TensorBoard."""
 
 import contextlib
-import csv
-import io
 import json
-import os
 import sys
 import time
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -15,49 +11,16 @@ from tqdm import tqdm
 from mlsh import parallel
 from mlsh.errors import UserError
 from mlsh.files import write_whole, writing
+from mlsh.metrics import Metrics, read_metrics
 from mlsh.rollout import joined
 
 MOMENTS = {"pretrain": "pretrain_reward", "warmup": "trained_reward", "afterjoint": "joint_reward"}  # only measured
-LOSSES = ("policy_loss", "value_loss", "kl", "clip_fraction", "entropy")
+LOSSES = ("policy_loss", "value_loss", "kl", "clip_fraction", "entropy", "explained_variance")
 
 
-def read_metrics(folder):
-    """The rows of a run folder's metrics.csv as dicts of strings; a last line cut short by a kill is left out."""
-    if not (Path(folder) / "metrics.csv").exists():
-        return []
-    with open(Path(folder) / "metrics.csv", newline="") as file:
-        return [row for row in csv.DictReader(file) if None not in row.values()]
-
-
-class Metrics:
-    """A run folder's metrics.csv. Rows of outer iterations from `begun` on, which a killed run may have left, go."""
-
-    def __init__(self, folder, columns, begun):
-        self._folder = folder
-        path = folder / "metrics.csv"
-        try:
-            kept = [row for row in read_metrics(folder) if int(row["iteration"]) < begun] if begun else []
-            text = io.StringIO(newline="")
-            writer = csv.DictWriter(text, columns)
-            writer.writeheader()
-            writer.writerows(kept)
-        except (KeyError, ValueError) as error:
-            raise UserError(f"{path} is not of this run ({error!r}); move it away") from None
-        write_whole(path, text.getvalue())
-        with writing(folder):
-            self._file = open(path, "a", newline="")  # noqa: SIM115
-        self._writer = csv.DictWriter(self._file, columns)
-
-    def write(self, rows):
-        with writing(self._folder):
-            for row in rows:
-                self._writer.writerow({k: f"{x:.6g}" if isinstance(x, float) else x for k, x in row.items()})
-            self._file.flush()
-            os.fsync(self._file.fileno())  # no checkpoint is ahead of it, even if the machine goes down
-
-    def close(self):
-        with writing(self._folder):
-            self._file.close()
+def has_curves(task):
+    """Whether a task has names of its own on wandb: of a family without end, or of hundreds, each would be a point."""
+    return type(task) is int and task < 10  # the tasks of a finite family are 0 … n-1
 
 
 class Silence:
@@ -79,13 +42,9 @@ class Log:
         self.run, self.cfg, self.folder, self._rewards = run, run.cfg, run.folder, rewards
         self.env_steps, self.train_env_steps = (run.progress[name] for name in ("env_steps", "train_env_steps"))
         begun, self._length = run.progress["iteration"], getattr(self.cfg, self.cfg.length)
-        self._metrics = self._tracker = self._bar = Silence()
+        self._metrics = self._bar = Silence()
         if parallel.FIRST:
             self._metrics = Metrics(run.folder, columns, begun)
-            if self.cfg.wandb != "disabled":
-                from mlsh.tracking import Tracker  # wandb takes half a second to import
-
-                self._tracker = Tracker(self.cfg, run.folder, run.progress["run_id"], self.say)
             bar = {"total": self._length * inner, "initial": begun * inner}
             self._bar = tqdm(**bar, unit="it", dynamic_ncols=True)
         self._start = time.monotonic() - run.progress["seconds"]
@@ -102,11 +61,14 @@ class Log:
             tqdm.write(text, file=sys.stderr)
 
     def video(self, name, path):
-        """Show the film that was written to `path` under `name`."""
-        self._tracker.video(name, path, self.env_steps)
+        """Show the film that was written to `path` under `name`, MOMENT-video-TASK."""
+        moment, _, task = name.partition("-video-")
+        names = (name, f"videos/{name}") if task.isdecimal() and has_curves(int(task)) else (f"videos/{moment}",)
+        for tracker in self.run.trackers:
+            tracker.videos(names, path, self.env_steps)
 
     def close(self, results=None):
-        """Draw the curves, write `results` (a dict) to results.json, log the checkpoint as an artifact, close all."""
+        """Draw the curves, write `results` (a dict) to results.json and say them, end what wandb has, close all."""
         if not parallel.FIRST:
             return
         from mlsh.plots import draw_curves  # Matplotlib and SciPy take a second to import
@@ -117,14 +79,17 @@ class Log:
             draw_curves(self.folder / "curves.png", read_metrics(self.folder), self._rewards)
         if results:
             write_whole(self.folder / "results.json", json.dumps(results, indent=2) + "\n")
-        self._tracker.finish(results or {})
+            say_results(results, self.folder)
+        for tracker in self.run.trackers:
+            tracker.finish(results or {}, summary_of((results or {}).get("test", ())), self.env_steps)
 
     def abandon(self):
         """Close what is open, when the disk takes no more; nothing is raised."""
         self._bar.close()
         with contextlib.suppress(UserError):
             self._metrics.close()
-        self._tracker.abandon()
+            for tracker in self.run.trackers:
+                tracker.abandon()
 
     def _advance(self, doing):
         """The progress bar after an inner iteration."""
@@ -137,11 +102,22 @@ class Log:
         self._bar.set_postfix_str(", ".join(filter(None, (self._last, rate))), refresh=False)
         self._bar.update()
 
-    def _iteration_done(self, i, rows, logged, last):
-        """After outer iteration `i`: its rows for metrics.csv, what wandb gets, and a word for the progress bar."""
+    def _log(self, plain, **sections):
+        """Values by name for wandb and TensorBoard: some as they are, and some in sections, by `section/name`."""
+        named = {f"{section}/{name}": x for section, values in sections.items() for name, x in values.items()}
+        for tracker in self.run.trackers:
+            tracker.log(plain | named, self.env_steps)
+
+    def _played(self, episodic_return, episodic_length):
+        """Means over what was just learned from, as CleanRL names them; `reward` is the earlier port's name."""
+        charts = {"episodic_return": episodic_return, "episodic_length": episodic_length}
+        self._log({"reward": episodic_return}, charts=charts | {"SPS": self.env_steps / self.seconds})
+
+    def _iteration_done(self, i, rows, last, plain, **sections):
+        """After outer iteration `i`: its rows for metrics.csv, a word for the progress bar, and what `_log` gets."""
         counted = {"env_steps": self.env_steps, "train_env_steps": self.train_env_steps, "seconds": self.seconds}
         self._metrics.write([{"iteration": i, **row, **counted} for row in rows])
-        self._tracker.log(logged, self.env_steps)
+        self._log(plain, **sections)
         self._last = last
         self.run.keep(iteration=i + 1, **counted)
 
@@ -188,7 +164,7 @@ class Logger(Log):
         self._stats |= stats
         self._diverged = self._diverged + outcome.diverged
         self._advance(f"task {i + 1}/{self._length} {phase}")
-        self._tracker.log({"reward": outcome.episode_return.mean().item()}, self.env_steps)
+        self._played(outcome.episode_return.mean().item(), outcome.steps / outcome.episode_return.numel())
 
     def task_done(self, i, tasks):
         """After an outer iteration: a row a group. `tasks`: of this process's groups."""
@@ -205,11 +181,59 @@ class Logger(Log):
             | {f"share_{k}": x for k, x in enumerate(share[g])}
             for g, task in enumerate(tasks)
         ]
-        logged = subs | {name: sum(x) / len(x) for name, x in (rewards | masters).items()}
-        for task in {str(t): t for t in tasks}.values():
+        means = {name: sum(x) / len(x) for name, x in (rewards | masters).items()}
+        charts = {name: means.pop(name) for name in rewards}
+        of_task = {}
+        for task in dict.fromkeys(filter(has_curves, tasks)):
             mine = [row for row in of_group if row["task"] == task]
             for name in (*rewards, *(f"share_{k}" for k in range(len(self._subs)))):
-                logged[f"{task}_{name}"] = sum(row[name] for row in mine) / len(mine)
-        logged["diverged"] = int(self._diverged.sum())
-        self._iteration_done(i, of_group, logged, f"trained reward {logged['trained_reward']:.2f}")
+                of_task[f"{task}_{name}"] = sum(row[name] for row in mine) / len(mine)
+        port = charts | {name: x for name, x in of_task.items() if name.endswith("_reward")}  # the earlier port's names
+        fading = {"explore": self.cfg.training_rollout(i)["explore"], "c2_low": self.cfg.low_ppo(i)["c2"]}
+        more = {"diverged": int(self._diverged.sum()), **fading}
+        last = f"trained reward {charts['trained_reward']:.2f}"
+        self._iteration_done(i, of_group, last, port, charts=charts | more, losses=subs | means, tasks=of_task)
         self._forget()
+
+
+class RL2Logger(Log):
+    """What a run of RL² reports: a row a task of an iteration, the returns of each episode of its trials."""
+
+    def __init__(self, run):
+        self._episodes = [f"episode_{e}" for e in range(run.cfg.episodes)]
+        columns = ["iteration", "task", "env_steps", "train_env_steps", "seconds", *self._episodes, *LOSSES]
+        super().__init__(run, columns, {name: name.replace("_", " ") for name in self._episodes})
+
+    def iteration_done(self, i, tasks, trials, stats):
+        """After iteration `i`, whose trials were of `tasks`; `stats` is what `learn` returned."""
+        losses = {name: x.item() for name, x in stats.items()}
+        self.env_steps += trials.steps
+        self.train_env_steps += trials.steps
+        rows = []
+        for task in {str(t): t for t in tasks}.values():
+            returns = trials.episode_return[:, [t == task for t in tasks]].mean(1).tolist()
+            rows.append({"task": task, **dict(zip(self._episodes, returns, strict=True)), **losses})
+        of_task = {f"{r['task']}_{name}": r[name] for r in rows if has_curves(r["task"]) for name in self._episodes}
+        last = trials.episode_return[-1].mean().item()
+        self._played(last, trials.steps / trials.episode_return.numel())
+        self._advance(f"iteration {i + 1}/{self._length}")
+        self._iteration_done(i, rows, f"last episode {last:.2f}", of_task, losses=losses, tasks=of_task)
+
+
+def say_results(results, folder):
+    """Print what the run has come to."""
+    for row in results.get("test", ()):
+        print("task {task} ({label}): return {return:.4g} ± {standard_error:.2g}, shares {share}".format(**row))
+    print(f"{results['env_steps']:,} env steps in {results['seconds']:.0f} s; see {folder}")
+
+
+def summary_of(test):
+    """The mean return of the final test over its tasks, and of each that has curves, with standard errors, by name."""
+    summary, n = {}, len(test)
+    if test:
+        summary["test_return"] = sum(row["return"] for row in test) / n
+        summary["test_standard_error"] = sum(row["standard_error"] ** 2 for row in test) ** 0.5 / n
+    for row in test:
+        if has_curves(row["task"]):
+            summary |= {f"{row['task']}_test_{name}": row[name] for name in ("return", "standard_error")}
+    return summary

@@ -131,8 +131,8 @@ def update(policy, optimizer, batch, rngs, *, parts, epochs, epsilon, c1, c2, ta
     Every sample moves its own member's parameters only; a minibatch without a sample of a member leaves its
     parameters and Adam moments alone, and so does a batch with a single one. Advantages are normalised within a group
     and member. Returns a dict of [n] tensors, measured over the whole batch after the update (NaN for a member left
-    alone): policy_loss, value_loss, entropy, kl, clip_fraction. Raises FloatingPointError if a parameter is not finite
-    any more.
+    alone): policy_loss, value_loss, entropy, kl, clip_fraction, explained_variance. Raises FloatingPointError if a
+    parameter is not finite any more.
     """
     n, total = policy.n, policy.total or (lambda x: x)
     member, group = batch.member.cpu().numpy(), batch.group.cpu().numpy()
@@ -181,7 +181,11 @@ def step(policy, optimizer, samples, weight, idle, epsilon, c1, c2):
 def figures(policy, samples, weight, epsilon):
     """How the policy stands to samples [n, width, ...] of another: means by `weight`, a dict of [n] tensors."""
     params, value = policy(samples.obs)
-    new = policy.distribution(params)
+    return measured(policy.distribution(params), value, samples, weight, epsilon, policy.total or (lambda x: x))
+
+
+def measured(new, value, samples, weight, epsilon, total=lambda x: x):
+    """The `figures` of a distribution and values at the samples [n, width, ...]."""
     objective = surrogate(new, value, samples, epsilon)
     values = {
         "policy_loss": objective.policy_loss,
@@ -190,8 +194,17 @@ def figures(policy, samples, weight, epsilon):
         "kl": objective.kl,
         "clip_fraction": ((objective.ratio - 1).abs() > epsilon).float(),
     }
-    total = policy.total or (lambda x: x)
-    return {name: total((x * weight).sum(1)) for name, x in values.items()}
+    means = {name: total((x * weight).sum(1)) for name, x in values.items()}
+    return means | {"explained_variance": explained_variance(value, samples.value_target, weight, total)}
+
+
+def explained_variance(value, target, weight, total):
+    """1 − Var(target − value) / Var(target), of values and targets [n, width]; NaN where all targets are the same."""
+    x = torch.stack((target - value, target))
+    mean = total((x * weight).sum(2, keepdim=True))
+    missing, variance = total(((x - mean).square() * weight).sum(2))
+    varies = variance > (1e-6 * mean[1, :, 0]).square()  # by more than what is rounded
+    return 1 - missing / variance.where(varies, torch.nan)
 
 
 class Adam(torch.optim.Adam):

@@ -12,10 +12,10 @@ from mlsh import checkpoint, parallel
 from mlsh.adapt import LEARNERS
 from mlsh.envs import make_env, preset
 from mlsh.errors import UserError, run_command
-from mlsh.logger import Log
+from mlsh.logger import RL2Logger
 from mlsh.models import RecurrentPolicy
 from mlsh.play import check_finite
-from mlsh.ppo import CAP, Samples, surrogate, total_loss
+from mlsh.ppo import CAP, Samples, measured, surrogate, total_loss
 from mlsh.run import Run
 from mlsh.sampling import Streams, balanced_tasks
 from mlsh.settings import Count, CountOrNone, Finite, Fraction, NotNegative, Positive, RunSettings, short
@@ -142,7 +142,10 @@ def play(env, policy, rng, *, episodes, T, gamma, lam, reward_scale):
 
 
 def learn(policy, optimizer, trials, rng, *, parts, epochs, epsilon, c1, c2):
-    """PPO as `ppo.update`, over whole trials: `epochs` passes in `parts` minibatches, through time from the start."""
+    """PPO as `ppo.update`, over whole trials: `epochs` passes in `parts` minibatches, through time from the start.
+
+    Returns `LOSSES` over all trials after the update, a dict of [1] tensors.
+    """
     mean = (trials.advantage * trials.weight).sum()
     std = ((trials.advantage - mean).square() * trials.weight).sum().sqrt()
     trials = trials._replace(advantage=(trials.advantage - mean) / (std + 1e-8))
@@ -158,28 +161,11 @@ def learn(policy, optimizer, trials, rng, *, parts, epochs, epsilon, c1, c2):
             optimizer.step()
     if not all(p.isfinite().all() for p in policy.parameters()):
         raise FloatingPointError("the policy is not finite after an update")
-
-
-class RL2Logger(Log):
-    """A row a task of an iteration, the returns of each episode of its trials."""
-
-    def __init__(self, run):
-        self._episodes = [f"episode_{e}" for e in range(run.cfg.episodes)]
-        columns = ["iteration", "task", "env_steps", "train_env_steps", "seconds", *self._episodes]
-        super().__init__(run, columns, {name: name.replace("_", " ") for name in self._episodes})
-
-    def iteration_done(self, i, tasks, trials):
-        """After iteration `i`, whose trials were of `tasks`."""
-        self.env_steps += trials.steps
-        self.train_env_steps += trials.steps
-        rows = []
-        for task in {str(t): t for t in tasks}.values():
-            returns = trials.episode_return[:, [t == task for t in tasks]].mean(1).tolist()
-            rows.append({"task": task, **dict(zip(self._episodes, returns, strict=True))})
-        logged = {f"{row['task']}_{name}": row[name] for row in rows for name in self._episodes}
-        logged["reward"] = trials.episode_return[-1].mean().item()
-        self._advance(f"iteration {i + 1}/{self._length}")
-        self._iteration_done(i, rows, logged, f"last episode {logged['reward']:.2f}")
+    with torch.no_grad():
+        params, value, _ = policy(trials.obs)
+    every = (params, value, trials.weight, *(getattr(trials, name) for name in Samples._fields))
+    params, value, weight, *samples = (x.flatten(0, 1)[None] for x in every)  # [1, S * E, ...]
+    return measured(policy.distribution(params), value, Samples(*samples), weight, epsilon)
 
 
 def train(cfg, env, policy, optimizer, streams, log, start=0):
@@ -194,10 +180,10 @@ def train(cfg, env, policy, optimizer, streams, log, start=0):
         env.set_task(tasks)
         rng = streams.of(i, "rl2")
         trials = play(env, policy, rng, **cfg.trial)
-        learn(policy, optimizer, trials, rng, **cfg.ppo)
+        stats = learn(policy, optimizer, trials, rng, **cfg.ppo)
         if cfg.normalise:
             policy.normaliser.update(trials.observed(policy.obs_size))
-        log.iteration_done(i, tasks, trials)
+        log.iteration_done(i, tasks, trials, stats)
 
 
 def play_on(data, cfg, env, tasks, ev):

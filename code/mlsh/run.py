@@ -61,10 +61,12 @@ class Run:
             checkpoint.restore(saved, **parts)
             self.progress = {name: saved[name] for name in self.progress}
         self._take_snapshot()
+        self.trackers = []
+        parallel.from_first(self._start_trackers)  # one that does not start ends the run before there is one
         self._save()  # a disk that cannot take it shows now
         if parallel.FIRST:
-            write_description(self.folder, self.cfg, self.progress["run_id"])
-            settle_home(self.folder)
+            description = {"run_id": self.progress["run_id"], "config": self.cfg.as_dict(), "machine": machine()}
+            write_whole(self.folder / "config.json", json.dumps(description, indent=2) + "\n")
         self._log = make_log(self)
         try:
             yield self._log
@@ -98,9 +100,18 @@ class Run:
         if parallel.FIRST:
             results = {"env": self.cfg.env, "seed": self.cfg.seed, **self.progress, **(test() if test else {})}
             self._log.close(results)
-            for row in results.get("test", ()):
-                print("task {task} ({label}): return {return:.4g} ± {standard_error:.2g}, shares {share}".format(**row))
-            print(f"{results['env_steps']:,} env steps in {results['seconds']:.0f} s; see {self.folder}")
+
+    def _start_trackers(self):
+        """wandb and TensorBoard, as far as they are wanted: each takes half a second and more to import."""
+        settle_home(self.folder)
+        if self.cfg.wandb_mode != "disabled":
+            from mlsh.tracking import Tracker
+
+            self.trackers.append(Tracker(self.cfg, self.folder, self.progress["run_id"], machine()))
+        if self.cfg.tensorboard:
+            from mlsh.events import Events
+
+            self.trackers.append(Events(self.folder, self.progress["env_steps"]))
 
     def _take_snapshot(self):
         self._state = checkpoint.snapshot(self.cfg, self.progress, **self._parts)
@@ -119,7 +130,7 @@ def make_run_folder(cfg):
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     kind = "" if cfg.kind == "mlsh" else f"{cfg.kind}-"
     folder = Path(cfg.out or f"runs/{kind}{cfg.env.split(':')[-1]}-{stamp}")
-    ours = {".lock", "videos", "checkpoint.pt.tmp"}  # what a run leaves that got no further
+    ours = {".lock", "videos", "wandb", "checkpoint.pt.tmp"}  # what a run leaves that got no further
     try:
         if not cfg.resume and folder.exists() and (not folder.is_dir() or {p.name for p in folder.iterdir()} - ours):
             raise UserError(f"--out {folder} is not empty; continue it with -c or name another folder")
@@ -157,12 +168,13 @@ def commit():
         return None
 
 
-def write_description(folder, cfg, run_id):
-    """Write config.json: the settings, and the commit, versions and hardware that the run is made with."""
+@functools.cache
+def machine():
+    """The commit, versions and hardware that the run is made with, a dict."""
     cpuinfo = Path("/proc/cpuinfo")  # Linux
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    machine = {
+    return {
         "commit": commit(),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
@@ -171,5 +183,3 @@ def write_description(folder, cfg, run_id):
         "threads": torch.get_num_threads(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
-    description = {"run_id": run_id, "config": cfg.as_dict(), "machine": machine}
-    write_whole(folder / "config.json", json.dumps(description, indent=2) + "\n")

@@ -1,8 +1,14 @@
 """Settings as dataclasses: a flag is a field with its constraint; what all training runs have; the command line."""
 
 import argparse
+import contextlib
 import dataclasses
+import functools
+import io
+import itertools
 import math
+import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_type_hints
@@ -25,6 +31,7 @@ def at_least(least):
 
 
 Count = Annotated[int, at_least(1)]
+Counts = Annotated[tuple[int, ...], Constraint(lambda x: min(x, default=1) >= 1, "use 1 or more")]
 CountOrNone = Annotated[int, at_least(0)]
 Positive = Annotated[float, Constraint(lambda x: math.isfinite(x) and x > 0, "use a positive number")]
 NotNegative = Annotated[float, Constraint(lambda x: math.isfinite(x) and x >= 0, "use 0 or a positive number")]
@@ -77,7 +84,8 @@ class Settings:
             value = getattr(self, field.name)
             for note in self.notes(field.name):
                 if isinstance(note, Constraint) and not note.holds(value):
-                    raise UserError(f"{self.flag(field.name)} is {value}: {note.remedy}")
+                    typed = " ".join(map(str, value)) if isinstance(value, tuple) else value
+                    raise UserError(f"{self.flag(field.name)} is {typed}: {note.remedy}")
         try:
             torch.zeros(1, device=self.device).item()
         except Exception:  # each kind of device has its own
@@ -106,13 +114,15 @@ class RunSettings(Settings):
     resume: Annotated[bool, short("-c"), tyro.conf.FlagCreatePairsOff] = False
     """Continue the run in --out from its checkpoint."""
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """Where curves go: auto is online if you are logged in, else offline."""
-    wandb_project: str = "mlsh"
-    """Project name on wandb."""
+    """Where curves go: auto is what $WANDB_MODE says, or online if you are logged in, else offline."""
+    wandb_project: str = ""
+    """Project name on wandb; $WANDB_PROJECT or mlsh if empty."""
     wandb_group: str = ""
-    """Group name on wandb; the environment's id if empty."""
+    """Group name on wandb; $WANDB_RUN_GROUP or the environment's id if empty."""
     wandb_name: str = ""
-    """Run name on wandb; the run folder's name if empty."""
+    """Run name on wandb; $WANDB_NAME or the run folder's name if empty."""
+    tensorboard: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Write event files for TensorBoard into the run folder, too."""
 
     @classmethod
     def defaults(cls, env):
@@ -127,8 +137,51 @@ class RunSettings(Settings):
     @classmethod
     def changeable(cls):
         """The fields that -c lets change."""
-        names = (cls.length, "record", "wandb", "device", "sim_threads", "save_seconds")
+        names = (cls.length, "record", "wandb", "tensorboard", "device", "sim_threads", "save_seconds")
         return [name for name in names if name in cls.__dataclass_fields__]
+
+    @property
+    def wandb_mode(self):
+        """What --wandb says; where that is auto and no variable of wandb's says otherwise, auto."""
+        if self.wandb != "auto":
+            return self.wandb
+        if os.environ.get("WANDB_DISABLED", "").lower() not in ("", "0", "false", "no", "off"):
+            return "disabled"
+        mode = os.environ.get("WANDB_MODE") or "auto"
+        mode = {"run": "online", "dryrun": "offline"}.get(mode, mode)  # as wandb once called them
+        if mode not in ("auto", "online", "offline", "disabled"):
+            raise UserError(f"$WANDB_MODE is {mode}: use online, offline or disabled, or unset it")
+        return mode
+
+    def validate(self):
+        super().validate()
+        self.wandb_mode  # noqa: B018 (it raises)
+
+
+def cli(what, **options):
+    """`tyro.cli` of a dataclass, or of a function, which is then to be called; a refusal is a UserError of one line.
+
+    tyro prints a box of several: what was wrong, a rule, and help.
+    """
+    if not isinstance(what, type):  # tyro would call it, and its own errors and output are none of the command line's
+        function = what
+
+        @functools.wraps(function)
+        def what(*args, **kwargs):
+            return functools.partial(function, *args, **kwargs)
+
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(what, use_underscores=True, **options)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+    rows = [line.strip("│ ") for line in box.getvalue().splitlines() if line.startswith("│")]
+    wrong = " ".join(itertools.takewhile(lambda row: not row.startswith("─"), rows)).removeprefix("Error parsing ")
+    similar = re.search(r"(?:similar to \S+|meant): (--\w+)", " ".join(rows))
+    hint = f"did you mean {similar[1]}? " if similar else ""
+    raise UserError(f"{wrong.rstrip('.')}; {hint}--help has all flags")
 
 
 def parse(kind, argv, load):
@@ -138,19 +191,19 @@ def parse(kind, argv, load):
     Returns the settings and the checkpoint's dict, or None without -c.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--env", default=kind.env)
-    first.add_argument("--out", default="")
+    first.add_argument("--env", nargs="?", default=kind.env, const=kind.env)  # without a value tyro refuses it
+    first.add_argument("--out", nargs="?", default="", const="")
     first.add_argument("-c", "--resume", action="store_true")
     known, _ = first.parse_known_args(argv)
     if not known.resume:
-        cfg = tyro.cli(kind, args=argv, default=kind.defaults(known.env), use_underscores=True)
+        cfg = cli(kind, args=argv, default=kind.defaults(known.env))
         cfg.validate()
         return cfg, None
     if not known.out:
         raise UserError("-c continues the run in --out; add --out DIR")
     saved = load(known.out)
     default = dataclasses.replace(saved["config"], resume=False)
-    cfg = tyro.cli(kind, args=argv, default=default, use_underscores=True)
+    cfg = cli(kind, args=argv, default=default)
     changeable = kind.changeable()
     for name, value in default.as_dict().items():
         if name not in (*changeable, "resume", "out") and getattr(cfg, name) != value:

@@ -14,7 +14,7 @@ from tabulate import tabulate
 from mlsh.errors import UserError
 from mlsh.files import make_folder, writing
 from mlsh.jobs import CODE, Job, Jobs
-from mlsh.logger import read_metrics
+from mlsh.metrics import read_metrics
 from mlsh.plots import curve, draw_bands, draw_map, interval, last_tenth, steps_until
 
 SOLVED, PASSED, LEARNED, SEPARATED = 0.95, 0.97, 0.9, 0.685  # parts of the best possible return

@@ -6,10 +6,9 @@ Stop it at will: what is finished is not run again. Runs go to runs/bandits, tab
 from functools import partial
 from itertools import product
 
-import tyro
-
 from mlsh.envs.movement_bandits import BEST_RETURN
 from mlsh.errors import run_command
+from mlsh.settings import cli
 from mlsh.study import ALL, BEST_TASK, WORST_TASK, Study, Way, adaptation, final_tests, learning_curves, sweep
 
 # Four groups in place of eight, so that many runs fit into two hours: an iteration has 8,000 env steps
@@ -75,4 +74,4 @@ STUDY = Study(
 )
 
 if __name__ == "__main__":
-    run_command(lambda: tyro.cli(STUDY.make, description=__doc__))
+    run_command(lambda: cli(STUDY.make, description=__doc__)())
