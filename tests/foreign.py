@@ -112,6 +112,17 @@ class Faulty(Sampled):
         return [super().render()] if self.how == "draws" else super().render()
 
 
+class Telling(Listed):
+    """Tells how an episode went: always the distance, of successes the time, and things that are no numbers."""
+
+    def step(self, action):
+        *rest, info = super().step(action)
+        told = {"success": self.x > 0, "at": self.x, "text": "a", "path": [1, 2], "nowhere": np.nan, "diverged": False}
+        if self.x > 0:
+            told["time"] = np.int64(self.t)
+        return *rest, told if self.t != 2 else None
+
+
 class Many(Listed):
     train_tasks = np.array([Listed.Task(goal) for goal in range(12)])
 
@@ -127,6 +138,7 @@ KINDS = {
     "DiscreteObservations-v0": (Listed, {"observations": Discrete(5)}),
     "DictObservations-v0": (Listed, {"observations": Dict(at=Box(-99, 99, (1,)), side=Discrete(2))}),
     "Blind-v0": (Blind, {}),
+    "Telling-v0": (Telling, {}),
     "Many-v0": (Many, {}),
     "Tasks-v0": (Line, {}),
     "Buttons-v0": (Listed, {"actions": MultiBinary(3)}),

@@ -1,3 +1,4 @@
+import json
 import re
 from pathlib import Path
 
@@ -95,6 +96,34 @@ def test_an_end_is_told_and_respected(kind):
         assert reward.tolist() == ([1] * 4 if t < 3 else [0] * 4)
         if t == 2:
             assert terminated.all() == (kind == "Terminated") and truncated.all() == (kind == "Truncated")
+
+
+def test_info_of_the_last_step_comes_as_tensors():
+    env = family("Telling")
+    env.reset(seed=0)
+    for t in range(5):
+        *_, info = env.step(torch.tensor([2, 2, 0, 0]))
+        assert bool(info) == (t == 4)
+    assert set(info) == {"success", "at", "diverged", "time"}
+    assert info["success"].tolist() == [1, 1, 0, 0] and info["time"].isnan().tolist() == [False, False, True, True]
+    env.reset(options={"reset_mask": torch.tensor([True, False, False, False])})
+    *_, info = env.step(torch.tensor([2, 2, 2, 2]))
+    assert info["success"].isnan().tolist() == [True, False, False, False]
+
+
+def test_info_is_averaged_into_the_tables(command, tmp_path):
+    tiny = [*TINY, "--env", "foreign:Telling-v0", "--record", 0]
+    assert command("train.py", *tiny, "--out", tmp_path / "a")[0] == 0
+    rows = read_metrics(tmp_path / "a")
+    assert all(0 <= float(row["final_success"]) <= 1 and row["diverged"] == "0" for row in rows)
+    assert all(1 <= float(row["final_time"] or 7) <= 7 and "final_text" not in row for row in rows)
+    for row in json.loads((tmp_path / "a" / "results.json").read_text())["test"]:
+        assert 0 <= row["final_success"] <= 1 and (row["final_time"] is None) == (row["final_success"] == 0)
+    assert command("train.py", *tiny, "--tasks", 1, "--out", tmp_path / "b")[0] == 0
+    code, _, err = command("train.py", "-c", "--tasks", 2, "--out", tmp_path / "b")
+    assert code == 0, err
+    kept = [[{k: v for k, v in row.items() if k != "seconds"} for row in read_metrics(tmp_path / x)] for x in "ab"]
+    assert kept[0] == kept[1]
 
 
 def test_the_same_seed_the_same_start_for_each_block():

@@ -106,7 +106,7 @@ def final_test(agent, env, cfg):
     env.close()
     played = play(trained, tasks, cfg, "test: play")
     of_subs, alone_steps = alone(agent, tasks, cfg)
-    returns = played.episode_return.double()  # [tasks, episodes]
+    returns, final = played.episode_return.double(), played.final_means()  # [tasks, episodes]
     rows = [
         {
             "task": task,
@@ -115,7 +115,7 @@ def final_test(agent, env, cfg):
             "standard_error": returns[j].std().item() / cfg.test_episodes**0.5,
             "share": [round(x, 4) for x in played.share[j].tolist()],
             "sub_policy_returns": [round(x, 4) for x in of_subs[j]],
-            **{f"final_{name}": x[j].mean().item() for name, x in played.final.items()},
+            **{name: means[j] for name, means in final.items()},
         }
         for j, task in enumerate(tasks)
     ]

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from mlsh import parallel
 from mlsh.errors import UserError
 from mlsh.files import write_whole, writing
-from mlsh.metrics import Metrics, read_metrics
+from mlsh.metrics import Metrics, means_of, read_metrics
 from mlsh.rollout import joined
 
 MOMENTS = {"pretrain": "pretrain_reward", "warmup": "trained_reward", "afterjoint": "joint_reward"}  # only measured
@@ -174,21 +174,23 @@ class Logger(Log):
         low = self._stats.get("low", {})  # of all processes alike
         subs = {f"{who}_{k}": v for k, x in low.items() for who, v in zip(self._subs, x.tolist(), strict=True)}
         rewards = {name: outcome.episode_return.mean(1).tolist() for name, outcome in self._looks.items()}
-        share = self._looks["trained_reward"].share.tolist()
+        trained = self._looks[MOMENTS["warmup"]]
+        share, final = trained.share.tolist(), trained.final_means()
         of_group = [
             {"group": g, "task": task, "diverged": int(self._diverged[g]), **subs}
-            | {name: x[g] for name, x in (rewards | masters).items()}
+            | {name: x[g] for name, x in (rewards | masters | final).items()}
             | {f"share_{k}": x for k, x in enumerate(share[g])}
             for g, task in enumerate(tasks)
         ]
-        means = {name: sum(x) / len(x) for name, x in (rewards | masters).items()}
-        charts = {name: means.pop(name) for name in rewards}
+        means = {name: sum(x) / len(x) for name, x in masters.items()}
+        charts = means_of(of_group, (*rewards, *final))
         of_task = {}
         for task in dict.fromkeys(filter(has_curves, tasks)):
             mine = [row for row in of_group if row["task"] == task]
-            for name in (*rewards, *(f"share_{k}" for k in range(len(self._subs)))):
-                of_task[f"{task}_{name}"] = sum(row[name] for row in mine) / len(mine)
-        port = charts | {name: x for name, x in of_task.items() if name.endswith("_reward")}  # the earlier port's names
+            shown = means_of(mine, (*rewards, *final, *(f"share_{k}" for k in range(len(self._subs)))))
+            of_task |= {f"{task}_{name}": x for name, x in shown.items()}
+        port = {name: charts[name] for name in rewards}  # the earlier port's names
+        port |= {name: x for name, x in of_task.items() if name.endswith("_reward")}
         fading = {"explore": self.cfg.training_rollout(i)["explore"], "c2_low": self.cfg.low_ppo(i)["c2"]}
         more = {"diverged": int(self._diverged.sum()), **fading}
         last = f"trained reward {charts['trained_reward']:.2f}"
@@ -228,7 +230,7 @@ def say_results(results, folder):
 
 
 def summary_of(test):
-    """The mean return of the final test over its tasks, and of each that has curves, with standard errors, by name."""
+    """Means over the tasks of the final test, and of each that has curves its return, with standard errors, by name."""
     summary, n = {}, len(test)
     if test:
         summary["test_return"] = sum(row["return"] for row in test) / n
@@ -236,4 +238,6 @@ def summary_of(test):
     for row in test:
         if has_curves(row["task"]):
             summary |= {f"{row['task']}_test_{name}": row[name] for name in ("return", "standard_error")}
+    final = dict.fromkeys(name for row in test for name in row if name.startswith("final_"))
+    summary |= {f"test_{name}": x for name, x in means_of(test, final).items()}
     return summary

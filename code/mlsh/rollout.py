@@ -17,7 +17,12 @@ class Outcome(NamedTuple):
     share: torch.Tensor  # [G, K], of the steps; [G, 0] without sub-policies
     steps: int  # env steps
     diverged: torch.Tensor  # [G], episodes
-    final: dict  # as in `Played`, [G, N] each
+    final: dict  # as in `Played`, [G, N] each; NaN where an episode ended without it
+
+    def final_means(self):
+        """`final_NAME` -> its mean over each group's episodes [G], a list; None where none has it."""
+        reported = {name: [group[~group.isnan()] for group in x] for name, x in self.final.items()}
+        return {f"final_{n}": [x.float().mean().item() if len(x) else None for x in xs] for n, xs in reported.items()}
 
 
 class Rollout(NamedTuple):
@@ -162,7 +167,9 @@ def outcome(played, agent):
 
 
 def joined(outcomes):
-    """Outcomes of different groups as one, the groups in order."""
+    """Outcomes of different groups as one, the groups in order; not all need have the same in `final`."""
     episode_return, share, steps, diverged, final = zip(*outcomes, strict=True)
-    final = {name: torch.cat([x[name] for x in final]) for name in final[0]}
+    missing = [torch.full_like(returns, torch.nan) for returns in episode_return]
+    names = dict.fromkeys(name for x in final for name in x)
+    final = {name: torch.cat([x.get(name, none) for x, none in zip(final, missing, strict=True)]) for name in names}
     return Outcome(torch.cat(episode_return), torch.cat(share), sum(steps), torch.cat(diverged), final)

@@ -71,7 +71,7 @@ class VectorTasks(VectorEnv):
     def step(self, actions):
         """Return observation [E, …], reward [E] (float32), terminated [E], truncated [E] (bool) and an info dict.
 
-        Tensors [E] in the info of an episode's last step are reported by the final test, as means.
+        Tensors [E] in the info of an episode's last step are reported as means, by the final test and in metrics.csv.
         """
         self._elapsed += 1
         observation, reward, terminated, info = self._step(actions)

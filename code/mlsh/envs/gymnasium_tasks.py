@@ -60,6 +60,7 @@ class GymnasiumTasks(VectorTasks):
         self.render_mode = render_mode
         self._observations = np.zeros((num_envs, *first.observation_space.shape), np.float32)
         self._over = np.zeros(num_envs, bool)
+        self._final = {}  # name -> [E], what the infos of last steps had; NaN where there was nothing
         self._start(0, 0)  # what cannot be played shows now
         self._observations[0], _, _, _, _ = first.step(self._action(np.zeros(self.single_action_space.shape)))
 
@@ -88,6 +89,8 @@ class GymnasiumTasks(VectorTasks):
                 self._start(e, seed)
             except Exception as error:
                 raise self._failure(e, error) from None
+        for reported in self._final.values():
+            reported[which] = np.nan
         self._over[which] = ~np.isfinite(self._observations[which]).all(1)
         return self._tensor(self._observations.copy())
 
@@ -95,6 +98,7 @@ class GymnasiumTasks(VectorTasks):
         """As `VectorTasks.step`; an episode that is over is left alone and earns nothing.
 
         So is one with an observation that is not finite, as an action would not be either; `collect` refuses it.
+        The info has what environments reported at the last step of an episode, as far as it is a number or bool.
         """
         self._elapsed += 1
         reward, terminated, truncated = (np.zeros(self.num_envs, kind) for kind in (float, bool, bool))
@@ -102,12 +106,22 @@ class GymnasiumTasks(VectorTasks):
             if not self._over[e]:
                 try:
                     out = self.envs[e].step(self._action(action))
-                    self._observations[e], reward[e], terminated[e], truncated[e], _ = out
+                    self._observations[e], reward[e], terminated[e], truncated[e], info = out
+                    if terminated[e] or truncated[e]:
+                        self._report(e, info)
                 except Exception as error:
                     raise self._failure(e, error) from None
         self._over |= terminated | truncated | ~np.isfinite(self._observations).all(1)
         ended = (torch.from_numpy(x).to(self.device) for x in (terminated, truncated))
-        return self._tensor(self._observations.copy()), self._tensor(reward), *ended, {}
+        return self._tensor(self._observations.copy()), self._tensor(reward), *ended, self._info()
+
+    def _report(self, e, info):
+        for name, x in (info or {}).items():
+            if isinstance(x, (bool, int, float, np.bool_, np.number)) and np.isfinite(x):
+                self._final.setdefault(name, np.full(self.num_envs, np.nan))[e] = x
+
+    def _info(self):
+        return {name: self._tensor(reported.copy()) for name, reported in self._final.items()}
 
     def _failure(self, e, error):
         place = traceback.extract_tb(error.__traceback__)[-1]
