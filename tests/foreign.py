@@ -112,6 +112,24 @@ class Faulty(Sampled):
         return [super().render()] if self.how == "draws" else super().render()
 
 
+class HoldsOut(Listed):
+    """Two tasks to train on, and one for tests, whose episodes pay double; all have names."""
+
+    test_tasks = (Listed.Task(2),)
+
+    def task_label(self, task):
+        return f"to/{task.goal}"
+
+    def step(self, action):
+        observation, reward, *rest = super().step(action)
+        return observation, reward * max(self.goal, 1), *rest
+
+
+class SamplesHeldOut(Sampled):
+    def sample_test_task(self, rng):
+        return 5.0 + rng.integers(2)
+
+
 class Telling(Listed):
     """Tells how an episode went: always the distance, of successes the time, and things that are no numbers."""
 
@@ -138,6 +156,8 @@ KINDS = {
     "DiscreteObservations-v0": (Listed, {"observations": Discrete(5)}),
     "DictObservations-v0": (Listed, {"observations": Dict(at=Box(-99, 99, (1,)), side=Discrete(2))}),
     "Blind-v0": (Blind, {}),
+    "HoldsOut-v0": (HoldsOut, {}),
+    "SamplesHeldOut-v0": (SamplesHeldOut, {}),
     "Telling-v0": (Telling, {}),
     "Many-v0": (Many, {}),
     "Tasks-v0": (Line, {}),

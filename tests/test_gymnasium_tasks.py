@@ -98,6 +98,33 @@ def test_an_end_is_told_and_respected(kind):
             assert terminated.all() == (kind == "Terminated") and truncated.all() == (kind == "Truncated")
 
 
+def test_tasks_that_are_held_out_are_tested_and_not_trained(command, tmp_path):
+    for kind, trained, held_out in (("HoldsOut", {0, 1}, [2]), ("SamplesHeldOut", {-1, 1}, [5, 6])):
+        out, env = tmp_path / kind, f"foreign:{kind}-v0"
+        code, said, err = command("train.py", *TINY, "--env", env, "--tasks", 4, "--record", 0, "--out", out)
+        assert code == 0, err
+        assert {float(row["task"]) for row in read_metrics(out)} <= trained
+        results = json.loads((out / "results.json").read_text())
+        assert {row["task"] for row in results["test"]} == trained
+        assert sorted(row["task"] for row in results["held_out"]) == held_out
+        assert said.count("held-out task ") == len(held_out)
+        code, said, err = command("evaluate.py", out, "--held_out", "--updates", 1, "--seeds", 1, "--out", out / "x")
+        assert code == 0 and all(f"task {t}" in said for t in held_out) and "task 1" not in said
+    out, few = tmp_path / "HoldsOut", ["--updates", 1, "--seeds", 1, "--out"]
+    assert [row["label"] for row in json.loads((out / "results.json").read_text())["test"]] == ["to/-1", "to/1"]
+    code, said, _ = command("evaluate.py", out, "--tasks", 2, *few, tmp_path / "y")
+    assert code == 0 and "task 2 (to/2)" in said
+    code, _, err = command("evaluate.py", out, "--env", "foreign:Listed-v0", "--held_out", *few, tmp_path / "z")
+    assert code == 2 and "holds no tasks out; give it test_tasks" in err
+
+
+def test_a_task_that_does_not_exist_is_refused_at_once():
+    family("HoldsOut").set_task([2, 0])
+    for env, task in ((family("HoldsOut"), 3), (family("Listed"), -1), (make_env(Config(), 2), 2)):
+        with pytest.raises(ValueError, match=f"^there is no task {task}; use one of 0, 1"):
+            env.set_task(task)
+
+
 def test_info_of_the_last_step_comes_as_tensors():
     env = family("Telling")
     env.reset(seed=0)

@@ -86,21 +86,15 @@ def test_what_environments_report_is_averaged_and_its_columns_join_later(cfg, fo
     nan = float("nan")
     write_task(log, 1, success=[[1.0, 0.0], [nan, nan]])
     write_task(log, 2, success=[[True, True], [False, True]], time=[[nan, nan], [nan, nan]])
-    log.close(
-        RESULTS
-        | {
-            "test": [
-                {"task": t, "return": 1, "standard_error": 0, "label": "", "share": []} | more
-                for t, more in enumerate(({"final_success": 0.5}, {"final_success": None}))
-            ]
-        }
-    )
+    tested = {"label": "", "return": 1, "standard_error": 0, "share": []}
+    tests = [{"task": 0, "final_success": 0.5} | tested, {"task": 1, "final_success": None} | tested]
+    log.close(RESULTS | {"test": tests, "held_out": [{"task": 2, "final_success": 0.25} | tested]})
     rows = read_metrics(folder)
     assert [row["final_success"] for row in rows] == ["", "", "0.5", "", "1", "0.5"]
     assert {row["final_time"] for row in rows} == {""} and [row["iteration"] for row in rows] == list("001122")
     (_, last) = [values for values, _ in seen.logged if "charts/final_success" in values]
     assert last["charts/final_success"] == 0.75 and last["tasks/0_final_success"] == 0.5
-    assert seen.summary["test_final_success"] == 0.5
+    assert seen.summary["test_final_success"] == 0.5 and seen.summary["held_out_final_success"] == 0.25
     Logger(Life(cfg, folder, iteration=2)).close()
     assert read_metrics(folder) == rows[:4]
 

@@ -94,16 +94,25 @@ def alone(agent, tasks, cfg):
 
 
 def final_test(agent, env, cfg):
-    """For each of the env's tasks to test W updates (without a warm-up, U) of a new master, then `cfg.test_episodes`.
+    """What goes to results.json: the env steps taken, a table of the env's tasks, and one of those it holds out."""
+    tables, steps = {}, 0
+    for name in ("test", "held_out"):
+        if tasks := tasks_to_test(env, cfg.seed, name == "held_out"):
+            tables[name], taken = test(agent, env, tasks, cfg)
+            steps += taken
+    return {"test_env_steps": steps, **tables}
 
-    Returns what goes to results.json: env steps taken, and for each task a dict (task and its label, mean return, its
-    standard error, share of the steps of each sub-policy, return of each sub-policy alone, mean of what the
-    environment's info has at the last step).
+
+def test(agent, env, tasks, cfg):
+    """Learn each of `tasks` by W updates (without a warm-up, U) of a new master, then play `cfg.test_episodes`.
+
+    Returns a row a task, a dict (task and its label, mean return, its standard error, share of the steps of each
+    sub-policy, return of each sub-policy alone, mean of what the environment's info has at the last step), and the env
+    steps taken. `env` only names the tasks.
     """
-    tasks = tasks_to_test(env, cfg.seed)
-    env = make_env(cfg, cfg.N * len(tasks))
-    trained, steps = adapt(agent, env, tasks, cfg, cfg.W or cfg.U)
-    env.close()
+    own = make_env(cfg, cfg.N * len(tasks))
+    trained, steps = adapt(agent, own, tasks, cfg, cfg.W or cfg.U)
+    own.close()
     played = play(trained, tasks, cfg, "test: play")
     of_subs, alone_steps = alone(agent, tasks, cfg)
     returns, final = played.episode_return.double(), played.final_means()  # [tasks, episodes]
@@ -119,7 +128,7 @@ def final_test(agent, env, cfg):
         }
         for j, task in enumerate(tasks)
     ]
-    return {"test_env_steps": steps + played.steps + alone_steps, "test": rows}
+    return rows, steps + played.steps + alone_steps
 
 
 def learn_anew(data, cfg, env, tasks, ev):

@@ -81,7 +81,7 @@ class Log:
             write_whole(self.folder / "results.json", json.dumps(results, indent=2) + "\n")
             say_results(results, self.folder)
         for tracker in self.run.trackers:
-            tracker.finish(results or {}, summary_of((results or {}).get("test", ())), self.env_steps)
+            tracker.finish(results or {}, summary_of(results or {}), self.env_steps)
 
     def abandon(self):
         """Close what is open, when the disk takes no more; nothing is raised."""
@@ -224,20 +224,26 @@ class RL2Logger(Log):
 
 def say_results(results, folder):
     """Print what the run has come to."""
-    for row in results.get("test", ()):
-        print("task {task} ({label}): return {return:.4g} ± {standard_error:.2g}, shares {share}".format(**row))
+    for kind, rows in tests_in(results).items():
+        told = f"{'held-out ' * (kind == 'held_out')}task {{task}} ({{label}}): "
+        for row in rows:
+            print((told + "return {return:.4g} ± {standard_error:.2g}, shares {share}").format(**row))
     print(f"{results['env_steps']:,} env steps in {results['seconds']:.0f} s; see {folder}")
 
 
-def summary_of(test):
+def tests_in(results):
+    """The tables of the final test, by name."""
+    return {kind: results[kind] for kind in ("test", "held_out") if results.get(kind)}
+
+
+def summary_of(results):
     """Means over the tasks of the final test, and of each that has curves its return, with standard errors, by name."""
-    summary, n = {}, len(test)
-    if test:
-        summary["test_return"] = sum(row["return"] for row in test) / n
-        summary["test_standard_error"] = sum(row["standard_error"] ** 2 for row in test) ** 0.5 / n
-    for row in test:
-        if has_curves(row["task"]):
-            summary |= {f"{row['task']}_test_{name}": row[name] for name in ("return", "standard_error")}
-    final = dict.fromkeys(name for row in test for name in row if name.startswith("final_"))
-    summary |= {f"test_{name}": x for name, x in means_of(test, final).items()}
+    summary = {}
+    for kind, rows in tests_in(results).items():
+        final = dict.fromkeys(name for row in rows for name in row if name.startswith("final_"))
+        summary |= {f"{kind}_{name}": x for name, x in means_of(rows, ("return", *final)).items()}
+        summary[f"{kind}_standard_error"] = sum(row["standard_error"] ** 2 for row in rows) ** 0.5 / len(rows)
+        for row in rows:
+            if has_curves(row["task"]):
+                summary |= {f"{row['task']}_{kind}_{name}": row[name] for name in ("return", "standard_error")}
     return summary

@@ -55,7 +55,9 @@ class GymnasiumTasks(VectorTasks):
         self._protocol = protocol_of(self._bare[0])
         if self._protocol is None:
             raise UserError(f"it has no task distribution; {WANTED}")
-        self.train_tasks = self._protocol.train_tasks
+        self.train_tasks, self.test_tasks = self._protocol.train_tasks, self._protocol.test_tasks
+        if self._protocol.holds_out:
+            self.sample_test_task = self._sample_test_task
         super().__init__(num_envs, max_episode_steps, None, device)
         self.render_mode = render_mode
         self._observations = np.zeros((num_envs, *first.observation_space.shape), np.float32)
@@ -67,15 +69,13 @@ class GymnasiumTasks(VectorTasks):
     def sample_task(self, rng):
         if self.train_tasks:
             return super().sample_task(rng)
-        task = self._protocol.sample_task(self._bare[0], rng)
-        task = task.tolist() if isinstance(task, (np.ndarray, np.generic)) else task
-        try:
-            json.dumps(task)
-        except TypeError as error:
-            raise UserError(
-                f"a task is {task!r}, but has to be numbers, strings, and lists of them ({error})"
-            ) from None
-        return task
+        return plain(self._protocol.sample_task(self._bare[0], rng))
+
+    def _sample_test_task(self, rng):
+        return plain(self._protocol.sample_test_task(self._bare[0], rng))
+
+    def task_label(self, task):
+        return self._protocol.label(self._bare[0], task)
 
     def _start(self, e, seed):
         env, rng = self._bare[e], np.random.default_rng(seed)
@@ -154,3 +154,13 @@ def unwrapped(env):
     """The environment itself; that of old Gym which Shimmy wraps, too."""
     env = env.unwrapped
     return env.gym_env.unwrapped if hasattr(env, "gym_env") else env
+
+
+def plain(task):
+    """A task without NumPy, as checkpoints and tables have it. Raises UserError for one that they cannot have."""
+    task = task.tolist() if isinstance(task, (np.ndarray, np.generic)) else task
+    try:
+        json.dumps(task)
+    except TypeError as error:
+        raise UserError(f"a task is {task!r}, but has to be numbers, strings, and lists of them ({error})") from None
+    return task
