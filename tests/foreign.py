@@ -113,9 +113,9 @@ class Faulty(Sampled):
 
 
 class HoldsOut(Listed):
-    """Two tasks to train on, and one for tests, whose episodes pay double; all have names."""
+    """Two tasks to train on, and two for tests, whose episodes pay double; all have names."""
 
-    test_tasks = (Listed.Task(2),)
+    test_tasks = np.array([Listed.Task(2), Listed.Task(3)])
 
     def task_label(self, task):
         return f"to/{task.goal}"
@@ -153,6 +153,7 @@ KINDS = {
     "Terminated-v0": (Listed, {"end": "terminated"}),
     "Truncated-v0": (Listed, {"end": "truncated"}),
     "BoxActions-v0": (Listed, {"actions": Box(-0.5, 0.5, (2, 3), np.float32)}),
+    "HalfBounded-v0": (Listed, {"actions": Box(np.array([0, -np.inf, -1]), np.array([4, np.inf, np.inf]))}),
     "DiscreteObservations-v0": (Listed, {"observations": Discrete(5)}),
     "DictObservations-v0": (Listed, {"observations": Dict(at=Box(-99, 99, (1,)), side=Discrete(2))}),
     "Blind-v0": (Blind, {}),
@@ -178,3 +179,4 @@ class NumpyBatch(gym.vector.SyncVectorEnv):
 
 
 gym.register("Batch-v0", entry_point=Sampled, vector_entry_point=NumpyBatch, max_episode_steps=1000)
+gym.register("Unlimited-v0", entry_point=Sampled)

@@ -78,9 +78,14 @@ def test_spaces():
     env = family("BoxActions")
     assert env.single_action_space.shape == (6,)
     env.reset(seed=0)
-    env.step(torch.tensor([[9.0] * 6, [-9.0] * 6, [0.25] * 6, [0, 0, 0, 1, 1, 1.0]]))  # clipped
+    env.step(torch.tensor([[9.0] * 6, [-9.0] * 6, [0.5] * 6, [0, 0, 0, 1, 1, 1.0]]))  # -1 … 1 is -0.5 … 0.5
     assert [float(one.taken[-1].mean()) for one in env._bare] == [0.5, -0.5, 0.25, 0.25]
     assert env._bare[0].taken[-1].shape == (2, 3)
+    env = family("HalfBounded", 1)
+    env.reset(seed=0)
+    for action, taken in (([0, 0, 0], [2, 0, 0]), ([1, 7, -7], [4, 7, -1]), ([-9, -9, 9], [0, -9, 9])):
+        env.step(torch.tensor([action], dtype=torch.float32))
+        assert env._bare[0].taken[-1].tolist() == taken
     assert family("DiscreteObservations").single_observation_space.shape == (5,)
     assert family("DictObservations").single_observation_space.shape == (3,)
     assert isinstance(family("DictObservations").single_observation_space, Box)
@@ -99,7 +104,7 @@ def test_an_end_is_told_and_respected(kind):
 
 
 def test_tasks_that_are_held_out_are_tested_and_not_trained(command, tmp_path):
-    for kind, trained, held_out in (("HoldsOut", {0, 1}, [2]), ("SamplesHeldOut", {-1, 1}, [5, 6])):
+    for kind, trained, held_out in (("HoldsOut", {0, 1}, [2, 3]), ("SamplesHeldOut", {-1, 1}, [5, 6])):
         out, env = tmp_path / kind, f"foreign:{kind}-v0"
         code, said, err = command("train.py", *TINY, "--env", env, "--tasks", 4, "--record", 0, "--out", out)
         assert code == 0, err
@@ -120,7 +125,7 @@ def test_tasks_that_are_held_out_are_tested_and_not_trained(command, tmp_path):
 
 def test_a_task_that_does_not_exist_is_refused_at_once():
     family("HoldsOut").set_task([2, 0])
-    for env, task in ((family("HoldsOut"), 3), (family("Listed"), -1), (make_env(Config(), 2), 2)):
+    for env, task in ((family("HoldsOut"), 4), (family("Listed"), -1), (make_env(Config(), 2), 2)):
         with pytest.raises(ValueError, match=f"^there is no task {task}; use one of 0, 1"):
             env.set_task(task)
 

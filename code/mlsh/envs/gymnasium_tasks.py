@@ -18,9 +18,9 @@ class GymnasiumTasks(VectorTasks):
     """E copies of the environment that `make(max_episode_steps=…, render_mode=…)` makes.
 
     Its tasks come by the first of `protocols.PROTOCOLS` that fits; a sampled one has to be numbers, strings, and lists
-    of them. Observations are flattened. Box actions are clipped to their bounds. Raises UserError
-    for an environment without tasks, with other spaces, or whose first step fails, EnvironmentFailed if a later one
-    does.
+    of them. Observations are flattened. Box actions with finite bounds are mapped to them linearly from [-1, 1], the
+    size of a new policy's actions; what is beyond is clipped. Raises UserError for an environment without tasks, with
+    other spaces, or whose first step fails, EnvironmentFailed if a later one does.
 
     NumPy's and Python's global generators are seeded before every reset, for environments that draw from them; their
     episodes are then the same in every run, but not over different numbers of processes.
@@ -132,7 +132,12 @@ class GymnasiumTasks(VectorTasks):
         space = self.envs[0].action_space
         if isinstance(space, Discrete):
             return int(space.start + action)
-        return np.clip(action.reshape(space.shape), space.low, space.high).astype(space.dtype)
+        low, high = (bound.astype(float) for bound in (space.low, space.high))
+        bounded = np.isfinite(low) & np.isfinite(high)
+        low, high = np.where(bounded, low, -1), np.where(bounded, high, 1)
+        return np.clip((low + high) / 2 + action.reshape(space.shape) * (high - low) / 2, space.low, space.high).astype(
+            space.dtype
+        )
 
     def render(self):
         """A tuple of E frames. Raises RenderingUnavailable for whatever goes wrong in drawing."""

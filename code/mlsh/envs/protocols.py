@@ -61,10 +61,10 @@ class Listed(Protocol):
     """
 
     def __init__(self, env):
-        known, held_out = list(env.train_tasks), list(getattr(env, "test_tasks", None) or ())
-        self._list = known + held_out
-        self.train_tasks = list(range(len(known)))
-        self.test_tasks = list(range(len(known), len(self._list))) or None
+        held_out, n = getattr(env, "test_tasks", None), len(env.train_tasks)
+        self._list = [*env.train_tasks, *(() if held_out is None else held_out)]
+        self.train_tasks = list(range(n))
+        self.test_tasks = list(range(n, len(self._list))) or None
 
     @staticmethod
     def fits(env):
