@@ -23,7 +23,10 @@ from mlsh.settings import Count, CountOrNone, Finite, Fraction, NotNegative, Pos
 
 @dataclass
 class RL2Config(RunSettings):
-    """Train RL², a recurrent policy over trials of several episodes of a task. The defaults are for MovementBandits."""
+    """Train RL², a recurrent policy over trials of several episodes of a task.
+
+    The defaults are for MovementBandits, but for -T, which is the environment's own limit.
+    """
 
     kind: ClassVar[str] = "rl2"
     length: ClassVar[str] = "iterations"
@@ -37,7 +40,7 @@ class RL2Config(RunSettings):
     iterations: Count = 250
     """Rollouts, with an update after each."""
     T: Annotated[Count, short("-T")] = 50
-    """Horizon: env steps after which an episode is truncated."""
+    """Horizon: env steps after which an episode is truncated; by default the environment's own limit."""
     epochs: Annotated[Count, short("-K", "--K")] = 5
     """PPO epochs an iteration."""
     parts: Count = 4
@@ -65,7 +68,8 @@ class RL2Config(RunSettings):
 
     @classmethod
     def defaults(cls, env):
-        return cls(env=env, normalise=preset(env).get("normalise", cls.normalise))
+        known = preset(env)
+        return cls(env=env, **{name: known[name] for name in ("T", "normalise") if name in known})
 
     def validate(self):
         super().validate()

@@ -52,8 +52,10 @@ def find_id(env):
 
 
 def preset(env):
-    """The settings that the family named `env` was registered with; of one from elsewhere, none."""
-    return PRESETS.get(find_id(env), {})
+    """The settings that the family named `env` was registered with, and, as T, its own limit, if it has one."""
+    env_id = find_id(env)
+    limit = gym.spec(env_id).max_episode_steps
+    return ({"T": limit} if limit else {}) | PRESETS.get(env_id, {})
 
 
 def best_return(env):
