@@ -70,6 +70,8 @@ class Args(Settings):
     """Learning rate; 0 for the run's."""
     bs: CountOrNone = 0
     """Minibatch of a master, in decisions; 0 for the run's."""
+    copies: Count = 64
+    """Copies of an environment that is stepped one by one; not fewer than a master's -N play at once."""
     device: str = "cpu"
     """Torch device."""
     sim_threads: CountOrNone = 0
@@ -82,7 +84,7 @@ def evaluate(run, args):
     Returns env steps [n] on a task, returns [n, tasks, seeds] from the untrained on, and the tasks' labels.
     """
     data = checkpoint.load(run, LEARNERS)
-    cfg = dataclasses.replace(data["config"], seed=args.seed, device=args.device, sim_threads=args.sim_threads)
+    cfg = dataclasses.replace(data["config"], **args.only("seed", "device", "sim_threads", "copies"))
     cfg.env = args.env or cfg.env
     env = make_env(cfg, 1)
     family = env.test_tasks if args.held_out else env.train_tasks

@@ -141,6 +141,20 @@ class Telling(Listed):
         return *rest, told if self.t != 2 else None
 
 
+class Counted(Listed):
+    """Knows how many copies of it there are, and how many there were at most."""
+
+    copies = most = 0
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        Counted.copies += 1
+        Counted.most = max(Counted.most, Counted.copies)
+
+    def close(self):
+        Counted.copies -= 1
+
+
 class Many(Listed):
     train_tasks = np.array([Listed.Task(goal) for goal in range(12)])
 
@@ -153,10 +167,11 @@ KINDS = {
     "Terminated-v0": (Listed, {"end": "terminated"}),
     "Truncated-v0": (Listed, {"end": "truncated"}),
     "BoxActions-v0": (Listed, {"actions": Box(-0.5, 0.5, (2, 3), np.float32)}),
-    "HalfBounded-v0": (Listed, {"actions": Box(np.array([0, -np.inf, -1]), np.array([4, np.inf, np.inf]))}),
+    "HalfBounded-v0": (Listed, {"actions": Box(np.float32([0, -np.inf, -1]), np.float32([4, np.inf, np.inf]))}),
     "DiscreteObservations-v0": (Listed, {"observations": Discrete(5)}),
     "DictObservations-v0": (Listed, {"observations": Dict(at=Box(-99, 99, (1,)), side=Discrete(2))}),
     "Blind-v0": (Blind, {}),
+    "Counted-v0": (Counted, {}),
     "HoldsOut-v0": (HoldsOut, {}),
     "SamplesHeldOut-v0": (SamplesHeldOut, {}),
     "Telling-v0": (Telling, {}),

@@ -8,7 +8,7 @@ import torch
 from gymnasium.spaces import Box, Discrete
 
 from conftest import TINY
-from foreign import KINDS
+from foreign import KINDS, Counted
 from mlsh.config import Config
 from mlsh.envs import make_env
 from mlsh.errors import UserError
@@ -128,6 +128,24 @@ def test_a_task_that_does_not_exist_is_refused_at_once():
     for env, task in ((family("HoldsOut"), 4), (family("Listed"), -1), (make_env(Config(), 2), 2)):
         with pytest.raises(ValueError, match=f"^there is no task {task}; use one of 0, 1"):
             env.set_task(task)
+
+
+def test_copies_are_as_many_as_a_rollout_needs_and_of_tests_bounded(command, tmp_path):
+    tiny = [*TINY, "--env", "foreign:Counted-v0", "--record", 0, "--test_episodes", 9, "--copies", 5]
+    results = []
+    for out in (tmp_path / "a", tmp_path / "b"):
+        Counted.copies = Counted.most = 0
+        code, _, err = command("train.py", *tiny, "--out", out)
+        assert code == 0 and "final test" in err, err
+        assert Counted.copies == 4 and 4 + 4 <= Counted.most <= 4 + 5  # those of the training are still there
+        results.append(json.loads((out / "results.json").read_text()))
+    assert results[0]["test"] == results[1]["test"] and len(results[0]["test"]) == 2
+    assert results[0]["test_env_steps"] == 2 * 7 * (2 * 2 + 9 * (1 + 2))
+    for flags in ([], ["--look", 3]):
+        Counted.copies = Counted.most = 0
+        few = ["--updates", 1, "--seeds", 3, "--copies", 5, *flags, "--out", tmp_path / f"x{len(flags)}"]
+        code, _, err = command("evaluate.py", tmp_path / "a", *few)
+        assert code == 0 and "evaluate" in err and Counted.copies == 1 and Counted.most <= 1 + 5, err
 
 
 def test_info_of_the_last_step_comes_as_tensors():

@@ -168,8 +168,25 @@ def outcome(played, agent):
 
 def joined(outcomes):
     """Outcomes of different groups as one, the groups in order; not all need have the same in `final`."""
-    episode_return, share, steps, diverged, final = zip(*outcomes, strict=True)
-    missing = [torch.full_like(returns, torch.nan) for returns in episode_return]
-    names = dict.fromkeys(name for x in final for name in x)
-    final = {name: torch.cat([x.get(name, none) for x, none in zip(final, missing, strict=True)]) for name in names}
-    return Outcome(torch.cat(episode_return), torch.cat(share), sum(steps), torch.cat(diverged), final)
+    episode_return, share, steps, diverged, _ = zip(*outcomes, strict=True)
+    return Outcome(torch.cat(episode_return), torch.cat(share), sum(steps), torch.cat(diverged), finals(outcomes, 0))
+
+
+def extended(outcomes):
+    """Outcomes of further slots of the same groups as one; shares weigh by slots."""
+    if len(outcomes) == 1:
+        return outcomes[0]
+    returns, share, steps, diverged, _ = zip(*outcomes, strict=True)
+    slots = [x.shape[1] for x in returns]
+    share = sum(x * n for x, n in zip(share, slots, strict=True)) / sum(slots)
+    return Outcome(torch.cat(returns, 1), share, sum(steps), sum(diverged), finals(outcomes, 1))
+
+
+def finals(outcomes, dim):
+    """What the environments reported, one after the other along `dim`."""
+    names = dict.fromkeys(name for x in outcomes for name in x.final)
+    missing = [torch.full_like(x.episode_return, torch.nan) for x in outcomes]
+    return {
+        name: torch.cat([x.final.get(name, none) for x, none in zip(outcomes, missing, strict=True)], dim)
+        for name in names
+    }

@@ -72,8 +72,8 @@ def find_class(env):
 
 
 def most_episodes(cfg):
-    """How many episodes of the family a process should hold at once."""
-    return 10_000 if find_class(cfg.env) else 100
+    """How many episodes of the family a process should hold at once, where it may choose."""
+    return 10_000 if find_class(cfg.env) else cfg.copies
 
 
 def make_env(cfg, num_envs, render_mode=None):
