@@ -2,7 +2,7 @@
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, Sequence
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, Sequence, Space, Text, Tuple
 
 
 class Line(gym.Env):
@@ -159,6 +159,15 @@ class Many(Listed):
     train_tasks = np.array([Listed.Task(goal) for goal in range(12)])
 
 
+def broken(*args, **kwargs):
+    """A method with a mistake in it."""
+    return np.zeros(2) + np.zeros(3)
+
+
+def dict_with(**spaces):
+    return {"observations": Dict(at=Box(-99, 99, (1,)), **spaces)}
+
+
 KINDS = {
     "Sampled-v0": (Sampled, {}),
     "Listed-v0": (Listed, {}),
@@ -179,6 +188,13 @@ KINDS = {
     "Tasks-v0": (Line, {}),
     "Buttons-v0": (Listed, {"actions": MultiBinary(3)}),
     "Text-v0": (Listed, {"observations": Sequence(Discrete(2))}),
+    "Mission-v0": (Listed, dict_with(mission=Text(9))),
+    "Nested-v0": (Listed, dict_with(told=Tuple((Discrete(2), Space())))),
+    "Empty-v0": (Listed, {"observations": Box(-1, 1, (0,))}),
+    **{
+        f"Broken-{method}-v0": (type("Broken", (Sampled,), {method: broken}), {})
+        for method in ("__init__", "sample_task", "set_task", "task_label", "reset", "step")
+    },
     **{f"Faulty-{how}-v0": (Faulty, {"how": how}) for how in ("raises", "blind", "global", "old", "draws")},
 }
 for env_id, (entry_point, kwargs) in KINDS.items():

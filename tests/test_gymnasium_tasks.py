@@ -7,6 +7,7 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 
+import foreign
 from conftest import TINY
 from foreign import KINDS, Counted
 from mlsh.config import Config
@@ -22,7 +23,9 @@ def family(kind, num_envs=4, **more):
     return make_env(Config(env=f"foreign:{kind}-v0", T=5), num_envs, **more)
 
 
-TRAINED = [k for k in KINDS if k not in ("Tasks-v0", "Buttons-v0", "Text-v0") and "Faulty" not in k]
+BROKEN = foreign.broken.__code__.co_firstlineno + 2
+REFUSED = ("Tasks", "Buttons", "Text", "Mission", "Nested", "Empty", "Faulty", "Broken")
+TRAINED = [k for k in KINDS if not k.startswith(REFUSED)]
 
 
 @pytest.mark.parametrize("env_id", [*TRAINED, "Batch-v0"])
@@ -42,7 +45,11 @@ def test_what_cannot_be_trained_is_refused_with_what_to_add(command, tmp_path):
         "Tasks": "give its class sample_task(rng)",
         "Buttons": "Discrete and Box",
         "Text": "cannot be made a vector",
+        "Mission": "its observation['mission'] is Text(",
+        "Nested": "its observation['told'][1] is <gymnasium.spaces",
+        "Empty": "without a number in it",
         "Faulty-old": "not enough values to unpack",
+        **{k.removesuffix("-v0"): f"foreign.py:{BROKEN} (ValueError('operands" for k in KINDS if "Broken" in k},
     }
     for env_id, reason in reasons.items():
         code, _, err = command("train.py", *TINY, "--env", f"foreign:{env_id}-v0", "--out", tmp_path / "x")
@@ -226,6 +233,13 @@ def test_old_gym_through_shimmy(command, tmp_path):
         assert code == 0, err
     same = [[{k: v for k, v in row.items() if k != "seconds"} for row in read_metrics(tmp_path / x)] for x in "ab"]
     assert len(same[0]) == 4 and same[0] == same[1]
+
+
+def test_a_mistake_in_a_module_is_told_with_its_line(command, tmp_path, monkeypatch):
+    (tmp_path / "mistaken.py").write_text("import gymnasium\n\ngymnasium.regster('X-v0')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    code, _, err = command("train.py", "--env", "mistaken:X-v0")
+    assert code == 2 and "mistaken.py:3 (AttributeError" in err and "Traceback" not in err
 
 
 def test_an_unknown_module_is_a_clear_error():

@@ -1,12 +1,13 @@
 """Anybody's Gymnasium environment as a task family: a copy for each episode, stepped one after the other."""
 
+import contextlib
 import json
 import math
-import traceback
 
 import numpy as np
 import torch
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
+from gymnasium.spaces.utils import flatdim
 from gymnasium.wrappers import FlattenObservation
 
 from mlsh.envs.base import VectorTasks
@@ -35,7 +36,7 @@ class GymnasiumTasks(VectorTasks):
                 raise RenderingUnavailable(f"the environment has no render_mode {render_mode}")
             kwargs["render_mode"] = render_mode
         try:
-            self.envs = [FlattenObservation(make(**kwargs)) for _ in range(num_envs)]
+            self.envs = [flat(make(**kwargs)) for _ in range(num_envs)]
         except Exception as error:
             if render_mode:
                 raise RenderingUnavailable(str(error)) from None
@@ -44,8 +45,6 @@ class GymnasiumTasks(VectorTasks):
         space = first.action_space
         if not isinstance(space, (Box, Discrete)):
             raise UserError(f"its action space is {space}; Discrete and Box can be learned")
-        if not isinstance(first.observation_space, Box):
-            raise UserError(f"its observation space is {first.observation_space}, which cannot be made a vector")
         self.single_observation_space = first.observation_space
         self.single_action_space = (
             Box(-1, 1, (math.prod(space.shape),)) if isinstance(space, Box) else Discrete(space.n)
@@ -63,19 +62,23 @@ class GymnasiumTasks(VectorTasks):
         self._observations = np.zeros((num_envs, *first.observation_space.shape), np.float32)
         self._over = np.zeros(num_envs, bool)
         self._final = {}  # name -> [E], what the infos of last steps had; NaN where there was nothing
-        self._start(0, 0)  # what cannot be played shows now
+        self.task_label(self.task[0])  # what cannot be played shows now
+        self._start(0, 0)
         self._observations[0], _, _, _, _ = first.step(self._action(np.zeros(self.single_action_space.shape)))
 
     def sample_task(self, rng):
         if self.train_tasks:
             return super().sample_task(rng)
-        return plain(self._protocol.sample_task(self._bare[0], rng))
+        with failures("in sample_task"):
+            return plain(self._protocol.sample_task(self._bare[0], rng))
 
     def _sample_test_task(self, rng):
-        return plain(self._protocol.sample_test_task(self._bare[0], rng))
+        with failures("in sample_test_task"):
+            return plain(self._protocol.sample_test_task(self._bare[0], rng))
 
     def task_label(self, task):
-        return self._protocol.label(self._bare[0], task)
+        with failures(f"in task_label of task {task}"):
+            return self._protocol.label(self._bare[0], task)
 
     def _start(self, e, seed):
         env, rng = self._bare[e], np.random.default_rng(seed)
@@ -124,9 +127,7 @@ class GymnasiumTasks(VectorTasks):
         return {name: self._tensor(reported.copy()) for name, reported in self._final.items()}
 
     def _failure(self, e, error):
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"at step {self._elapsed[e]}, task {self.task[e]}, in {place.filename}:{place.lineno}"
-        return EnvironmentFailed(f"the environment failed {where} ({' '.join(repr(error).split()):.200})")
+        return EnvironmentFailed.told(f"at step {self._elapsed[e]}, task {self.task[e]}", error)
 
     def _action(self, action):
         space = self.envs[0].action_space
@@ -159,6 +160,36 @@ def unwrapped(env):
     """The environment itself; that of old Gym which Shimmy wraps, too."""
     env = env.unwrapped
     return env.gym_env.unwrapped if hasattr(env, "gym_env") else env
+
+
+@contextlib.contextmanager
+def failures(where):
+    """A context for what is somebody's: whatever it raises is an EnvironmentFailed."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise EnvironmentFailed.told(where, error) from None
+
+
+def flat(env):
+    """The environment with its observations made vectors. Raises UserError for those that cannot be."""
+    for name, space in leaves(env.observation_space):
+        if not isinstance(space, (Box, Discrete, MultiBinary, MultiDiscrete)):
+            raise UserError(f"its observation{name} is {space!r:.100}, which cannot be made a vector; leave it out")
+    if not flatdim(env.observation_space):
+        raise UserError(f"its observation is {env.observation_space}, without a number in it; give it one at least")
+    return FlattenObservation(env)
+
+
+def leaves(space, name=""):
+    """The spaces that a Dict or Tuple is made of, and their places in it."""
+    if not isinstance(space, (Dict, Tuple)):
+        yield name, space
+        return
+    for key, part in space.items() if isinstance(space, Dict) else enumerate(space):
+        yield from leaves(part, f"{name}[{key!r}]")
 
 
 def plain(task):

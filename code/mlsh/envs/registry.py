@@ -9,7 +9,7 @@ from gymnasium.envs.registration import load_env_creator
 
 from mlsh.envs.base import VectorTasks
 from mlsh.envs.gymnasium_tasks import GymnasiumTasks
-from mlsh.errors import RenderingUnavailable, UserError
+from mlsh.errors import EnvironmentFailed, RenderingUnavailable, UserError
 
 PRESETS = {}  # id of a family registered here -> its settings
 BEST_RETURNS = {}  # id -> the best possible mean return, where it is known
@@ -40,12 +40,14 @@ def ids():
 
 def find_id(env):
     """The Gymnasium id in `module:Id-v0`, its module imported. Raises UserError if there is no such environment."""
+    module, _, env_id = env.rpartition(":")
     try:
-        module, _, env_id = env.rpartition(":")
         if module:
             importlib.import_module(module)
         gym.spec(env_id)
     except Exception as error:  # an imported module may raise anything
+        if not isinstance(error, (gym.error.Error, ModuleNotFoundError)):
+            raise UserError(f"--env {env}: {EnvironmentFailed.told('at its import', error)}") from None
         reason = " ".join(str(error).split())
         raise UserError(f"--env {env} is unknown ({reason}); the package's own are {', '.join(PRESETS)}") from None
     return env_id
@@ -90,7 +92,8 @@ def make_env(cfg, num_envs, render_mode=None):
         except RenderingUnavailable:
             raise
         except Exception as error:  # of the environment's own making, too
-            raise UserError(f"--env {cfg.env}: {' '.join(str(error).split())}") from None
+            reason = error if isinstance(error, UserError) else EnvironmentFailed.told("at its start", error)
+            raise UserError(f"--env {cfg.env}: {reason}") from None
     known = inspect.signature(batched).parameters
     threads = {"sim_threads": cfg.sim_threads} if "sim_threads" in known else {}
     return gym.make_vec(
