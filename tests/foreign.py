@@ -141,6 +141,18 @@ class Telling(Listed):
         return *rest, told if self.t != 2 else None
 
 
+class Wrapped(gym.Wrapper):
+    """Has the tasks that what it wraps has not."""
+
+    train_tasks = (-1, 1)
+
+    def __init__(self, **kwargs):
+        super().__init__(Line(**kwargs))
+
+    def set_task(self, task):
+        self.env.goal = task
+
+
 class Counted(Listed):
     """Knows how many copies of it there are, and how many there were at most."""
 
@@ -180,6 +192,7 @@ KINDS = {
     "DiscreteObservations-v0": (Listed, {"observations": Discrete(5)}),
     "DictObservations-v0": (Listed, {"observations": Dict(at=Box(-99, 99, (1,)), side=Discrete(2))}),
     "Blind-v0": (Blind, {}),
+    "Wrapped-v0": (Wrapped, {}),
     "Counted-v0": (Counted, {}),
     "HoldsOut-v0": (HoldsOut, {}),
     "SamplesHeldOut-v0": (SamplesHeldOut, {}),

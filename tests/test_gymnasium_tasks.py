@@ -58,7 +58,13 @@ def test_what_cannot_be_trained_is_refused_with_what_to_add(command, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "goals"), [("Listed", {0: -1, 1: 1}), ("Sampled", {-1.0: -1, 1.0: 1}), ("Original", {0: 0, 1: 1})]
+    ("kind", "goals"),
+    [
+        ("Listed", {0: -1, 1: 1}),
+        ("Wrapped", {0: -1, 1: 1}),
+        ("Sampled", {-1.0: -1, 1.0: 1}),
+        ("Original", {0: 0, 1: 1}),
+    ],
 )
 def test_tasks_reach_the_environments(kind, goals):
     env = family(kind)
@@ -67,7 +73,7 @@ def test_tasks_reach_the_environments(kind, goals):
     assert tasks == [env.sample_task(np.random.default_rng(i)) for i in range(20)]
     env.set_task(list(goals))
     env.reset(seed=0)
-    have = [getattr(one, "realgoal", one.goal) if kind == "Original" else one.goal for one in env._bare]
+    have = [one.realgoal if kind == "Original" else one.unwrapped.goal for one in env._bare]
     assert have == [goals[task] for task in goals for _ in range(2)]
 
 

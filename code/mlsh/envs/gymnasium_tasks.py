@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 
+import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
@@ -50,7 +51,7 @@ class GymnasiumTasks(VectorTasks):
             Box(-1, 1, (math.prod(space.shape),)) if isinstance(space, Box) else Discrete(space.n)
         )
         self.metadata = VectorTasks.metadata | {"render_fps": first.metadata.get("render_fps") or 30}
-        self._bare = [unwrapped(env) for env in self.envs]
+        self._bare = [with_tasks(env) for env in self.envs]
         self._protocol = protocol_of(self._bare[0])
         if self._protocol is None:
             raise UserError(f"it has no task distribution; {WANTED}")
@@ -154,6 +155,16 @@ class GymnasiumTasks(VectorTasks):
     def close_extras(self, **kwargs):
         for env in self.envs:
             env.close()
+
+
+def with_tasks(env):
+    """The outermost wrapper that has a task distribution, or, if none has, the environment itself."""
+    layer = env
+    while isinstance(layer, gym.Wrapper):
+        if protocol_of(layer):
+            return layer
+        layer = layer.env
+    return unwrapped(env)
 
 
 def unwrapped(env):
