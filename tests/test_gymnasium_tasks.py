@@ -17,6 +17,7 @@ from mlsh.metrics import read_metrics
 from mlsh.sampling import Streams, balanced_tasks
 
 README = Path(__file__).parent.parent / "README.md"
+ENVIRONMENTS = README.parent / "docs" / "environments.md"
 
 
 def family(kind, num_envs=4, **more):
@@ -253,10 +254,72 @@ def test_an_unknown_module_is_a_clear_error():
         make_env(Config(env="no_such_module:X-v0"), 1)
 
 
-def test_the_readmes_example_trains(command, tmp_path, monkeypatch):
-    (example,) = re.findall(r"```python\n(# corridor\.py.*?)```", README.read_text(), re.S)
-    (tmp_path / "corridor.py").write_text(example)
+def trains_as_written(command, tmp_path, monkeypatch, page, name, *flags):
+    """Train with the module that a page shows as `# name.py`; gives metrics.csv."""
+    (example,) = re.findall(rf"```python\n(# {name}\.py.*?)```", page.read_text(), re.S)
+    (tmp_path / f"{name}.py").write_text(example)
     monkeypatch.syspath_prepend(tmp_path)
-    code, _, err = command("train.py", *TINY, "--env", "corridor:Corridor-v0", "--out", tmp_path / "run")
+    env = f"{name}:{name.capitalize()}-v0"
+    code, _, err = command("train.py", *TINY, "--env", env, "--record", 0, *flags, "--out", tmp_path / "run")
     assert code == 0, err
-    assert {row["task"] for row in read_metrics(tmp_path / "run")} == {"0", "1"}
+    return read_metrics(tmp_path / "run")
+
+
+def test_the_readmes_example_trains(command, tmp_path, monkeypatch):
+    rows = trains_as_written(command, tmp_path, monkeypatch, README, "corridor")
+    assert {row["task"] for row in rows} == {"0", "1"}
+
+
+@pytest.mark.parametrize(("name", "needs"), [("lakes", "gymnasium"), ("ants", "mujoco"), ("rooms", "minigrid")])
+def test_the_adapters_of_the_docs_train(command, tmp_path, monkeypatch, name, needs):
+    pytest.importorskip(needs)
+    rows = trains_as_written(command, tmp_path, monkeypatch, ENVIRONMENTS, name, "--test_episodes", 2)
+    assert len(rows) == 4 and ("final_speed" in rows[0]) == (name == "ants")
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert ("held_out" in results) == (name != "ants")
+
+
+def test_the_original_classes_train_unchanged(command, tmp_path, monkeypatch):
+    """Against a stand-in with what is old in them."""
+    pytest.importorskip("shimmy", reason="pip install -e .[gym]")
+    (tmp_path / "test_envs").mkdir()
+    for file, text in (("__init__", REGISTERS), ("envs", ITS_CLASS)):
+        (tmp_path / "test_envs" / f"{file}.py").write_text(text)
+    for module in ("gym.envs.registration.register", "gym.utils.seeding.np_random"):
+        monkeypatch.setattr(module, None)  # it is the page that replaces them, and afterwards they are back
+    rows = trains_as_written(command, tmp_path, monkeypatch, ENVIRONMENTS, "originals")
+    assert {row["task"] for row in rows} <= {"0", "1"}
+
+
+REGISTERS = """
+from gym.envs.registration import register
+
+register(id="Old-v0", entry_point="test_envs.envs:MovementBandits", timestep_limit=50)
+"""
+ITS_CLASS = """
+import gym
+from gym.utils import seeding
+
+
+class MovementBandits(gym.Env):
+    def __init__(self):
+        self.action_space, self.observation_space = gym.spaces.Discrete(3), gym.spaces.Box(-9, 9, shape=(1,))
+        self._seed()
+        self.reset()
+        self.randomizeCorrect()
+
+    def randomizeCorrect(self):
+        self.realgoal = self.np_random.randint(0, 2)
+
+    def _seed(self, seed=None):
+        self.np_random, seed = seeding.np_random(seed)
+        return [seed]
+
+    def _reset(self):
+        self.x = self.np_random.uniform(-1, 1, size=(1,))
+        return self.x
+
+    def _step(self, action):
+        self.x = (self.x + action - 1).clip(-9, 9)
+        return self.x, float((self.x[0] > 0) == self.realgoal), False, None
+"""
