@@ -11,7 +11,8 @@ from mlsh.adapt import adapt, load_agent
 from mlsh.config import Config
 from mlsh.envs import make_env
 from mlsh.errors import UserError, run_command
-from mlsh.film import film, write_video
+from mlsh.files import safe_name
+from mlsh.film import film
 from mlsh.sampling import Streams, find_task
 from mlsh.settings import Count, Settings, cli
 
@@ -43,7 +44,7 @@ def main():
     task = find_task(env, args.task, "--task")
     in_its_folder = args.run.name == "checkpoint.pt"  # where runs have it
     folder = args.run if args.run.is_dir() else args.run.parent if in_its_folder else Path()
-    out = Path(args.out or folder / f"task-{args.task}.gif")
+    out = Path(args.out or folder / f"task-{safe_name(str(task))}.gif")
     if out.suffix not in (".gif", ".mp4"):
         raise UserError(f"--out is {out}: use a name that ends in .gif or .mp4")
     if not out.parent.is_dir():
@@ -51,10 +52,8 @@ def main():
     agent = load_agent(data, env)
     for name, updates in (("initialised", 0), ("trained", cfg.W)):
         pupil, _ = adapt(agent, env, [task], cfg, updates)
-        rngs = Streams(cfg.seed, [0])(0, "render")
-        ((_, frames, fps),) = film(cfg, pupil, [task], rngs, args.episodes)
         path = out.with_stem(f"{out.stem}-{name}")
-        write_video(path, frames, fps)
+        film(cfg, pupil, [task], Streams(cfg.seed, [0])(0, "render"), lambda task, path=path: path, args.episodes)
         print(path)
 
 

@@ -2,6 +2,7 @@
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.mujoco.ant_v5 import AntEnv
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, Sequence, Space, Text, Tuple
 
 
@@ -54,6 +55,16 @@ class Sampled(Line):
 class SampledWithoutGenerator(Sampled):
     def sample_task(self):
         return self.np_random.choice([-1.0, 1.0], 1)
+
+
+class Named(Line):
+    """Its tasks are texts, or lists of numbers, as nobody would call a file."""
+
+    def sample_task(self, rng):
+        return ["maps/right", "maps right", [float(x) for x in range(100)]][rng.integers(3)]
+
+    def set_task(self, task):
+        self.goal = 1 if task == "maps/right" else -1
 
 
 class Listed(Line):
@@ -167,6 +178,19 @@ class Counted(Listed):
         Counted.copies -= 1
 
 
+class Directions(AntEnv):
+    """Gymnasium's own ant, which is to walk to the right or to the left."""
+
+    train_tasks = [1, -1]
+
+    def set_task(self, task):
+        self.direction = task
+
+    def step(self, action):
+        observation, _, terminated, truncated, info = super().step(action)
+        return observation, self.direction * info["x_velocity"], terminated, truncated, info
+
+
 class Many(Listed):
     train_tasks = np.array([Listed.Task(goal) for goal in range(12)])
 
@@ -182,6 +206,7 @@ def dict_with(**spaces):
 
 KINDS = {
     "Sampled-v0": (Sampled, {}),
+    "Named-v0": (Named, {}),
     "Listed-v0": (Listed, {}),
     "NoGenerator-v0": (SampledWithoutGenerator, {}),
     "Original-v0": (Original, {}),
@@ -198,6 +223,7 @@ KINDS = {
     "SamplesHeldOut-v0": (SamplesHeldOut, {}),
     "Telling-v0": (Telling, {}),
     "Many-v0": (Many, {}),
+    "Directions-v0": (Directions, {}),
     "Tasks-v0": (Line, {}),
     "Buttons-v0": (Listed, {"actions": MultiBinary(3)}),
     "Text-v0": (Listed, {"observations": Sequence(Discrete(2))}),

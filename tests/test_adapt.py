@@ -47,7 +47,7 @@ def test_final_test_reports_each_task(cfg):
     env = make_env(cfg, 1)
     steps, rows = final_test(agent_for(cfg), env, cfg).values()
     assert steps == 2 * cfg.T * (cfg.W * cfg.N + cfg.test_episodes * (1 + cfg.num_low))
-    assert [row["task"] for row in rows] == [0, 1] and [row["label"] for row in rows] == ["yellow", "purple"]
+    assert [row["task"] for row in rows] == [0, 1] and [row["label"] for row in rows] == ["orange", "blue"]
     for row in rows:
         assert 0 <= row["return"] <= cfg.T and row["standard_error"] >= 0
         assert len(row["sub_policy_returns"]) == 2

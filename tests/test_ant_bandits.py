@@ -6,10 +6,11 @@ import mujoco
 import numpy as np
 import pytest
 import torch
+from gymnasium.envs.mujoco import mujoco_rendering
 
 from conftest import CODE
 from mlsh.config import Config
-from mlsh.envs import make_env
+from mlsh.envs import make_env, opengl
 from mlsh.envs.ant_bandits import build_model
 from mlsh.envs.mujoco_tasks import MujocoTasks
 from mlsh.errors import RenderingUnavailable
@@ -189,12 +190,38 @@ def test_mujocos_own_warnings_leave_no_file(tmp_path, monkeypatch):
 
 
 def test_a_window_without_a_display_is_a_clear_error(monkeypatch):
-    monkeypatch.delenv("DISPLAY", raising=False)
-    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.setattr(opengl, "draws", lambda name: False)
     env = ants(1, render_mode="human")
     env.reset(seed=0)
     with pytest.raises(RenderingUnavailable, match="no display"):
         env.render()
+
+
+def test_the_window_is_large_and_has_no_menu(monkeypatch):
+    class Window:
+        """Stands for Gymnasium's, which wants a display."""
+
+        def __init__(self, model, data, width, height, *args):
+            self.size, self.cam, self.seen = (width, height), mujoco.MjvCamera(), []
+
+        def make_context_current(self): ...
+
+        def render(self):
+            self.seen.append(self._hide_menu)
+
+        def close(self): ...
+
+    monkeypatch.setattr(opengl, "draws", lambda name: name == "glfw")
+    monkeypatch.setattr(mujoco_rendering, "WindowViewer", Window)
+    env = ants(1, render_mode="human")
+    env.reset(seed=0)
+    env.render()
+    window = env.unwrapped._renderer.viewer
+    assert window.size == (960, 720) and window.seen == [True]
+    window._hide_menu = False  # as key H does
+    env.render()
+    assert window.seen == [True, False]
+    env.close()
 
 
 def test_rendering_or_a_clear_word():
@@ -206,6 +233,6 @@ def test_rendering_or_a_clear_word():
     except RenderingUnavailable as error:
         assert "libegl1" in str(error)
         pytest.skip("no OpenGL here")
-    assert frames[0].shape == (240, 320, 3) and frames[0].std() > 10
+    assert frames[0].shape == (360, 480, 3) and frames[0].std() > 10
     red = [np.argwhere((f[..., 0] > 150) & (f[..., 1] < 90) & (f[..., 2] < 90)).mean(0) for f in frames]
     assert red[0][1] > red[1][1] + 20 and red[0][0] > red[1][0] + 20  # right: further right; up: higher

@@ -42,7 +42,7 @@ def initial_subs(cfg):
 def test_training_fills_the_run_folder(command, tmp_path):
     code, out, err = command("train.py", *TINY, "--record", 1, "--seed", 3, "--out", tmp_path)
     assert code == 0, err
-    assert "task 0 (yellow): return" in out and "task 1 (purple)" in out
+    assert "task 0 (orange): return" in out and "task 1 (blue)" in out
     names = {"checkpoint.pt", "config.json", "curves.png", "metrics.csv", "results.json", "videos", ".lock"}
     assert {path.name for path in tmp_path.iterdir()} == names
     moments = ("pretrain", "warmup", "afterjoint")
@@ -251,7 +251,7 @@ def test_rendering(command, tmp_path):
     assert code == 0, err
     for name in ("x-initialised.gif", "x-trained.gif"):
         assert str(tmp_path / name) in out
-        assert iio.imread(tmp_path / name, index=None).shape[1:] == (400, 400, 3)
+        assert iio.imread(tmp_path / name, index=None).shape[1:] == (520, 520, 3)
     (tmp_path / "run" / "checkpoint.pt").rename(tmp_path / "alone.pt")
     assert command("render.py", tmp_path / "alone.pt", "--out", tmp_path / "y.mp4")[0] == 0
     assert (tmp_path / "y-trained.mp4").stat().st_size > 0

@@ -91,25 +91,67 @@ def test_sampled_tasks_cover_the_family():
     assert {env.sample_task(rng) for _ in range(50)} == {0, 1, 2, 3}
 
 
-def test_rendering_shows_agent_goals_and_the_right_one():
-    env = batched(num_envs=2, render_mode="rgb_array")
-    env.set_task([0, 1])
+BLACK, WHITE, GREY = [0, 0, 0], [255, 255, 255], [153, 153, 153]
+SEEN = {"orange": [213, 94, 0], "blue": [0, 114, 178], "yellow": [240, 228, 66], "pink": [204, 121, 167]}
+
+
+def drawn(goals, task, agent=(200.0, 50.0), env_id="MovementBandits4-v0"):
+    """A function (x, y) -> colour of the picture of these goals, y upwards."""
+    env = batched(env_id, num_envs=1, render_mode="rgb_array")
+    env.set_task(task)
     env.reset(seed=1)
-    env.unwrapped.goals[:] = torch.tensor([[100.0, 300.0], [300.0, 300.0]])
-    env.unwrapped.agent[:] = torch.tensor([200.0, 50.0])
-    frames = env.render()
-    assert len(frames) == 2 and frames[0].shape == (400, 400, 3) and frames[0].dtype == np.uint8
+    env.unwrapped.goals[0] = torch.tensor(goals)
+    env.unwrapped.agent[0] = torch.tensor(agent)
+    env.unwrapped._right[0] = env.unwrapped.goals[0, task]
+    (frame,) = env.render()
+    assert frame.shape == (520, 520, 3) and frame.dtype == np.uint8
+    return lambda x, y: frame[460 - y, 60 + x].tolist()
 
-    def at(frame, x, y):  # y upwards
-        return frame[400 - y, x].tolist()
 
-    for frame, task in zip(frames, (0, 1), strict=True):
-        assert at(frame, 200, 50) == at(frame, 209, 50) == [128, 204, 128]
-        assert at(frame, 211, 50) == at(frame, 200, 350) == [255, 255, 255]
-        assert at(frame, 100, 300) == at(frame, 119, 300) == [128, 128, 0]
-        assert at(frame, 300, 300) == at(frame, 319, 300) == [128, 128, 204]
-        ringed = [at(frame, x + 25, 300) != [255, 255, 255] for x in (100, 300)]
-        assert ringed == [task == 0, task == 1]
+def test_rendering_shows_agent_goals_and_where_it_pays():
+    goals = [[100.0, 300.0], [300.0, 300.0]]
+    for task in (0, 1):
+        at = drawn(goals, task, env_id="MovementBandits-v0")
+        assert at(200, 50) == at(209, 50) == BLACK
+        assert at(211, 50) == at(200, 350) == WHITE
+        assert at(100, 300) == at(119, 300) == SEEN["orange"]
+        assert at(300, 300) == at(319, 300) == SEEN["blue"]
+        for i, (x, y) in enumerate(([100, 300], [300, 300])):
+            edge = [at(x, y + d) for d in (45, 49, 52)] + [at(x - d, y) for d in (45, 49, 52)]
+            assert edge == [WHITE, BLACK if i == task else WHITE, WHITE] * 2
+
+
+def test_what_lies_at_the_edge_is_seen_whole():
+    at = drawn([[0.0, 0.0], [400.0, 400.0], [0.0, 400.0], [400.0, 0.0]], task=1)
+    for (x, y), colour in zip(((0, 0), (400, 400), (0, 400), (400, 0)), SEEN.values(), strict=True):
+        assert at(x, y) == at(x - 18, y) == at(x + 18, y) == at(x, y - 18) == at(x, y + 18) == colour
+    assert at(400, 449) == at(449, 400) == BLACK
+    assert at(200, 0) == at(200, 400) == at(0, 200) == at(400, 200) == GREY
+    assert at(200, 5) == at(200, 405) == WHITE
+
+
+def test_goals_are_called_as_they_look():
+    for env_id, goals in (("MovementBandits-v0", 2), ("MovementBandits4-v0", 4)):
+        env = batched(env_id, 1).unwrapped
+        assert [env.task_label(task) for task in env.train_tasks] == list(SEEN)[:goals]
+
+
+def test_goals_look_different_to_the_colour_blind():
+    # Machado, Oliveira and Fernandes 2009: no red, green and blue cones; on linear RGB
+    eyes = np.array(
+        [
+            np.eye(3),
+            [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+            [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+            [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+        ]
+    )
+    at = drawn([[50.0, 50.0], [150.0, 50.0], [250.0, 50.0], [350.0, 50.0]], task=0, agent=(200.0, 200.0))
+    colours = [at(x, y) for x, y in ((50, 50), (150, 50), (250, 50), (350, 50), (200, 200), (200, 300))]
+    seen = (np.array(colours) / 255) ** 2.2 @ eyes.swapaxes(1, 2)  # [eye, colour, 3]
+    seen = seen.clip(0, 1) ** (1 / 2.2)
+    for i, j in zip(*np.triu_indices(6, 1), strict=True):
+        assert (np.linalg.norm(seen[:, i] - seen[:, j], axis=1) > 0.15).all()
 
 
 def test_human_rendering_opens_a_window_and_closes_it():

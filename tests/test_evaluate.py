@@ -77,7 +77,7 @@ def test_returns_are_of_the_master_after_so_many_updates(cfg, tmp_path, monkeypa
     checkpoint.save(checkpoint.snapshot(cfg, progress, **parts), tmp_path / "checkpoint.pt")
     for look in (0, 4):
         steps, returns, labels = evaluate(tmp_path, Args(updates=2, seeds=2, seed=5, look=look))
-        assert steps.tolist() == [0, 21, 42] and returns.shape == (3, 2, 2) and labels[1] == "task 1 (purple)"
+        assert steps.tolist() == [0, 21, 42] and returns.shape == (3, 2, 2) and labels[1] == "task 1 (blue)"
         masters, _ = adapt.adapt(agent, make_env(cfg, 12), [0, 0, 1, 1], cfg, 2)
         purpose, episodes, i = ("evaluate: look", 4, 2) if look else ("test: warm-up", 3, 2)
         env = make_env(cfg, 4 * episodes)
@@ -90,8 +90,8 @@ def test_tasks_transfer_and_what_does_not_fit(command, tmp_path):
     run = train(command, tmp_path / "run")
     assert command("train_rl2.py", *RL2, "--out", tmp_path / "rl2")[0] == 0
     code, out, _ = command("evaluate.py", run, "--tasks", 1, "--updates", 1, "--seeds", 2)
-    assert code == 0 and "task 1 (purple)" in out and "task 0" not in out
-    assert {row["task"] for row in adaptation(run)} == {"task 1 (purple)"}
+    assert code == 0 and "task 1 (blue)" in out and "task 0" not in out
+    assert {row["task"] for row in adaptation(run)} == {"task 1 (blue)"}
     before = adaptation(run)
     for flags in ((run,), (tmp_path / "rl2", "--out", run)):
         code, _, err = command("evaluate.py", *flags)

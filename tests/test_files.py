@@ -1,8 +1,10 @@
+import re
+
 import pytest
 
 from mlsh import files
 from mlsh.errors import UserError
-from mlsh.files import make_folder, write_whole, writing
+from mlsh.files import make_folder, safe_name, write_whole, writing
 
 
 def test_a_file_is_replaced_whole(tmp_path):
@@ -38,3 +40,12 @@ def test_what_cannot_be_written_is_the_users_error(tmp_path):
         make_folder(tmp_path / "file" / "folder")
     make_folder(tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b").is_dir()
+
+
+def test_a_name_of_a_file_from_any_text():
+    for text in ("0", "right", "A-b_c.7", "-1.0", "x" * 60):
+        assert safe_name(text) == text
+    changed = ["maps/right", "maps right", "maps-right\0", "[0.25, 1e-07]", "../..", "ä", "", "x" * 61, "x" * 62]
+    names = {safe_name(text) for text in changed}
+    assert len(names | {"maps-right", "x" * 60}) == len(changed) + 2
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]{1,60}", name) for name in names)

@@ -1,15 +1,15 @@
 import dataclasses
 
 import imageio.v3 as iio
-import numpy as np
 import pytest
 import torch
 
 from mlsh import film as film_module
 from mlsh.config import Config
 from mlsh.envs import make_env
-from mlsh.errors import RenderingUnavailable, UserError
-from mlsh.film import Look, film, write_video
+from mlsh.envs.movement_bandits import MovementBanditsVector
+from mlsh.errors import RenderingUnavailable
+from mlsh.film import Look, film
 from mlsh.models import Hierarchy
 from mlsh.rollout import measure
 from mlsh.sampling import Streams
@@ -22,12 +22,14 @@ def new_agent(cfg):
     return agent
 
 
-def test_film_shows_each_task_once():
+def test_film_shows_each_task_once(tmp_path):
     cfg = Config(T=4, groups=3)
-    films = list(film(cfg, new_agent(cfg), [1, 0, 1], Streams(0, range(3))(0, "film"), episodes=2))
-    assert [task for task, _, _ in films] == [1, 0]
-    for _, frames, fps in films:
-        assert len(frames) == 2 * 5 and frames[0].shape == (400, 400, 3) and fps == 10
+    rngs = Streams(0, range(3))(0, "film")
+    assert film(cfg, new_agent(cfg), [1, 0, 1], rngs, lambda task: tmp_path / f"{task}.mp4", episodes=2) == [1, 0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.mp4", "1.mp4"]
+    for task in (0, 1):
+        assert iio.imread(tmp_path / f"{task}.mp4").shape == (2 * 5, 520, 520, 3)
+        assert iio.immeta(tmp_path / f"{task}.mp4")["fps"] == 10
 
 
 class Log:
@@ -78,14 +80,16 @@ def test_what_cannot_be_drawn_is_said_once(cfg, tmp_path, monkeypatch):
     assert log.said == ["no videos: no OpenGL"] and len(log.looks) == 2
 
 
-@pytest.mark.parametrize("ending", ["gif", "mp4"])
-def test_videos(tmp_path, ending):
-    frames = [np.full((64, 64, 3), shade, np.uint8) for shade in (0, 90, 200)]
-    write_video(tmp_path / f"x.{ending}", frames, fps=10)
-    read = iio.imread(tmp_path / f"x.{ending}", index=None) if ending == "gif" else iio.imread(tmp_path / "x.mp4")
-    assert [int(frame.mean().round(-1)) for frame in read] == [0, 90, 200]
+def test_what_stops_being_drawn_leaves_no_part_of_a_film(cfg, tmp_path, monkeypatch):
+    frames, render = [], MovementBanditsVector.render
 
+    def lost(env):
+        frames.append(render(env))
+        if len(frames) > 3:
+            raise RenderingUnavailable("lost")
+        return frames[-1]
 
-def test_a_video_that_cannot_be_written_is_a_clear_error(tmp_path):
-    with pytest.raises(UserError, match="cannot write"):
-        write_video(tmp_path / "nowhere" / "x.gif", [np.zeros((8, 8, 3), np.uint8)], 10)
+    monkeypatch.setattr(MovementBanditsVector, "render", lost)
+    with pytest.raises(RenderingUnavailable):
+        film(cfg, new_agent(cfg), [1, 0], Streams(0, range(2))(0, "film"), lambda task: tmp_path / f"{task}.gif")
+    assert list(tmp_path.iterdir()) == []

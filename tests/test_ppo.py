@@ -6,7 +6,7 @@ import torch
 from gymnasium.spaces import Box, Discrete
 
 from mlsh.models import ActorCritic
-from mlsh.ppo import Adam, Batch, explained_variance, gae, minibatches, normalise, update
+from mlsh.ppo import Adam, Batch, Minibatches, Samples, figures, gae, named, normalise, update
 
 ALWAYS = dict(epsilon=0.2, c1=0.5, c2=0.01)
 
@@ -69,27 +69,28 @@ def test_updates_end_with_the_epoch_that_passes_the_target(target_kl, epochs):
 def test_minibatches_hold_every_sample_once_an_epoch_in_its_members_row():
     draw = np.random.default_rng(1)
     member, group = draw.integers(3, size=100), draw.integers(2, size=100)
-    index, weight = minibatches(member, group, n=3, parts=4, epochs=5, rngs=rngs(2))
-    assert index.shape[:2] == weight.shape[:2] == (20, 3)
-    for epoch in range(5):
-        rows = slice(4 * epoch, 4 * epoch + 4)
-        assert sorted(index[rows][weight[rows] > 0]) == list(range(100))
-    for k in range(3):
-        assert (member[index[:, k]] == k).all()  # padding too
-        for g in range(2):  # a cell's samples lie evenly over the parts
-            counts = ((group[index[:, k]] == g) & (weight[:, k] > 0)).sum(1)
-            assert counts.max() - counts.min() <= 1
+    shuffled, generators = Minibatches(member, group, n=3, parts=4), rngs(2)
+    weight, epochs = shuffled.weight, [shuffled.shuffle(generators) for _ in range(5)]
+    for index in epochs:
+        assert index.shape == weight.shape and index.shape[:2] == (4, 3)
+        assert sorted(index[weight > 0]) == list(range(100))
+        for k in range(3):
+            assert (member[index[:, k]] == k).all()  # padding too
+            for g in range(2):  # a cell's samples lie evenly over the parts
+                counts = ((group[index[:, k]] == g) & (weight[:, k] > 0)).sum(1)
+                assert counts.max() - counts.min() <= 1
     np.testing.assert_allclose(weight.sum(2), 1, rtol=1e-5)
-    assert (index[0] != index[4]).any()
+    assert (epochs[0] != epochs[1]).any()
 
 
 def test_minibatches_of_a_group_do_not_depend_on_the_others():
     member = np.zeros(40, int)
     group = np.repeat([0, 1], 20)
-    both, _ = minibatches(member, group, 1, parts=3, epochs=2, rngs=rngs(2))
-    alone, _ = minibatches(member[:20], group[:20], 1, parts=3, epochs=2, rngs=rngs(1))
-    for together, single in zip(both, alone, strict=True):
-        assert set(single[0]) == set(together[together < 20])
+    both, alone = Minibatches(member, group, 1, parts=3), Minibatches(member[:20], group[:20], 1, parts=3)
+    two, one = rngs(2), rngs(1)
+    for _ in range(2):
+        for together, single in zip(both.shuffle(two), alone.shuffle(one), strict=True):
+            assert set(single[0]) == set(together[together < 20])
 
 
 def test_normalise_within_each_cell():
@@ -213,7 +214,18 @@ def test_explained_variance_by_hand():
     value = torch.tensor([[0.0, 2, 6, -5], [7, 8, 7, 0], [1e4, 1e4 + 2, 1e4, 1e4 + 2]])
     weight = torch.tensor([[1 / 3, 1 / 3, 1 / 3, 0], [1 / 3, 1 / 3, 1 / 3, 0], [0.25] * 4])
     by_hand = [1 - (8 / 9) / (8 / 3), math.nan, 1]  # errors 1, 1, -1; targets that are the same; values that are right
-    explained = explained_variance(value, target, weight, lambda x: x)
+    zeros = torch.zeros(3, 4)
+    new = torch.distributions.Normal(zeros, 1.0)
+
+    class Fixed:
+        def __call__(self, obs):
+            return None, value
+
+        def distribution(self, params):
+            return new
+
+    samples = Samples(None, zeros, new.log_prob(zeros), zeros, target)
+    explained = named(figures(Fixed(), samples, weight.double(), 0.2))["explained_variance"]
     torch.testing.assert_close(explained, torch.tensor(by_hand), equal_nan=True)
 
 

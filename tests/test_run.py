@@ -1,7 +1,10 @@
 """What happens to runs: killed, out of disk, two at once, not finite."""
 
+import itertools
+import os
 import random
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,7 +14,9 @@ import pytest
 from conftest import CODE, TINY, wait_for_rows, wait_until
 from mlsh import checkpoint, errors
 from mlsh.config import Config
+from mlsh.memory import available
 from mlsh.metrics import read_metrics
+from mlsh.run import Run
 from soak import result, same, soak
 
 SMALL = [*TINY, "--hidden", "8", "--record", "0"]
@@ -109,6 +114,20 @@ def test_what_the_comparison_of_runs_sees(command, tmp_path):
     assert same(a, a) and not same(a, b) and not same(a, a[:-1])
 
 
+def test_an_interrupt_while_the_state_is_kept_tells_what_the_checkpoint_has(command, tmp_path, monkeypatch):
+    calls, take_snapshot = itertools.count(), Run._take_snapshot
+
+    def interrupted(self):
+        if next(calls) == 2:  # after the second outer iteration
+            raise KeyboardInterrupt
+        take_snapshot(self)
+
+    monkeypatch.setattr(Run, "_take_snapshot", interrupted)
+    code, _, err = command("train.py", *SMALL, "--tasks", 5, "--out", tmp_path)
+    assert code == 130 and "saved after 1 of 5 tasks" in err
+    assert checkpoint.load(tmp_path, [Config])["iteration"] == 1
+
+
 def test_two_signals_at_once_are_one_and_a_later_one_counts(monkeypatch):
     now = 100.0
     monkeypatch.setattr(errors.time, "monotonic", lambda: now)
@@ -120,6 +139,38 @@ def test_two_signals_at_once_are_one_and_a_later_one_counts(monkeypatch):
     now = 104.0
     with pytest.raises(KeyboardInterrupt):
         errors.interrupt(signal.SIGINT, None)
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "train.py -N 99999999",
+        "train.py -T 99999999",
+        "train.py -N 1 --groups 1 -T 9999999999",
+        "train.py --groups 99999999",
+        "train.py --test_episodes 99999999",
+        "train.py --env foreign:Listed-v0 -N 999999999",
+        "train_rl2.py -N 99999999",
+        "benchmark.py --groups 99999999",
+    ],
+)
+def test_what_no_memory_would_hold_is_refused_before_it_is_asked_for(command, tmp_path, typed):
+    script, *flags = typed.split()
+    out = [] if script == "benchmark.py" else ["--wandb", "disabled", "--out", tmp_path / "run"]
+    code, _, err = command(script, *flags, *out)
+    assert (
+        code == 2 and err.count("\n") == 1 and "GB of memory or more" in err and "use smaller -N, -T, --groups" in err
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_memory_is_what_the_machine_or_a_limit_gives():
+    installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    show = [sys.executable, "-c", "from mlsh.memory import available as a; print(a())"]
+    command = f"ulimit -v 4000000; exec {shlex.join(show)}"
+    run = subprocess.run(["bash", "-c", command], cwd=CODE, capture_output=True, text=True)
+    assert int(run.stdout) == min(installed, 4_096_000_000), run.stderr
+    assert 0 < available() <= installed
 
 
 @pytest.mark.parametrize("error", [MemoryError("too much"), RuntimeError("DefaultCPUAllocator: can't allocate memory")])

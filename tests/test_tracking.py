@@ -1,17 +1,21 @@
 import shlex
+import subprocess
+import sys
 import time
 
 import imageio.v3 as iio
 import numpy as np
 import pytest
 import wandb
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from conftest import CODE, TINY
 from mlsh import tracking
 from mlsh.errors import UserError
-from mlsh.film import write_video
-from mlsh.logger import Logger
+from mlsh.logger import LOSSES, Logger
 from mlsh.metrics import read_metrics
 from mlsh.tracking import Tracker, start_wandb
+from mlsh.video import video
 from test_logger import RESULTS, Life, write_task
 
 MACHINE = {"commit": "abc1234", "packages": {"torch": "9.8.7"}}
@@ -51,9 +55,10 @@ def missing(record, names):
 def test_offline_wandb_names_the_curves_and_has_the_gifs(cfg, folder, capfd):
     cfg.wandb = "offline"
     log = Logger(life_with_wandb(cfg, folder))
-    frames = [np.full((40, 40, 3), shade, np.uint8) for shade in (0, 90, 200)]
     gif = folder / "videos" / "00000-pretrain-video-1.gif"
-    write_video(gif, frames, 10)
+    with video(gif, 10) as add:
+        for shade in (0, 90, 200):
+            add(np.full((40, 40, 3), shade, np.uint8))
     log.video("pretrain-video-1", gif)
     write_task(log, 0)
     row = {"task": 1, "label": "b", "return": 3.5, "standard_error": 0.5, "share": [1.0, 0.0]}
@@ -168,3 +173,99 @@ def test_an_entity_is_wandbs_own_to_read(cfg, folder, monkeypatch):
     assert run.entity == "my-team"
     run.finish()
     wandb.teardown()
+
+
+def test_a_finished_run_that_is_continued_logs_nothing_at_step_0(cfg, folder, monkeypatch):
+    """wandb drops what is not beyond the last step it has; curves without a step would begin a new row of the run."""
+    logged = []
+
+    class Fake:
+        id, summary = "id", {}
+
+        def log(self, values, step):
+            logged.append((step, values["env_steps"]))
+
+        def __getattr__(self, name):
+            return lambda *args, **kwargs: None
+
+    monkeypatch.setattr(tracking, "start_wandb", lambda *args: Fake())
+    life = life_with_wandb(cfg, folder)
+    life.progress["env_steps"] = 336
+    Logger(life).close(RESULTS)
+    assert logged == [(336, 336)]
+    life = life_with_wandb(cfg, folder)
+    log = Logger(life)
+    write_task(log, 0)
+    log.close(RESULTS)
+    assert [step for step, _ in logged[1:]] == [30, 40, 40] and all(a == b for a, b in logged)
+
+
+def scalars(folder):
+    """Of the event files in a run folder: name -> [(env steps, value), …]."""
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return {name: [(x.step, x.value) for x in events.Scalars(name)] for name in events.Tags()["scalars"]}
+
+
+def test_tensorboard_has_the_names_of_wandb(command, tmp_path, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(Tracker, "log", lambda self, values, env_steps: seen.update(values))
+    monkeypatch.setattr(Tracker, "videos", lambda *args: None)
+    flags = [*TINY[:-1], "offline", "--record", 0, "--out", tmp_path]
+    code, _, err = command("train.py", *flags, "--tensorboard")
+    assert code == 0, err
+    logged = scalars(tmp_path)
+    assert set(seen) - {"curves"} <= set(logged) and {"charts/SPS", "reward", "losses/sub0_kl"} <= set(logged)
+    rows = read_metrics(tmp_path)
+    shown = [(int(row["env_steps"]), float(row["trained_reward"])) for row in rows if row["task"] == "1"]
+    assert dict(logged["1_trained_reward"]) == pytest.approx(dict(shown))
+    assert logged["1_test_return"][0][0] == int(rows[-1]["env_steps"])
+    assert command("train.py", "-c", "--out", tmp_path, "--tasks", 3)[0] == 0
+    steps = [step for step, _ in scalars(tmp_path)["trained_reward"]]
+    assert len(steps) == 3 and steps == sorted(set(steps))
+
+
+def test_without_the_flag_there_are_no_event_files(command, tmp_path):
+    assert command("train.py", *TINY, "--record", 0, "--out", tmp_path)[0] == 0
+    assert not list(tmp_path.glob("events*"))
+
+
+def test_rl2_logs_its_losses(command, tmp_path):
+    flags = "--env MovementBandits-v0 -N 4 --iterations 2 -K 1 -T 7 --episodes 3 --wandb disabled".split()
+    code, _, err = command("train_rl2.py", *flags, "--tensorboard", "--out", tmp_path)
+    assert code == 0, err
+    logged, rows = scalars(tmp_path), read_metrics(tmp_path)
+    names = {f"losses/{name}" for name in LOSSES} | {"charts/episodic_length", "charts/SPS", "reward"}
+    assert names | {"0_episode_2", "tasks/1_episode_0"} <= set(logged)
+    assert logged["charts/episodic_length"] == [(84, 7), (168, 7)]
+    for name in LOSSES:
+        assert [value for _, value in logged[f"losses/{name}"]] == pytest.approx(
+            [float(row[name]) for row in rows[::2]], rel=1e-4
+        )
+
+
+def test_wandb_asked_for_that_is_not_online_ends_the_command_before_there_is_a_run(command, tmp_path, monkeypatch):
+    def fail(**kwargs):
+        raise OSError("no\nnetwork")
+
+    monkeypatch.setattr(wandb, "init", fail)
+    flags = [*TINY[:-2], "--record", 0, "--out", tmp_path / "run"]
+    for variables in ({}, {"WANDB_MODE": "online"}):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        code, out, err = command("train.py", *flags, *([] if variables else ["--wandb", "online"]))
+        assert code == 2 and not out and err.count("\n") == 1
+        assert "error: wandb is not online (no network)" in err and "--wandb offline" in err
+        assert not [path for path in (tmp_path / "run").rglob("*") if path.is_file() and path.name != ".lock"]
+    assert command("train.py", *flags, "--wandb", "disabled")[0] == 0  # the folder is as good as new
+
+
+def test_the_console_and_the_code_are_kept(tmp_path):
+    flags = [*TINY[:-1], "offline", "--record", "0", "--out", str(tmp_path / "a run")]
+    run = subprocess.run([sys.executable, "train.py", *flags], cwd=CODE, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    (part,) = (tmp_path / "a run" / "wandb").glob("offline-run-*")
+    said = (part / "files" / "output.log").read_text()
+    assert "task 1 (blue): return" in said and f"see {tmp_path / 'a run'}" in said and "task 2/2 joint" in said
+    (record,) = part.glob("*.wandb")
+    assert missing(record, ["train.py", "mlsh/tracking.py", "results.json", "checkpoint.pt"]) == []

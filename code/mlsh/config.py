@@ -81,6 +81,9 @@ class Config(RunSettings):
     def defaults(cls, env):
         return cls(**{"env": env} | preset(env))
 
+    def most_at_once(self, processes):
+        return max(self.N * -(-self.groups // processes), self.test_episodes)
+
     @property
     def play(self):
         """Keyword arguments of `measure`; a flat policy (num_low 0) decides at every step."""

@@ -1,7 +1,9 @@
 """Files written whole or not at all, and a disk that takes no more as the user's error."""
 
 import contextlib
+import hashlib
 import os
+import re
 from pathlib import Path
 
 from mlsh.errors import UserError
@@ -32,6 +34,17 @@ def write_whole(path, content):
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def safe_name(text):
+    """`text` as a part of a file's name: letters, digits, dot, minus and underscore, 60 at most.
+
+    A text that is changed by that gets a hash of its own, so that different texts keep different names.
+    """
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", text)
+    if name == text and 0 < len(name) <= 60:
+        return name
+    return f"{name[:51]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def make_folder(folder):

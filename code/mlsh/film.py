@@ -1,16 +1,14 @@
 """Looks at an agent at work, from which nobody learns: what it returns, and films of it."""
 
-from pathlib import Path
-
-import imageio
-import numpy as np
-from PIL import Image
+import contextlib
 
 from mlsh import parallel
 from mlsh.envs import make_env
-from mlsh.errors import RenderingUnavailable, UserError
+from mlsh.errors import RenderingUnavailable
+from mlsh.files import safe_name
 from mlsh.rollout import measure
 from mlsh.sampling import Streams
+from mlsh.video import video
 
 
 class Look:
@@ -34,47 +32,41 @@ class Look:
 
     def _film(self, i, moment, agent, tasks):
         rngs = Streams(self._cfg.seed, range(self._cfg.groups))(i, f"film {moment}")
+
+        def name(task):
+            return f"{moment}-video-{safe_name(str(task))}"
+
+        def path(task):
+            return self._log.folder / "videos" / f"{i:05d}-{name(task)}.gif"
+
         try:
-            for task, frames, fps in film(self._cfg, agent, tasks, rngs):
-                name = f"{moment}-video-{task}"
-                path = self._log.folder / "videos" / f"{i:05d}-{name}.gif"
-                write_video(path, frames, fps)
-                self._log.video(name, path)
+            for task in film(self._cfg, agent, tasks, rngs, path):
+                self._log.video(name(task), path(task))
         except RenderingUnavailable as error:
             self._log.say(f"no videos: {error}")
             self._unavailable = True
 
 
-def film(cfg, agent, tasks, rngs, episodes=1, most=4):
+def film(cfg, agent, tasks, rngs, path, episodes=1, most=4):
     """Film `episodes` episodes of each distinct task among `tasks` (one a master), of at most `most` of them.
 
-    Yields task, frames (uint8 [H, W, 3]) and frames per second.
+    The film of a task is written to `path(task)`, a .gif or .mp4, as its frames come. Returns the tasks filmed.
     """
     first = {}
     for g, task in enumerate(tasks):
         first.setdefault(str(task), g)
     shown = list(first.values())[:most]
-    env = make_env(cfg, len(shown) * episodes, render_mode="rgb_array")
+    env = make_env(cfg, len(shown), render_mode="rgb_array")
     env.set_task([tasks[g] for g in shown])
     agent = agent._replace(master=agent.master.only(shown))
-    frames = []  # [T + 1] of [len(shown) * episodes]
-    measure(env, agent, [rngs[g] for g in shown], on_step=lambda: frames.append(env.render()), **cfg.play)
-    fps = env.metadata["render_fps"]
-    env.close()
-    for j, g in enumerate(shown):
-        yield tasks[g], [frame[e] for e in range(j * episodes, (j + 1) * episodes) for frame in frames], fps
+    with contextlib.ExitStack() as stack:
+        stack.callback(env.close)
+        add = [stack.enter_context(video(path(tasks[g]), env.metadata["render_fps"])) for g in shown]
 
+        def on_step():
+            for add_to_its_film, frame in zip(add, env.render(), strict=True):
+                add_to_its_film(frame)
 
-def write_video(path, frames, fps):
-    """Write frames (uint8 [H, W, 3] each) as .gif or .mp4, by the ending of `path`."""
-    try:
-        if Path(path).suffix == ".gif":
-            # one palette and no dithering: what stands still costs nothing, a tenth of the bytes
-            palette = Image.fromarray(np.concatenate(frames[:: max(1, len(frames) // 20)])).quantize(64)
-            first, *rest = [Image.fromarray(frame).quantize(palette=palette, dither=0) for frame in frames]
-            first.save(path, save_all=True, append_images=rest, duration=1000 / fps, loop=0)
-        else:
-            imageio.mimsave(path, frames, fps=fps, macro_block_size=2)
-    except (OSError, ValueError) as error:
-        wanted = "it wants free disk space, permission, and an end in .gif or .mp4"
-        raise UserError(f"cannot write {path} ({error}); {wanted}") from None
+        for _ in range(episodes):
+            measure(env, agent, [rngs[g] for g in shown], on_step=on_step, **cfg.play)
+    return [tasks[g] for g in shown]

@@ -162,8 +162,9 @@ class Normaliser(nn.Module):
     @torch.no_grad()
     def update(self, x):  # [S, size]
         """Merge the observations `x` into the statistics (Chan, Golub and LeVeque 1979)."""
-        x = x.double()
-        moments = len(x), x.mean(0), x.var(0, correction=0)
+        mean = x.mean(0, dtype=torch.float64)
+        squares = sum((part - mean).square().sum(0) for part in x.split(2**14))  # all at once in doubles is large
+        moments = len(x), mean, squares / len(x)
         for n, mean, var in self.gather(moments) if self.gather else [moments]:
             mean, var = mean.to(self.mean.device), var.to(self.mean.device)
             count = self.count + n

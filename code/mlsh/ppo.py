@@ -8,6 +8,7 @@ import torch
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 CAP = 20.0  # of the log ratio, where it is learned from
+FIGURES = ("policy_loss", "value_loss", "entropy", "kl", "clip_fraction", "explained_variance")  # of an update
 
 
 class Batch(NamedTuple):
@@ -92,34 +93,40 @@ def rank(label):
     return ranks
 
 
-def minibatches(member, group, n, parts, epochs, rngs, total=lambda x: x):
-    """Shuffle the samples into `epochs` × `parts` minibatches, each with a row of samples for every member.
+class Minibatches:
+    """An epoch's shuffle of samples into `parts` minibatches, each with a row of samples for every member.
 
     The samples of one group and member are spread evenly over the parts, in an order drawn from that group's own
     generator, so a group's share of a minibatch does not depend on the other groups. `member`, `group`: int arrays
     [S], `group` counting from 0. `total` sums a tensor over the processes that have samples of the same members.
 
-    Returns index [epochs * parts, n, width] (int64) and weight, same shape (float32), which sums to 1 over the row of
-    all processes, or to 0 where a member has no sample; padding weighs 0, and repeats a sample of the row.
+    `weight` [parts, n, width] (float32) sums to 1 over the row of all processes, or to 0 where a member has no sample;
+    padding weighs 0, and repeats a sample of the row.
     """
-    key = np.empty((epochs, len(member)))
-    for g, rng in enumerate(rngs):
-        mine = np.flatnonzero(group == g)
-        key[:, mine] = rng.random((epochs, len(mine)))
-    cell = group * n + member  # of a group and a member
-    shuffled = np.lexsort((key, np.broadcast_to(cell, key.shape)))  # [epochs, S]: cell after cell, each in random order
-    cell = np.sort(cell)  # of the shuffled samples, in every epoch, as all below
-    part = rank(cell) * parts // np.bincount(cell)[cell]  # a cell's first samples to the first part, and so on
-    row = part * n + cell % n  # minibatch and member
-    column = rank(row)
-    length = np.bincount(row, minlength=parts * n)  # of each row
-    index = np.zeros((epochs, parts * n, length.max()), np.int64)
-    weight = np.zeros((parts * n, length.max()), np.float32)
-    index[:, row, column] = shuffled
-    weight[row, column] = 1 / total(torch.from_numpy(length)).numpy()[row]
-    index = np.where(weight, index, index[:, :, :1])  # a sample of another member could be infinitely improbable
-    shape = (epochs * parts, n, -1)
-    return index.reshape(shape), np.tile(weight, (epochs, 1, 1)).reshape(shape)
+
+    def __init__(self, member, group, n, parts, total=lambda x: x):
+        self._cell = group * n + member  # of a group and a member
+        self._groups = [np.flatnonzero(group == g) for g in range(group.max(initial=-1) + 1)]
+        cell = np.sort(self._cell)  # of the shuffled samples, in every epoch, as all below
+        part = rank(cell) * parts // np.bincount(cell)[cell]  # a cell's first samples to the first part, and so on
+        self._row = part * n + cell % n  # minibatch and member
+        self._column = rank(self._row)
+        length = np.bincount(self._row, minlength=parts * n)  # of each row
+        self._shape = parts, n, length.max()
+        weight = np.zeros((parts * n, length.max()), np.float32)
+        weight[self._row, self._column] = 1 / total(torch.from_numpy(length)).numpy()[self._row]
+        self._padding = (weight == 0).reshape(self._shape)
+        self.weight = weight.reshape(self._shape)
+
+    def shuffle(self, rngs):
+        """The samples in the minibatches of an epoch, int64 [parts, n, width]; `rngs`: a NumPy generator a group."""
+        key = np.empty(len(self._cell))
+        for mine, rng in zip(self._groups, rngs, strict=False):
+            key[mine] = rng.random(len(mine))
+        index = np.zeros((self._shape[0] * self._shape[1], self._shape[2]), np.int64)
+        index[self._row, self._column] = np.lexsort((key, self._cell))  # cell after cell, each in random order
+        index = index.reshape(self._shape)
+        return np.where(self._padding, index[..., :1], index)  # another member's could be infinitely improbable
 
 
 def update(policy, optimizer, batch, rngs, *, parts, epochs, epsilon, c1, c2, target_kl=0.0):
@@ -131,33 +138,36 @@ def update(policy, optimizer, batch, rngs, *, parts, epochs, epsilon, c1, c2, ta
     Every sample moves its own member's parameters only; a minibatch without a sample of a member leaves its
     parameters and Adam moments alone, and so does a batch with a single one. Advantages are normalised within a group
     and member. Returns a dict of [n] tensors, measured over the whole batch after the update (NaN for a member left
-    alone): policy_loss, value_loss, entropy, kl, clip_fraction, explained_variance. Raises FloatingPointError if a
-    parameter is not finite any more.
+    alone), by the names in `FIGURES`. Raises FloatingPointError if a parameter is not finite any more.
     """
-    n, total = policy.n, policy.total or (lambda x: x)
+    n, total, device = policy.n, policy.total or (lambda x: x), batch.obs.device
     member, group = batch.member.cpu().numpy(), batch.group.cpu().numpy()
-    index, weight = minibatches(member, group, n, parts, epochs, rngs, total)
+    shuffled = Minibatches(member, group, n, parts, total)
     batch = batch._replace(advantage=normalise(batch.advantage, batch.group * n + batch.member, n * len(rngs)))
-    weight[:, total(torch.from_numpy(np.bincount(member, minlength=n))).numpy() < 2] = 0
-    weights = total(torch.from_numpy(weight.sum(2))).numpy()  # [epochs * parts, n]
-    resting = [np.flatnonzero(row == 0) for row in weights]  # of each minibatch, the members without a sample
-    index, weight = (torch.from_numpy(a).to(batch.obs.device) for a in (index, weight))
-    samples = Samples(*(getattr(batch, name)[index] for name in Samples._fields))  # [epochs * parts, n, width, ...]
-    kl = torch.zeros(2, device=batch.obs.device)  # of an epoch: the members' sum, and how many they were
-    for i, (*minibatch, w, idle) in enumerate(zip(*samples, weight, resting, strict=True)):
-        if target_kl and i and i % parts == 0:
+    count = total(torch.from_numpy(np.bincount(member, minlength=n))).numpy()
+    weight = torch.from_numpy(shuffled.weight * (count >= 2)[:, None]).to(device)
+    resting = [np.flatnonzero(row == 0) for row in total(weight.sum(2).cpu()).numpy()]  # members without a sample
+    kl = torch.zeros(2, device=device)  # of an epoch: the members' sum, and how many they were
+    for epoch in range(epochs):
+        if target_kl and epoch:
             kl = total(kl)
             if kl[0] > target_kl * kl[1]:
                 break
             kl.zero_()
-        objective = step(policy, optimizer, Samples(*minibatch), w, idle, epsilon, c1, c2)
-        if target_kl:
-            kl += torch.stack(((objective.kl * w).sum(), w.sum())).detach()
-
+        index = torch.from_numpy(shuffled.shuffle(rngs)).to(device)
+        for rows, w, idle in zip(index, weight, resting, strict=True):
+            objective = step(policy, optimizer, samples_of(batch, rows), w, idle, epsilon, c1, c2)
+            if target_kl:
+                kl += torch.stack(((objective.kl * w).sum(), w.sum())).detach()
     optimizer.check_finite(policy.name)
-    # the last epoch has every sample once: [parts, n, width, ...] -> [n, parts * width, ...]
-    *once, w = (f[-parts:].transpose(0, 1).flatten(1, 2) for f in (*samples, weight > 0))
-    return figures(policy, Samples(*once), w / total(w.sum(1, dtype=torch.float32))[:, None], epsilon)
+    each = (weight > 0) / torch.from_numpy(np.where(count < 2, np.nan, count)).to(device)[:, None]
+    parts = (figures(policy, samples_of(batch, rows), w, epsilon) for rows, w in zip(index, each, strict=True))
+    return named(total(torch.stack(list(parts)).sum(0)))  # an epoch has every sample once
+
+
+def samples_of(batch, index):
+    """The `Samples` of a batch at `index`, of any shape."""
+    return Samples(*(getattr(batch, name)[index] for name in Samples._fields))
 
 
 def step(policy, optimizer, samples, weight, idle, epsilon, c1, c2):
@@ -179,32 +189,22 @@ def step(policy, optimizer, samples, weight, idle, epsilon, c1, c2):
 
 @torch.no_grad()
 def figures(policy, samples, weight, epsilon):
-    """How the policy stands to samples [n, width, ...] of another: means by `weight`, a dict of [n] tensors."""
-    params, value = policy(samples.obs)
-    return measured(policy.distribution(params), value, samples, weight, epsilon, policy.total or (lambda x: x))
-
-
-def measured(new, value, samples, weight, epsilon, total=lambda x: x):
-    """The `figures` of a distribution and values at the samples [n, width, ...]."""
+    """How the policy stands to samples [n, width, ...] of another: sums by `weight`, float64 [8, n]; see `named`."""
+    params, value, *_ = policy(samples.obs)
+    new = policy.distribution(params)
     objective = surrogate(new, value, samples, epsilon)
-    values = {
-        "policy_loss": objective.policy_loss,
-        "value_loss": objective.value_loss,
-        "entropy": new.entropy(),
-        "kl": objective.kl,
-        "clip_fraction": ((objective.ratio - 1).abs() > epsilon).float(),
-    }
-    means = {name: total((x * weight).sum(1)) for name, x in values.items()}
-    return means | {"explained_variance": explained_variance(value, samples.value_target, weight, total)}
+    clipped, error = (objective.ratio - 1).abs() > epsilon, value - samples.value_target
+    values = (objective.policy_loss, objective.value_loss, new.entropy(), objective.kl, clipped)
+    moments = (error, samples.value_target, samples.value_target.double().square())
+    return torch.stack([(x * weight).sum(1) for x in (*values, *moments)])
 
 
-def explained_variance(value, target, weight, total):
-    """1 − Var(target − value) / Var(target), of values and targets [n, width]; NaN where all targets are the same."""
-    x = torch.stack((target - value, target))
-    mean = total((x * weight).sum(2, keepdim=True))
-    missing, variance = total(((x - mean).square() * weight).sum(2))
-    varies = variance > (1e-6 * mean[1, :, 0]).square()  # by more than what is rounded
-    return 1 - missing / variance.where(varies, torch.nan)
+def named(means):
+    """`FIGURES` by name, float32 [n] each, from what `figures` gives when the weights of a member sum to 1."""
+    *first, error, target, square = means
+    missing, variance = first[1] - error.square(), square - target.square()
+    explained = 1 - missing / variance.where(variance > 1e-12 * square, torch.nan)  # none where targets do not vary
+    return {name: x.float() for name, x in zip(FIGURES, (*first, explained), strict=True)}
 
 
 class Adam(torch.optim.Adam):

@@ -15,7 +15,7 @@ from mlsh.errors import UserError, run_command
 from mlsh.logger import RL2Logger
 from mlsh.models import RecurrentPolicy
 from mlsh.play import check_finite
-from mlsh.ppo import CAP, Samples, measured, surrogate, total_loss
+from mlsh.ppo import CAP, Samples, figures, named, samples_of, surrogate, total_loss
 from mlsh.run import Run
 from mlsh.sampling import Streams, balanced_tasks
 from mlsh.settings import Count, CountOrNone, Finite, Fraction, NotNegative, Positive, RunSettings, short
@@ -166,11 +166,8 @@ def learn(policy, optimizer, trials, rng, *, parts, epochs, epsilon, c1, c2):
             optimizer.step()
     if not all(p.isfinite().all() for p in policy.parameters()):
         raise FloatingPointError("the policy is not finite after an update")
-    with torch.no_grad():
-        params, value, _ = policy(trials.obs)
-    every = (params, value, trials.weight, *(getattr(trials, name) for name in Samples._fields))
-    params, value, weight, *samples = (x.flatten(0, 1)[None] for x in every)  # [1, S * E, ...]
-    return measured(policy.distribution(params), value, Samples(*samples), weight, epsilon)
+    of_steps = figures(policy, samples_of(trials, slice(None)), trials.weight.double(), epsilon)  # [8, S]
+    return named(of_steps.sum(1, keepdim=True))
 
 
 def train(cfg, env, policy, optimizer, streams, log, start=0):

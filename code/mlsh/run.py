@@ -17,6 +17,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from mlsh import checkpoint, parallel
+from mlsh.envs.registry import refuse_too_large
 from mlsh.errors import EnvironmentFailed, UserError, be_deaf
 from mlsh.files import write_whole
 from mlsh.settings import parse
@@ -37,6 +38,7 @@ class Run:
         self._load = functools.partial(checkpoint.load, kinds=(kind,))
         self.cfg, self._saved = parallel.from_first(lambda: parse(kind, sys.argv[1:], self._load))
         self.cfg.device = parallel.device(self.cfg.device)
+        refuse_too_large(self.cfg, self.cfg.most_at_once(parallel.SIZE))
         self.shared = {"total": parallel.total, "gather": parallel.gather}
         self.progress = {"iteration": 0, "env_steps": 0, "train_env_steps": 0, "seconds": 0.0}
         self.progress["run_id"] = secrets.token_hex(4)
@@ -81,7 +83,7 @@ class Run:
             raise UserError(f"{error}, then -c --out {self.folder} goes on") from None
         except KeyboardInterrupt:  # the outer iteration under way is dropped; -c begins it again
             self._save()
-            done, length = self.progress["iteration"], self.cfg.length
+            done, length = self._state["iteration"], self.cfg.length  # it may have come within `keep`
             self._log.say(f"saved after {done} of {getattr(self.cfg, length)} {length}; -c --out {self.folder} goes on")
             self._log.close()
             raise

@@ -142,6 +142,10 @@ class RunSettings(Settings):
         names = (cls.length, "copies", "record", "wandb", "tensorboard", "device", "sim_threads", "save_seconds")
         return [name for name in names if name in cls.__dataclass_fields__]
 
+    def most_at_once(self, processes):
+        """The episodes that each of so many processes plays at once, at most."""
+        return self.N
+
     @property
     def wandb_mode(self):
         """What --wandb says; where that is auto and no variable of wandb's says otherwise, auto."""

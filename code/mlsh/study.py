@@ -113,7 +113,7 @@ class Way:
                 return env_steps, returns[..., None]
             _, trained, tasks = training_curve(study, training)
             ends = dict(zip(tasks, last_tenth(trained), strict=True))
-            order = sorted(range(len(labels)), key=lambda i: ends.get(labels[i].split()[1], 0))  # "task 0 (yellow)"
+            order = sorted(range(len(labels)), key=lambda i: ends.get(labels[i].split()[1], 0))  # "task 0 (orange)"
             runs.append(returns[:, order])
         return env_steps, np.stack(runs, 2)
 

@@ -1,5 +1,6 @@
 """The task families: importing this package registers each with Gymnasium. A new one is a file and its name here."""
 
+import mlsh.envs.opengl  # noqa: F401, before anything else imports mujoco
 from mlsh.envs import (  # noqa: F401
     ant_bandits,
     movement_bandits,

@@ -12,6 +12,7 @@ from gymnasium.spaces.utils import flatdim
 from gymnasium.wrappers import FlattenObservation
 
 from mlsh.envs.base import VectorTasks
+from mlsh.envs.opengl import choose_opengl
 from mlsh.envs.protocols import WANTED, protocol_of
 from mlsh.errors import EnvironmentFailed, RenderingUnavailable, UserError
 
@@ -35,6 +36,8 @@ class GymnasiumTasks(VectorTasks):
             probe.close()
             if render_mode not in probe.metadata.get("render_modes", []):
                 raise RenderingUnavailable(f"the environment has no render_mode {render_mode}")
+            if hasattr(unwrapped(probe), "mujoco_renderer"):  # Gymnasium's own, Gymnasium-Robotics', Meta-World's
+                choose_opengl(render_mode == "human")
             kwargs["render_mode"] = render_mode
         try:
             self.envs = [flat(make(**kwargs)) for _ in range(num_envs)]

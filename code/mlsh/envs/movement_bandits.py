@@ -5,7 +5,7 @@ import torch
 from gymnasium.spaces import Box, Discrete
 
 from mlsh.envs.base import SingleEnv
-from mlsh.envs.point_world import AGENT, GOAL, GREEN, MOVES, NEAR, RED, START, WORLD, PointWorld
+from mlsh.envs.point_world import AGENT, BLACK, COLOURS, GOAL, MOVES, NEAR, START, WORLD, PointWorld
 from mlsh.envs.registry import register
 
 BEST_RETURN = 43.80  # the best possible mean return in 50 steps, by exact shortest paths
@@ -34,8 +34,8 @@ class MovementBanditsVector(PointWorld):
 
     ## Arguments
     `num_goals`; `num_envs` and `device` (batched view only); `max_episode_steps`; `render_mode`, "human" or
-    "rgb_array": 400 × 400, y upwards, the right goal ringed in red. Goal i of n has the colour (.5, .5, .8·i/(n−1)),
-    for two goals the original's.
+    "rgb_array": 520 × 520, y upwards, with a border around [0, 400]². The agent is black; goals 0, 1, 2 and 3 are
+    orange, blue, yellow and pink. Within the black circle around the right goal a step pays.
     """
 
     def __init__(self, num_envs=1, num_goals=2, max_episode_steps=None, render_mode=None, device="cpu"):
@@ -50,7 +50,7 @@ class MovementBanditsVector(PointWorld):
 
     def task_label(self, task):
         """The task's name for people: the colour of its goal."""
-        return {2: ("yellow", "purple"), 4: ("yellow", "khaki", "grey", "purple")}[len(self.train_tasks)][task]
+        return list(COLOURS)[task]
 
     def _reset(self, which):
         goals = self._tensor(self._draw(lambda rng, n: rng.uniform(0, WORLD, (n, len(self.train_tasks), 2)), which))
@@ -68,10 +68,10 @@ class MovementBanditsVector(PointWorld):
         return self._observation(), reward, self._never, {}
 
     def _circles(self, e):
-        for i, goal in enumerate(self.goals[e]):
-            yield goal, GOAL, (0.5, 0.5, 0.8 * i / (len(self.train_tasks) - 1)), 0
-        yield self.goals[e, self.task[e]], GOAL + 6, RED, 3
-        yield self.agent[e], AGENT, GREEN, 0
+        for goal, colour in zip(self.goals[e], COLOURS.values(), strict=False):
+            yield goal, GOAL, colour, 0
+        yield self._right[e], NEAR**0.5, BLACK, 2
+        yield self.agent[e], AGENT, BLACK, 0
 
 
 class MovementBandits(SingleEnv):

@@ -2,8 +2,6 @@
 
 import contextlib
 import os
-import sys
-from ctypes.util import find_library
 
 import mujoco
 import mujoco.rollout
@@ -12,31 +10,10 @@ import torch
 from gymnasium.envs.mujoco.mujoco_rendering import MujocoRenderer
 
 from mlsh.envs.base import VectorTasks
+from mlsh.envs.opengl import REMEDY, choose_opengl
 from mlsh.errors import RenderingUnavailable
 
-NO_OPENGL = "no OpenGL for drawing; on Debian, apt install libegl1 or libosmesa6"
 TOO_LARGE = 1e3  # of a position or velocity, which stay below 1e2: the simulation has diverged
-
-
-def choose_opengl(human):
-    """Set MUJOCO_GL, if the user has not, to what this machine has: a display, else EGL, else OSMesa.
-
-    Asking for a window (`human`) without a display, or for a picture without any of them, is RenderingUnavailable;
-    GLFW would abort the process.
-    """
-    display = sys.platform != "linux" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    if human and not display:
-        raise RenderingUnavailable("no display for a window; use render_mode rgb_array")
-    if "MUJOCO_GL" in os.environ:
-        return
-    if display:
-        os.environ["MUJOCO_GL"] = "glfw"
-    elif find_library("EGL"):
-        os.environ["MUJOCO_GL"] = "egl"
-    elif find_library("OSMesa"):
-        os.environ["MUJOCO_GL"] = "osmesa"
-    else:
-        raise RenderingUnavailable(NO_OPENGL)
 
 
 class MujocoTasks(VectorTasks):
@@ -53,7 +30,7 @@ class MujocoTasks(VectorTasks):
 
     frame_skip: int
     camera: dict
-    width, height = 320, 240
+    picture, window = (480, 360), (960, 720)  # width and height
 
     def __init__(self, model, num_envs, max_episode_steps, render_mode, device, sim_threads):
         super().__init__(num_envs, max_episode_steps, render_mode, device)
@@ -117,20 +94,26 @@ class MujocoTasks(VectorTasks):
             torch.set_num_threads(threads)
 
     def render(self):
-        """A tuple of E frames, uint8 [240, 320, 3] ("rgb_array"), or the first episode in a window ("human").
+        """A tuple of E frames, uint8 [360, 480, 3] ("rgb_array"), or the first episode in a window ("human").
 
         Raises RenderingUnavailable if this machine has no OpenGL.
         """
         human = self.render_mode == "human"
         if self._renderer is None:
             choose_opengl(human)
-            self._shown = mujoco.MjData(self.model)
-            self._renderer = MujocoRenderer(self.model, self._shown, self.camera, self.width, self.height)
         try:
+            self._renderer = self._renderer or self._new_renderer(human)
             frames = tuple(self._render_episode(e) for e in range(1 if human else self.num_envs))
         except Exception as error:  # each backend fails in its own way
-            raise RenderingUnavailable(f"{NO_OPENGL} ({' '.join(str(error).split())})") from None
+            raise RenderingUnavailable(f"OpenGL fails; {REMEDY} ({' '.join(str(error).split())})") from None
         return None if human else frames
+
+    def _new_renderer(self, human):
+        self._shown = mujoco.MjData(self.model)
+        renderer = MujocoRenderer(self.model, self._shown, self.camera, *(self.window if human else self.picture))
+        if human:  # without the menu over the picture, for which Gymnasium has a key (H) but no argument
+            renderer._get_viewer("human")._hide_menu = True
+        return renderer
 
     def _render_episode(self, e):
         self._shown.qpos, self._shown.qvel = np.split(self._state[e, 1:], [self.model.nq])

@@ -7,19 +7,23 @@ from mlsh.envs.base import VectorTasks
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 
 START = 200.0  # pixels, both coordinates
-WORLD = 400.0  # side of the square that is drawn
+WORLD = 400.0  # side of the square in which everything is placed
+MARGIN = 60  # drawn around it, for what lies at its edge and a ring around that
+SIZE = (int(WORLD) + 2 * MARGIN,) * 2  # of a picture
 STEP = 20.0
 NEAR = 2500.0  # squared pixels
 MOVES = ((0, 0), (STEP, 0), (-STEP, 0), (0, STEP), (0, -STEP))  # stay, +x, −x, +y, −y
 AGENT, GOAL = 10, 20  # radii
-GREEN, RED = (0.5, 0.8, 0.5), (0.85, 0.1, 0.1)
+BLACK, WHITE, GREY = "#000000", "#FFFFFF", "#999999"
+# four of Okabe and Ito's, which people of any colour vision tell from each other and from black and white
+COLOURS = {"orange": "#D55E00", "blue": "#0072B2", "yellow": "#F0E442", "pink": "#CC79A7"}
 
 
 class PointWorld(VectorTasks):
-    """A family of tasks drawn as circles, y upwards.
+    """A family of tasks drawn as circles, y upwards, on the square of the world and a margin, a pixel a unit.
 
     A subclass defines `_circles(e)` -> the circles of episode e, from the lowest to the topmost: position [2] in pixels
-    (a tensor), radius, colour (three numbers in [0, 1]), and the width of the line, 0 for a filled one.
+    (a tensor), radius, colour ("#RRGGBB"), and the width of the line, 0 for a filled one.
     """
 
     _window = None
@@ -28,13 +32,13 @@ class PointWorld(VectorTasks):
         raise NotImplementedError
 
     def render(self):
-        """A tuple of E frames, uint8 [400, 400, 3] ("rgb_array"), or the first episode in a window ("human")."""
+        """A tuple of E frames, uint8 [520, 520, 3] ("rgb_array"), or the first episode in a window ("human")."""
         import pygame
 
         if self.render_mode == "human":
             if self._window is None:
                 pygame.display.init()
-                self._window = pygame.display.set_mode((int(WORLD), int(WORLD)))
+                self._window = pygame.display.set_mode(SIZE)
                 self._clock = pygame.time.Clock()
             self._window.blit(self._draw_episode(pygame, 0), (0, 0))
             pygame.event.pump()
@@ -45,11 +49,12 @@ class PointWorld(VectorTasks):
         return tuple(pygame.surfarray.array3d(s).swapaxes(0, 1) for s in surfaces)
 
     def _draw_episode(self, pygame, e):
-        surface = pygame.Surface((int(WORLD), int(WORLD)))
-        surface.fill((255, 255, 255))
+        surface = pygame.Surface(SIZE)
+        surface.fill(WHITE)
+        pygame.draw.rect(surface, GREY, (MARGIN - 1, MARGIN - 1, WORLD + 2, WORLD + 2), 2)
         for position, radius, colour, width in self._circles(e):
             x, y = position.tolist()
-            pygame.draw.circle(surface, [round(255 * c) for c in colour], (x, WORLD - y), radius, width)
+            pygame.draw.circle(surface, colour, (MARGIN + x, MARGIN + WORLD - y), radius, width)
         return surface
 
     def close_extras(self, **kwargs):

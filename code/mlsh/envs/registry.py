@@ -1,8 +1,11 @@
 """Which task families there are, and the batched environment of the one that --env names."""
 
+import contextlib
+import dataclasses
 import functools
 import importlib
 import inspect
+import math
 
 import gymnasium as gym
 from gymnasium.envs.registration import load_env_creator
@@ -10,7 +13,10 @@ from gymnasium.envs.registration import load_env_creator
 from mlsh.envs.base import VectorTasks
 from mlsh.envs.gymnasium_tasks import GymnasiumTasks
 from mlsh.errors import EnvironmentFailed, RenderingUnavailable, UserError
+from mlsh.memory import available
 
+HARMLESS = 1_000_000  # env steps in a rollout, whatever is observed
+COPIES = 4  # of a rollout's observations: stacked, normalised, for the sub-policies, for the normaliser
 PRESETS = {}  # id of a family registered here -> its settings
 BEST_RETURNS = {}  # id -> the best possible mean return, where it is known
 
@@ -78,12 +84,31 @@ def most_episodes(cfg):
     return 10_000 if find_class(cfg.env) else cfg.copies
 
 
+def refuse_too_large(cfg, num_envs):
+    """Raise a UserError if a rollout of so many episodes cannot fit into memory, before the kernel ends the process.
+
+    The estimate is low, so that nothing is refused that would do.
+    """
+    steps = num_envs * cfg.T
+    if steps <= HARMLESS:
+        return
+    with contextlib.closing(make_env(dataclasses.replace(cfg, T=1), 1)) as one:
+        floats = COPIES * math.prod(one.single_observation_space.shape) + 16  # and actions, rewards, values
+    if 4 * floats * steps > available():
+        raise UserError(
+            f"{num_envs:,} episodes of {cfg.T:,} steps at once want {4 * floats * steps / 1e9:,.0f} GB of memory or "
+            f"more, and there are {available() / 1e9:,.0f}; use smaller -N, -T, --groups or --test_episodes "
+            "(of evaluate.py -N, --look, --seeds or --sample)"
+        )
+
+
 def make_env(cfg, num_envs, render_mode=None):
     """The batched environment that a Config names: `num_envs` episodes of `cfg.T` steps, on `cfg.device`.
 
     A family without a batched class (a `VectorTasks`) is stepped one by one.
-    Raises UserError if there is no such environment, or if it has no task distribution.
+    Raises UserError if there is no such environment, if it has no task distribution, or if a rollout cannot fit.
     """
+    refuse_too_large(cfg, num_envs)
     env_id, batched = find_id(cfg.env), find_class(cfg.env)
     if batched is None:
         make = functools.partial(gym.make, env_id, disable_env_checker=True)

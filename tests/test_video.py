@@ -1,0 +1,94 @@
+import weakref
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+from PIL import Image, ImageSequence
+
+from mlsh.errors import UserError
+from mlsh.video import SAMPLE, video
+
+
+def write(path, frames, fps=10):
+    with video(path, fps) as add:
+        for frame in frames:
+            add(frame)
+
+
+def shades(*values):
+    return [np.full((64, 64, 3), shade, np.uint8) for shade in values]
+
+
+@pytest.mark.parametrize("ending", ["gif", "mp4"])
+def test_videos(tmp_path, ending):
+    path = tmp_path / f"x.{ending}"
+    write(path, shades(0, 90, 200))
+    read = iio.imread(path, index=None) if ending == "gif" else iio.imread(path)
+    assert [int(frame.mean().round(-1)) for frame in read] == [0, 90, 200]
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_gif_shows_every_frame_as_it_was(tmp_path):
+    colours = np.array([[0, 0, 0], [255, 255, 255], [213, 94, 0], [0, 114, 178], [240, 228, 66]], np.uint8)
+    rng = np.random.default_rng(0)
+    frames = [np.full((30, 50, 3), 255, np.uint8)]
+    for _ in range(2 * SAMPLE):
+        frames.append(frames[-1].copy())
+        y, x = rng.integers(0, 25), rng.integers(0, 45)
+        frames[-1][y : y + 5, x : x + 5] = colours[rng.integers(len(colours))]
+    write(tmp_path / "x.gif", frames)
+    distinct = [a for a, b in zip(frames, [None, *frames], strict=False) if b is None or (a != b).any()]
+    seen = [np.asarray(f.convert("RGB")) for f in ImageSequence.Iterator(Image.open(tmp_path / "x.gif"))]
+    assert len(seen) == len(distinct) > SAMPLE
+    assert all(np.array_equal(a, b) for a, b in zip(seen, distinct, strict=True))
+
+
+def test_equal_frames_of_a_gif_are_one_that_stands_longer(tmp_path):
+    write(tmp_path / "x.gif", shades(*[0] * 30, *[200] * 3, 0, *[120] * 10_000))
+    gif = Image.open(tmp_path / "x.gif")
+    assert gif.info["loop"] == 0
+    assert [f.info["duration"] for f in ImageSequence.Iterator(gif)] == [3000, 300, 100, 655350]  # what a GIF can
+
+
+def test_a_colour_that_comes_late_is_not_lost(tmp_path):
+    red = np.zeros((64, 64, 3), np.uint8)
+    red[..., 0] = 240
+    write(tmp_path / "x.gif", [*shades(*[90] * SAMPLE), red])
+    *_, last = ImageSequence.Iterator(Image.open(tmp_path / "x.gif"))
+    assert np.asarray(last.convert("RGB"))[0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("ending", ["gif", "mp4"])
+def test_frames_are_not_kept(tmp_path, ending):
+    references = []
+
+    class Frame(np.ndarray):
+        """An array that can be watched."""
+
+    def frames():
+        for i in range(5 * SAMPLE):
+            frame = np.full((64, 64, 3), i, np.uint8).view(Frame)
+            references.append(weakref.ref(frame))
+            yield frame
+            del frame
+            assert sum(reference() is not None for reference in references) <= SAMPLE
+
+    write(tmp_path / f"x.{ending}", frames())
+
+
+def test_a_video_that_cannot_be_written_is_a_clear_error(tmp_path):
+    for name in ("nowhere/x.gif", "nowhere/x.mp4", "x.jpeg", "x"):
+        with pytest.raises(UserError, match="cannot write"):
+            write(tmp_path / name, shades(0))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("ending", ["gif", "mp4"])
+def test_a_film_that_breaks_off_leaves_what_was_there(tmp_path, ending):
+    path = tmp_path / f"x.{ending}"
+    path.write_bytes(b"old")
+    with pytest.raises(ZeroDivisionError), video(path, 10) as add:
+        for frame in shades(*range(30)):
+            add(frame)
+        raise ZeroDivisionError
+    assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == [path.name]
