@@ -20,7 +20,7 @@ from mlsh.envs import make_env
 from mlsh.errors import UserError, run_command
 from mlsh.files import make_folder, write_whole, writing
 from mlsh.plots import draw_bands, steps_to
-from mlsh.sampling import Streams, find_task
+from mlsh.sampling import Streams, distinct, drawn_tasks, find_task
 from mlsh.settings import Count, CountOrNone, NotNegative, Settings, cli, short
 
 COLUMNS = """Columns of the table, of mean returns over the seeds:
@@ -52,8 +52,10 @@ class Args(Settings):
     """Another environment than the run's own, with the same spaces (transfer)."""
     tasks: tuple[str, ...] = ()
     """Tasks: numbers in a finite family, else JSON. Default: all, or a sample of --sample."""
+    held_out: bool = False
+    """In place of all: the tasks that the environment holds out of training."""
     sample: Count = 10
-    """Tasks drawn from a continuous family."""
+    """Tasks drawn from a continuous family; equal ones are learned once."""
     updates: CountOrNone = 20
     """PPO updates of each master."""
     seeds: Count = 10
@@ -68,6 +70,8 @@ class Args(Settings):
     """Learning rate; 0 for the run's."""
     bs: CountOrNone = 0
     """Minibatch of a master, in decisions; 0 for the run's."""
+    copies: Count = 64
+    """Copies of an environment that is stepped one by one; not fewer than a master's -N play at once."""
     device: str = "cpu"
     """Torch device."""
     sim_threads: CountOrNone = 0
@@ -80,13 +84,15 @@ def evaluate(run, args):
     Returns env steps [n] on a task, returns [n, tasks, seeds] from the untrained on, and the tasks' labels.
     """
     data = checkpoint.load(run, LEARNERS)
-    cfg = dataclasses.replace(data["config"], seed=args.seed, device=args.device, sim_threads=args.sim_threads)
+    cfg = dataclasses.replace(data["config"], **args.only("seed", "device", "sim_threads", "copies"))
     cfg.env = args.env or cfg.env
     env = make_env(cfg, 1)
-    tasks = [find_task(env, text, "--tasks") for text in args.tasks] or env.train_tasks
+    family = env.test_tasks if args.held_out else env.train_tasks
+    tasks = distinct(find_task(env, text, "--tasks") for text in args.tasks) or family
     if tasks is None:
-        tasks = [env.sample_task(rng) for rng in Streams(args.seed, range(args.sample))(0, "evaluate: task")]
-    tasks = list({str(task): task for task in tasks}.values())  # each once
+        tasks = drawn_tasks(env, Streams(args.seed, range(args.sample))(0, "evaluate: task"), args.held_out)
+    if not tasks:
+        raise UserError(f"--held_out: {cfg.env} holds no tasks out; give it test_tasks, or sample_test_task(rng)")
     labels = [f"task {task} ({env.task_label(task)})" for task in tasks]
     return *LEARNERS[type(cfg)](data, cfg, env, tasks, args), labels
 

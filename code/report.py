@@ -91,12 +91,13 @@ def in_all(results, unit):
 
 def print_tasks(runs):
     """A row a run and task."""
-    final = [name for name in runs[0].results["test"][0] if name.startswith("final_")]
+    tests = [row for run in runs for row in run.results["test"]]
+    final = dict.fromkeys(name for row in tests for name in row if name.startswith("final_"))
     rows = []
     for _, results, _ in sorted(runs, key=lambda run: run.results["seed"]):
         for row in results["test"]:
             cells = [f"{row['task']} ({row['label']})", f"{row['return']:.4f} ± {row['standard_error']:.4f}"]
-            cells += [f"{row[name]:.2f}" for name in final]
+            cells += ["" if row.get(name) is None else f"{row[name]:.2f}" for name in final]
             cells += [" / ".join(f"{x:.2f}" for x in row["share"])]
             cells += [" / ".join(f"{x:.3f}" for x in row["sub_policy_returns"])]
             rows.append([results["seed"], *cells, *in_all(results, 3600)])

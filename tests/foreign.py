@@ -3,7 +3,7 @@
 import gymnasium as gym
 import numpy as np
 from gymnasium.envs.mujoco.ant_v5 import AntEnv
-from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, Sequence
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, Sequence, Space, Text, Tuple
 
 
 class Line(gym.Env):
@@ -123,6 +123,61 @@ class Faulty(Sampled):
         return [super().render()] if self.how == "draws" else super().render()
 
 
+class HoldsOut(Listed):
+    """Two tasks to train on, and two for tests, whose episodes pay double; all have names."""
+
+    test_tasks = np.array([Listed.Task(2), Listed.Task(3)])
+
+    def task_label(self, task):
+        return f"to/{task.goal}"
+
+    def step(self, action):
+        observation, reward, *rest = super().step(action)
+        return observation, reward * max(self.goal, 1), *rest
+
+
+class SamplesHeldOut(Sampled):
+    def sample_test_task(self, rng):
+        return 5.0 + rng.integers(2)
+
+
+class Telling(Listed):
+    """Tells how an episode went: always the distance, of successes the time, and things that are no numbers."""
+
+    def step(self, action):
+        *rest, info = super().step(action)
+        told = {"success": self.x > 0, "at": self.x, "text": "a", "path": [1, 2], "nowhere": np.nan, "diverged": False}
+        if self.x > 0:
+            told["time"] = np.int64(self.t)
+        return *rest, told if self.t != 2 else None
+
+
+class Wrapped(gym.Wrapper):
+    """Has the tasks that what it wraps has not."""
+
+    train_tasks = (-1, 1)
+
+    def __init__(self, **kwargs):
+        super().__init__(Line(**kwargs))
+
+    def set_task(self, task):
+        self.env.goal = task
+
+
+class Counted(Listed):
+    """Knows how many copies of it there are, and how many there were at most."""
+
+    copies = most = 0
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        Counted.copies += 1
+        Counted.most = max(Counted.most, Counted.copies)
+
+    def close(self):
+        Counted.copies -= 1
+
+
 class Directions(AntEnv):
     """Gymnasium's own ant, which is to walk to the right or to the left."""
 
@@ -140,6 +195,15 @@ class Many(Listed):
     train_tasks = np.array([Listed.Task(goal) for goal in range(12)])
 
 
+def broken(*args, **kwargs):
+    """A method with a mistake in it."""
+    return np.zeros(2) + np.zeros(3)
+
+
+def dict_with(**spaces):
+    return {"observations": Dict(at=Box(-99, 99, (1,)), **spaces)}
+
+
 KINDS = {
     "Sampled-v0": (Sampled, {}),
     "Named-v0": (Named, {}),
@@ -149,14 +213,27 @@ KINDS = {
     "Terminated-v0": (Listed, {"end": "terminated"}),
     "Truncated-v0": (Listed, {"end": "truncated"}),
     "BoxActions-v0": (Listed, {"actions": Box(-0.5, 0.5, (2, 3), np.float32)}),
+    "HalfBounded-v0": (Listed, {"actions": Box(np.float32([0, -np.inf, -1]), np.float32([4, np.inf, np.inf]))}),
     "DiscreteObservations-v0": (Listed, {"observations": Discrete(5)}),
     "DictObservations-v0": (Listed, {"observations": Dict(at=Box(-99, 99, (1,)), side=Discrete(2))}),
     "Blind-v0": (Blind, {}),
+    "Wrapped-v0": (Wrapped, {}),
+    "Counted-v0": (Counted, {}),
+    "HoldsOut-v0": (HoldsOut, {}),
+    "SamplesHeldOut-v0": (SamplesHeldOut, {}),
+    "Telling-v0": (Telling, {}),
     "Many-v0": (Many, {}),
     "Directions-v0": (Directions, {}),
     "Tasks-v0": (Line, {}),
     "Buttons-v0": (Listed, {"actions": MultiBinary(3)}),
     "Text-v0": (Listed, {"observations": Sequence(Discrete(2))}),
+    "Mission-v0": (Listed, dict_with(mission=Text(9))),
+    "Nested-v0": (Listed, dict_with(told=Tuple((Discrete(2), Space())))),
+    "Empty-v0": (Listed, {"observations": Box(-1, 1, (0,))}),
+    **{
+        f"Broken-{method}-v0": (type("Broken", (Sampled,), {method: broken}), {})
+        for method in ("__init__", "sample_task", "set_task", "task_label", "reset", "step")
+    },
     **{f"Faulty-{how}-v0": (Faulty, {"how": how}) for how in ("raises", "blind", "global", "old", "draws")},
 }
 for env_id, (entry_point, kwargs) in KINDS.items():
@@ -172,3 +249,4 @@ class NumpyBatch(gym.vector.SyncVectorEnv):
 
 
 gym.register("Batch-v0", entry_point=Sampled, vector_entry_point=NumpyBatch, max_episode_steps=1000)
+gym.register("Unlimited-v0", entry_point=Sampled)

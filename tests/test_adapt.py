@@ -8,6 +8,7 @@ from mlsh.envs.base import VectorTasks
 from mlsh.models import Hierarchy
 from mlsh.rollout import collect
 from mlsh.sampling import Streams
+from mlsh.stage import Stage
 
 
 def agent_for(cfg):
@@ -93,7 +94,8 @@ def test_alone_runs_one_sub_policy_only(cfg):
             agent.subs.policy_weight[k] = 0
             agent.subs.policy_bias[k, 0, action] = 1e3
     cfg.T, cfg.test_episodes = 50, 400
-    returns, steps = alone(agent, [0, 1], cfg)
+    with Stage(cfg, "alone", 1) as stage:
+        returns, steps = alone(agent, [0, 1], stage)
     assert steps == 2 * 2 * 400 * 50
     near_the_start = 50 * torch.pi * 2500 / 400**2  # the goal is within 50 pixels of the start
     for stays, walks in returns:

@@ -2,9 +2,11 @@ import dataclasses
 
 import pytest
 
+from mlsh import settings
 from mlsh.config import Config
 from mlsh.envs import preset
 from mlsh.errors import UserError
+from mlsh.rl2 import RL2Config
 from test_settings import parse
 
 
@@ -50,3 +52,13 @@ def test_derived_values():
     assert [cfg.faded(i) for i in (0, 5, 10, 99)] == [1, 0.5, 0, 0]
     assert cfg.low_ppo(5)["c2"] == 0.25
     assert dataclasses.replace(cfg, fade=0).faded(99) == 1
+
+
+def test_the_horizon_is_the_environments_own_limit_where_nothing_else_is_said():
+    def horizon(kind, *flags):
+        return settings.parse(kind, ["--env", *flags], None)[0].T
+
+    for kind in (Config, RL2Config):
+        assert horizon(kind, "foreign:Sampled-v0") == 1000 and horizon(kind, "foreign:Sampled-v0", "-T", "9") == 9
+        assert horizon(kind, "foreign:Unlimited-v0") == horizon(kind, "MovementBandits-v0") == 50
+    assert horizon(Config, "AntBandits-v1") == preset("AntBandits-v1")["T"]

@@ -183,7 +183,7 @@ def test_a_family_is_registered_with_its_preset():
         cfg = Config.defaults(env_id)  # every field is one that there is
         cfg.validate()
         assert gym.spec(env_id).max_episode_steps >= cfg.T
-    assert preset("CartPole-v1") == {} and preset("mlsh:AntBandits-v1") == preset("AntBandits-v1") != {}
+    assert preset("CartPole-v1") == {"T": 500} and preset("mlsh:AntBandits-v1") == preset("AntBandits-v1") != {}
 
 
 @pytest.mark.parametrize("env_id", ids())

@@ -1,3 +1,4 @@
+import json
 import re
 from pathlib import Path
 
@@ -6,8 +7,9 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 
+import foreign
 from conftest import TINY
-from foreign import KINDS
+from foreign import KINDS, Counted
 from mlsh.config import Config
 from mlsh.envs import make_env
 from mlsh.errors import UserError
@@ -15,13 +17,16 @@ from mlsh.metrics import read_metrics
 from mlsh.sampling import Streams, balanced_tasks
 
 README = Path(__file__).parent.parent / "README.md"
+ENVIRONMENTS = README.parent / "docs" / "environments.md"
 
 
 def family(kind, num_envs=4, **more):
     return make_env(Config(env=f"foreign:{kind}-v0", T=5), num_envs, **more)
 
 
-TRAINED = [k for k in KINDS if k not in ("Tasks-v0", "Buttons-v0", "Text-v0") and "Faulty" not in k]
+BROKEN = foreign.broken.__code__.co_firstlineno + 2
+REFUSED = ("Tasks", "Buttons", "Text", "Mission", "Nested", "Empty", "Faulty", "Broken")
+TRAINED = [k for k in KINDS if not k.startswith(REFUSED)]
 
 
 @pytest.mark.parametrize("env_id", [*TRAINED, "Batch-v0"])
@@ -54,7 +59,11 @@ def test_what_cannot_be_trained_is_refused_with_what_to_add(command, tmp_path):
         "Tasks": "give its class sample_task(rng)",
         "Buttons": "Discrete and Box",
         "Text": "cannot be made a vector",
+        "Mission": "its observation['mission'] is Text(",
+        "Nested": "its observation['told'][1] is <gymnasium.spaces",
+        "Empty": "without a number in it",
         "Faulty-old": "not enough values to unpack",
+        **{k.removesuffix("-v0"): f"foreign.py:{BROKEN} (ValueError('operands" for k in KINDS if "Broken" in k},
     }
     for env_id, reason in reasons.items():
         code, _, err = command("train.py", *TINY, "--env", f"foreign:{env_id}-v0", "--out", tmp_path / "x")
@@ -63,7 +72,13 @@ def test_what_cannot_be_trained_is_refused_with_what_to_add(command, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "goals"), [("Listed", {0: -1, 1: 1}), ("Sampled", {-1.0: -1, 1.0: 1}), ("Original", {0: 0, 1: 1})]
+    ("kind", "goals"),
+    [
+        ("Listed", {0: -1, 1: 1}),
+        ("Wrapped", {0: -1, 1: 1}),
+        ("Sampled", {-1.0: -1, 1.0: 1}),
+        ("Original", {0: 0, 1: 1}),
+    ],
 )
 def test_tasks_reach_the_environments(kind, goals):
     env = family(kind)
@@ -72,7 +87,7 @@ def test_tasks_reach_the_environments(kind, goals):
     assert tasks == [env.sample_task(np.random.default_rng(i)) for i in range(20)]
     env.set_task(list(goals))
     env.reset(seed=0)
-    have = [getattr(one, "realgoal", one.goal) if kind == "Original" else one.goal for one in env._bare]
+    have = [one.realgoal if kind == "Original" else one.unwrapped.goal for one in env._bare]
     assert have == [goals[task] for task in goals for _ in range(2)]
 
 
@@ -90,9 +105,14 @@ def test_spaces():
     env = family("BoxActions")
     assert env.single_action_space.shape == (6,)
     env.reset(seed=0)
-    env.step(torch.tensor([[9.0] * 6, [-9.0] * 6, [0.25] * 6, [0, 0, 0, 1, 1, 1.0]]))  # clipped
+    env.step(torch.tensor([[9.0] * 6, [-9.0] * 6, [0.5] * 6, [0, 0, 0, 1, 1, 1.0]]))  # -1 … 1 is -0.5 … 0.5
     assert [float(one.taken[-1].mean()) for one in env._bare] == [0.5, -0.5, 0.25, 0.25]
     assert env._bare[0].taken[-1].shape == (2, 3)
+    env = family("HalfBounded", 1)
+    env.reset(seed=0)
+    for action, taken in (([0, 0, 0], [2, 0, 0]), ([1, 7, -7], [4, 7, -1]), ([-9, -9, 9], [0, -9, 9])):
+        env.step(torch.tensor([action], dtype=torch.float32))
+        assert env._bare[0].taken[-1].tolist() == taken
     assert family("DiscreteObservations").single_observation_space.shape == (5,)
     assert family("DictObservations").single_observation_space.shape == (3,)
     assert isinstance(family("DictObservations").single_observation_space, Box)
@@ -108,6 +128,79 @@ def test_an_end_is_told_and_respected(kind):
         assert reward.tolist() == ([1] * 4 if t < 3 else [0] * 4)
         if t == 2:
             assert terminated.all() == (kind == "Terminated") and truncated.all() == (kind == "Truncated")
+
+
+def test_tasks_that_are_held_out_are_tested_and_not_trained(command, tmp_path):
+    for kind, trained, held_out in (("HoldsOut", {0, 1}, [2, 3]), ("SamplesHeldOut", {-1, 1}, [5, 6])):
+        out, env = tmp_path / kind, f"foreign:{kind}-v0"
+        code, said, err = command("train.py", *TINY, "--env", env, "--tasks", 4, "--record", 0, "--out", out)
+        assert code == 0, err
+        assert {float(row["task"]) for row in read_metrics(out)} <= trained
+        results = json.loads((out / "results.json").read_text())
+        assert {row["task"] for row in results["test"]} == trained
+        assert sorted(row["task"] for row in results["held_out"]) == held_out
+        assert said.count("held-out task ") == len(held_out)
+        code, said, err = command("evaluate.py", out, "--held_out", "--updates", 1, "--seeds", 1, "--out", out / "x")
+        assert code == 0 and all(f"task {t}" in said for t in held_out) and "task 1" not in said
+    out, few = tmp_path / "HoldsOut", ["--updates", 1, "--seeds", 1, "--out"]
+    assert [row["label"] for row in json.loads((out / "results.json").read_text())["test"]] == ["to/-1", "to/1"]
+    code, said, _ = command("evaluate.py", out, "--tasks", 2, *few, tmp_path / "y")
+    assert code == 0 and "task 2 (to/2)" in said
+    code, _, err = command("evaluate.py", out, "--env", "foreign:Listed-v0", "--held_out", *few, tmp_path / "z")
+    assert code == 2 and "holds no tasks out; give it test_tasks" in err
+
+
+def test_a_task_that_does_not_exist_is_refused_at_once():
+    family("HoldsOut").set_task([2, 0])
+    for env, task in ((family("HoldsOut"), 4), (family("Listed"), -1), (make_env(Config(), 2), 2)):
+        with pytest.raises(ValueError, match=f"^there is no task {task}; use one of 0, 1"):
+            env.set_task(task)
+
+
+def test_copies_are_as_many_as_a_rollout_needs_and_of_tests_bounded(command, tmp_path):
+    tiny = [*TINY, "--env", "foreign:Counted-v0", "--record", 0, "--test_episodes", 9, "--copies", 5]
+    results = []
+    for out in (tmp_path / "a", tmp_path / "b"):
+        Counted.copies = Counted.most = 0
+        code, _, err = command("train.py", *tiny, "--out", out)
+        assert code == 0 and "final test" in err, err
+        assert Counted.copies == 4 and 4 + 4 <= Counted.most <= 4 + 5  # those of the training are still there
+        results.append(json.loads((out / "results.json").read_text()))
+    assert results[0]["test"] == results[1]["test"] and len(results[0]["test"]) == 2
+    assert results[0]["test_env_steps"] == 2 * 7 * (2 * 2 + 9 * (1 + 2))
+    for flags in ([], ["--look", 3]):
+        Counted.copies = Counted.most = 0
+        few = ["--updates", 1, "--seeds", 3, "--copies", 5, *flags, "--out", tmp_path / f"x{len(flags)}"]
+        code, _, err = command("evaluate.py", tmp_path / "a", *few)
+        assert code == 0 and "evaluate" in err and Counted.copies == 1 and Counted.most <= 1 + 5, err
+
+
+def test_info_of_the_last_step_comes_as_tensors():
+    env = family("Telling")
+    env.reset(seed=0)
+    for t in range(5):
+        *_, info = env.step(torch.tensor([2, 2, 0, 0]))
+        assert bool(info) == (t == 4)
+    assert set(info) == {"success", "at", "diverged", "time"}
+    assert info["success"].tolist() == [1, 1, 0, 0] and info["time"].isnan().tolist() == [False, False, True, True]
+    env.reset(options={"reset_mask": torch.tensor([True, False, False, False])})
+    *_, info = env.step(torch.tensor([2, 2, 2, 2]))
+    assert info["success"].isnan().tolist() == [True, False, False, False]
+
+
+def test_info_is_averaged_into_the_tables(command, tmp_path):
+    tiny = [*TINY, "--env", "foreign:Telling-v0", "--record", 0]
+    assert command("train.py", *tiny, "--out", tmp_path / "a")[0] == 0
+    rows = read_metrics(tmp_path / "a")
+    assert all(0 <= float(row["final_success"]) <= 1 and row["diverged"] == "0" for row in rows)
+    assert all(1 <= float(row["final_time"] or 7) <= 7 and "final_text" not in row for row in rows)
+    for row in json.loads((tmp_path / "a" / "results.json").read_text())["test"]:
+        assert 0 <= row["final_success"] <= 1 and (row["final_time"] is None) == (row["final_success"] == 0)
+    assert command("train.py", *tiny, "--tasks", 1, "--out", tmp_path / "b")[0] == 0
+    code, _, err = command("train.py", "-c", "--tasks", 2, "--out", tmp_path / "b")
+    assert code == 0, err
+    kept = [[{k: v for k, v in row.items() if k != "seconds"} for row in read_metrics(tmp_path / x)] for x in "ab"]
+    assert kept[0] == kept[1]
 
 
 def test_the_same_seed_the_same_start_for_each_block():
@@ -162,15 +255,86 @@ def test_old_gym_through_shimmy(command, tmp_path):
     assert len(same[0]) == 4 and same[0] == same[1]
 
 
+def test_a_mistake_in_a_module_is_told_with_its_line(command, tmp_path, monkeypatch):
+    (tmp_path / "mistaken.py").write_text("import gymnasium\n\ngymnasium.regster('X-v0')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    code, _, err = command("train.py", "--env", "mistaken:X-v0")
+    assert code == 2 and "mistaken.py:3 (AttributeError" in err and "Traceback" not in err
+
+
 def test_an_unknown_module_is_a_clear_error():
     with pytest.raises(UserError, match="no_such_module"):
         make_env(Config(env="no_such_module:X-v0"), 1)
 
 
-def test_the_readmes_example_trains(command, tmp_path, monkeypatch):
-    (example,) = re.findall(r"```python\n(# corridor\.py.*?)```", README.read_text(), re.S)
-    (tmp_path / "corridor.py").write_text(example)
+def trains_as_written(command, tmp_path, monkeypatch, page, name, env_id, *flags):
+    """Train with the module that a page shows as `# name.py`; gives metrics.csv."""
+    (example,) = re.findall(rf"```python\n(# {name}\.py.*?)```", page.read_text(), re.S)
+    (tmp_path / f"{name}.py").write_text(example)
     monkeypatch.syspath_prepend(tmp_path)
-    code, _, err = command("train.py", *TINY, "--env", "corridor:Corridor-v0", "--out", tmp_path / "run")
+    flags = ["--env", f"{name}:{env_id}-v0", "--record", 0, *flags, "--out", tmp_path / "run"]
+    code, _, err = command("train.py", *TINY, *flags)
     assert code == 0, err
-    assert {row["task"] for row in read_metrics(tmp_path / "run")} == {"0", "1"}
+    return read_metrics(tmp_path / "run")
+
+
+def test_the_readmes_example_trains(command, tmp_path, monkeypatch):
+    rows = trains_as_written(command, tmp_path, monkeypatch, README, "corridor", "Corridor")
+    assert {row["task"] for row in rows} == {"0", "1"}
+
+
+@pytest.mark.parametrize(("name", "env_id"), [("variants", "Lakes"), ("variants", "Ants"), ("rooms", "Rooms")])
+def test_the_adapters_of_the_docs_train(command, tmp_path, monkeypatch, name, env_id):
+    if name == "rooms":
+        pytest.importorskip("minigrid")
+    flags = [ENVIRONMENTS, name, env_id, "--test_episodes", 2]
+    rows = trains_as_written(command, tmp_path, monkeypatch, *flags)
+    assert len(rows) == 4 and ("final_speed" in rows[0]) == (env_id == "Ants")
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert ("held_out" in results) == (env_id != "Ants")
+
+
+def test_the_original_classes_train_unchanged(command, tmp_path, monkeypatch):
+    """Against a stand-in with what is old in them."""
+    pytest.importorskip("shimmy", reason="pip install -e .[gym]")
+    (tmp_path / "test_envs").mkdir()
+    for file, text in (("__init__", REGISTERS), ("envs", ITS_CLASS)):
+        (tmp_path / "test_envs" / f"{file}.py").write_text(text)
+    for module in ("gym.envs.registration.register", "gym.utils.seeding.np_random"):
+        monkeypatch.setattr(module, None)  # it is the page that replaces them, and afterwards they are back
+    rows = trains_as_written(command, tmp_path, monkeypatch, ENVIRONMENTS, "originals", "Originals")
+    assert {row["task"] for row in rows} <= {"0", "1"}
+
+
+REGISTERS = """
+from gym.envs.registration import register
+
+register(id="Old-v0", entry_point="test_envs.envs:MovementBandits", timestep_limit=50)
+"""
+ITS_CLASS = """
+import gym
+from gym.utils import seeding
+
+
+class MovementBandits(gym.Env):
+    def __init__(self):
+        self.action_space, self.observation_space = gym.spaces.Discrete(3), gym.spaces.Box(-9, 9, shape=(1,))
+        self._seed()
+        self.reset()
+        self.randomizeCorrect()
+
+    def randomizeCorrect(self):
+        self.realgoal = self.np_random.randint(0, 2)
+
+    def _seed(self, seed=None):
+        self.np_random, seed = seeding.np_random(seed)
+        return [seed]
+
+    def _reset(self):
+        self.x = self.np_random.uniform(-1, 1, size=(1,))
+        return self.x
+
+    def _step(self, action):
+        self.x = (self.x + action - 1).clip(-9, 9)
+        return self.x, float((self.x[0] > 0) == self.realgoal), False, None
+"""

@@ -26,10 +26,16 @@ class Life:
 RESULTS = {"test": [], "env_steps": 80, "seconds": 1.0}
 
 
-def played(*returns):
+def played(*returns, **final):
     """What two groups did, ten env steps."""
     share = torch.tensor([[0.25, 0.75], [1.0, 0.0]])
-    return Outcome(torch.tensor(returns, dtype=torch.float32), share, 10, torch.tensor([0, 2]), {})
+    return Outcome(
+        torch.tensor(returns, dtype=torch.float32),
+        share,
+        10,
+        torch.tensor([0, 2]),
+        {name: torch.tensor(x) for name, x in final.items()},
+    )
 
 
 def stats(n):
@@ -52,9 +58,9 @@ class Seen:
         self.results, self.summary = results, summary
 
 
-def write_task(log, i, tasks=(1, 0)):
+def write_task(log, i, tasks=(1, 0), **final):
     log.look("pretrain", played([1, 3], [5, 5]))
-    log.look("warmup", played([2, 4], [6, 6]))
+    log.look("warmup", played([2, 4], [6, 6], **final))
     log.step(i, "joint", Rollout(None, None, None, played([0, 0], [0, 0])), master=stats(2), low=stats(2))
     log.look("afterjoint", played([3, 5], [7, 7]))
     log.task_done(i, list(tasks))
@@ -70,6 +76,27 @@ def folder(tmp_path):
 @pytest.fixture(autouse=True)
 def no_wandb(cfg):
     cfg.wandb = "disabled"
+
+
+def test_what_environments_report_is_averaged_and_its_columns_join_later(cfg, folder):
+    life, seen = Life(cfg, folder), Seen()
+    life.trackers.append(seen)
+    log = Logger(life)
+    write_task(log, 0)
+    nan = float("nan")
+    write_task(log, 1, success=[[1.0, 0.0], [nan, nan]])
+    write_task(log, 2, success=[[True, True], [False, True]], time=[[nan, nan], [nan, nan]])
+    tested = {"label": "", "return": 1, "standard_error": 0, "share": []}
+    tests = [{"task": 0, "final_success": 0.5} | tested, {"task": 1, "final_success": None} | tested]
+    log.close(RESULTS | {"test": tests, "held_out": [{"task": 2, "final_success": 0.25} | tested]})
+    rows = read_metrics(folder)
+    assert [row["final_success"] for row in rows] == ["", "", "0.5", "", "1", "0.5"]
+    assert {row["final_time"] for row in rows} == {""} and [row["iteration"] for row in rows] == list("001122")
+    (_, last) = [values for values, _ in seen.logged if "charts/final_success" in values]
+    assert last["charts/final_success"] == 0.75 and last["tasks/0_final_success"] == 0.5
+    assert seen.summary["test_final_success"] == 0.5 and seen.summary["held_out_final_success"] == 0.25
+    Logger(Life(cfg, folder, iteration=2)).close()
+    assert read_metrics(folder) == rows[:4]
 
 
 def test_metrics_curves_and_results(cfg, folder):

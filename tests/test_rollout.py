@@ -8,7 +8,7 @@ from mlsh.envs import make_env
 from mlsh.envs.base import VectorTasks
 from mlsh.models import Hierarchy
 from mlsh.ppo import gae
-from mlsh.rollout import collect, measure
+from mlsh.rollout import Outcome, collect, extended, joined, measure
 from mlsh.sampling import Streams
 
 SETTINGS = dict(T=7, high_len=3, gamma=0.9, lam=0.8)
@@ -296,3 +296,20 @@ def test_any_number_of_sub_policies_and_any_period(num_low, high_len):
     out = collect(env, agent_for(env, 2, num_low), Streams(1, range(2))(2, "x"), **SETTINGS | {"high_len": high_len})
     assert len(out.master.obs) == 6 * -(-7 // high_len) and len(out.low.obs) == 42
     assert out.outcome.share.shape == (2, num_low)
+
+
+def test_outcomes_are_put_side_by_side():
+    def one(returns, share, **final):
+        final = {name: torch.tensor(x) for name, x in final.items()}
+        return Outcome(torch.tensor(returns), torch.tensor(share), 5, torch.tensor([1, 0]), final)
+
+    a, b = (
+        one([[1.0], [2.0]], [[1.0, 0], [0, 1.0]], up=[[1.0], [0.0]]),
+        one([[3.0] * 3] * 2, [[0.0, 1]] * 2, at=[[7.0] * 3] * 2),
+    )
+    out = extended([a, b])
+    assert out.episode_return.tolist() == [[1, 3, 3, 3], [2, 3, 3, 3]] and out.steps == 10
+    assert out.share.tolist() == [[0.25, 0.75], [0, 1]] and out.diverged.tolist() == [2, 0]
+    assert out.final_means() == {"final_up": [1, 0], "final_at": [7, 7]}
+    assert joined([a, a]).final_means() == {"final_up": [1, 0, 1, 0]}
+    assert joined([a, one([[3.0]], [[0.0, 1]])]).final_means() == {"final_up": [1, 0, None]}

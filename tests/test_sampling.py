@@ -53,7 +53,10 @@ def test_of_many_tasks_ten_are_tested(cfg):
     few = tasks_to_test(env, 0)
     assert len(set(few)) == 10 and set(few) < set(env.train_tasks) and few == tasks_to_test(env, 0)
     assert few != tasks_to_test(env, 1)
-    assert len(tasks_to_test(make_env(dataclasses.replace(cfg, env="foreign:Sampled-v0"), 1), 0)) == 10
+    sampled = make_env(dataclasses.replace(cfg, env="foreign:Sampled-v0"), 1)
+    assert sorted(tasks_to_test(sampled, 0)) == [-1, 1]  # equal ones once
+    assert len(tasks_to_test(Endless([9]), 0)) == 10
+    assert tasks_to_test(env, 0, held_out=True) == tasks_to_test(sampled, 0, held_out=True) == []
 
 
 def test_a_task_is_found_by_what_the_user_types():

@@ -1,5 +1,6 @@
 """Meta-test: the sub-policies frozen, a new master learns each task."""
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -7,11 +8,11 @@ import torch
 
 from mlsh import checkpoint
 from mlsh.config import Config
-from mlsh.envs import make_env, most_episodes
 from mlsh.models import Hierarchy
 from mlsh.ppo import Adam, update
-from mlsh.rollout import collect, joined, measure, settle
+from mlsh.rollout import collect, extended, joined, measure, settle
 from mlsh.sampling import Streams, tasks_to_test
+from mlsh.stage import Stage
 
 
 def load_agent(data, env):
@@ -21,10 +22,10 @@ def load_agent(data, env):
     return agent
 
 
-def with_new_masters(agent, n, seed):
-    """The agent with `n` new masters, and the sub-policies and normaliser it has."""
-    agent = agent._replace(master=agent.master.like(n))
-    agent.master.reset(Streams(seed, range(n))(0, "test: master"))
+def with_new_masters(agent, groups, seed):
+    """The agent with a new master for each of these group indices, and the sub-policies and normaliser it has."""
+    agent = agent._replace(master=agent.master.like(len(groups)))
+    agent.master.reset(Streams(seed, groups)(0, "test: master"))
     return agent
 
 
@@ -34,14 +35,14 @@ def as_flat(agent, cfg, n):
     return agent._replace(master=agent.subs.only([0] * n), subs=agent.subs.like(0)), cfg
 
 
-def learn(agent, env, tasks, cfg, updates, before=lambda rollout: None):
+def learn(agent, env, tasks, cfg, updates, before=lambda rollout: None, groups=None):
     """PPO updates of the agent's masters, one a task of `tasks`; φ and its normaliser stay as they are.
 
     A flat policy from scratch has no statistics yet; it gets them as in training, but the first env steps do not count.
     `env`: batched, `cfg.N` episodes a task. Calls `before` with a `Rollout` before learning from it, and yields it
-    afterwards.
+    afterwards. `groups`: indices of the tasks, by which they get their random numbers, if they are not all.
     """
-    streams = Streams(cfg.seed, range(len(tasks)))
+    streams = Streams(cfg.seed, groups or range(len(tasks)))
     optimizer = Adam(agent.master, cfg.hlr)
     env.set_task(tasks)
     flat = not agent.subs.n
@@ -57,30 +58,47 @@ def learn(agent, env, tasks, cfg, updates, before=lambda rollout: None):
         yield rollout
 
 
-def adapt(agent, env, tasks, cfg, updates):
-    """Train a new master for each of `tasks` by `updates` PPO iterations. Returns the new agent and its env steps."""
-    agent = with_new_masters(agent, len(tasks), cfg.seed)
-    return agent, sum(rollout.outcome.steps for rollout in learn(agent, env, tasks, cfg, updates))
+def adapt(agent, env, tasks, cfg, updates, groups=None):
+    """Train a new master for each of `tasks` by `updates` PPO iterations. Arguments as of `learn`.
+
+    Returns the new agent and its env steps.
+    """
+    agent = with_new_masters(agent, groups or range(len(tasks)), cfg.seed)
+    return agent, sum(rollout.outcome.steps for rollout in learn(agent, env, tasks, cfg, updates, groups=groups))
 
 
-def play(agent, tasks, cfg, purpose):
-    """`cfg.test_episodes` episodes of each of `tasks`, one a master, as many tasks at once as the environment bears.
+def adapt_all(agent, tasks, stage, updates):
+    """As `adapt`, as many tasks at once as the `Stage` bears."""
+    cfg, masters, steps = stage.cfg, [], 0
+    for some in stage.parts(len(tasks), cfg.N):
+        theirs = [tasks[j] for j in some]
+        part, taken = adapt(agent, stage.env(cfg.N * len(some), theirs), theirs, cfg, updates, some)
+        stage.played(taken)
+        masters.append(part.master.state_dict())
+        steps += taken
+    return agent._replace(master=agent.master.joined(masters)), steps
+
+
+def play(agent, tasks, stage, purpose):
+    """`cfg.test_episodes` episodes of each of `tasks`, one a master, as many at once as the `Stage` bears.
 
     Returns an `Outcome`.
     """
-    at_once = max(1, most_episodes(cfg) // cfg.test_episodes)
-    played = []
-    for first in range(0, len(tasks), at_once):
-        some = range(first, min(first + at_once, len(tasks)))
-        env = make_env(cfg, cfg.test_episodes * len(some))
-        env.set_task([tasks[j] for j in some])
-        part = agent._replace(master=agent.master.only(list(some)))
-        played.append(measure(env, part, Streams(cfg.seed, some)(0, purpose), **cfg.play))
-        env.close()
-    return joined(played)
+    cfg, episodes = stage.cfg, stage.cfg.test_episodes
+    looks = []
+    for i, first in enumerate(range(0, episodes, stage.most)):
+        n = min(stage.most, episodes - first)
+        played = []
+        for some in stage.parts(len(tasks), n):
+            env = stage.env(n * len(some), [tasks[j] for j in some])
+            part = agent._replace(master=agent.master.only(list(some)))
+            played.append(measure(env, part, Streams(cfg.seed, some)(i, purpose), **cfg.play))
+            stage.played(n * len(some) * cfg.T)
+        looks.append(joined(played))
+    return extended(looks)
 
 
-def alone(agent, tasks, cfg):
+def alone(agent, tasks, stage):
     """Mean return of each sub-policy when it runs all the time, a list [tasks][K], and the env steps taken."""
     K = agent.subs.n
     if not K:
@@ -89,24 +107,34 @@ def alone(agent, tasks, cfg):
     with torch.no_grad():
         stubborn.policy_bias[:, 0] = 1e3 * torch.eye(K, device=stubborn.policy_bias.device).repeat(len(tasks), 1)
     agent = agent._replace(master=stubborn)
-    played = play(agent, [task for task in tasks for _ in range(K)], cfg, "test: alone")
+    played = play(agent, [task for task in tasks for _ in range(K)], stage, "test: alone")
     return played.episode_return.mean(1).view(len(tasks), K).tolist(), played.steps
 
 
 def final_test(agent, env, cfg):
-    """For each of the env's tasks to test W updates (without a warm-up, U) of a new master, then `cfg.test_episodes`.
+    """What goes to results.json: the env steps taken, a table of the env's tasks, and one of those it holds out."""
+    tables, steps = {}, 0
+    for name in ("test", "held_out"):
+        if tasks := tasks_to_test(env, cfg.seed, name == "held_out"):
+            tables[name], taken = test(agent, env, tasks, cfg)
+            steps += taken
+    return {"test_env_steps": steps, **tables}
 
-    Returns what goes to results.json: env steps taken, and for each task a dict (task and its label, mean return, its
-    standard error, share of the steps of each sub-policy, return of each sub-policy alone, mean of what the
-    environment's info has at the last step).
+
+def test(agent, env, tasks, cfg):
+    """Learn each of `tasks` by W updates (without a warm-up, U) of a new master, then play `cfg.test_episodes`.
+
+    Returns a row a task, a dict (task and its label, mean return, its standard error, share of the steps of each
+    sub-policy, return of each sub-policy alone, mean of what the environment's info has at the last step), and the env
+    steps taken. `env` only names the tasks.
     """
-    tasks = tasks_to_test(env, cfg.seed)
-    env = make_env(cfg, cfg.N * len(tasks))
-    trained, steps = adapt(agent, env, tasks, cfg, cfg.W or cfg.U)
-    env.close()
-    played = play(trained, tasks, cfg, "test: play")
-    of_subs, alone_steps = alone(agent, tasks, cfg)
-    returns = played.episode_return.double()  # [tasks, episodes]
+    updates = cfg.W or cfg.U
+    most = len(tasks) * cfg.T * (cfg.N * updates + cfg.test_episodes * (1 + cfg.num_low))
+    with Stage(cfg, "final test", most) as stage:
+        trained, steps = adapt_all(agent, tasks, stage, updates)
+        played = play(trained, tasks, stage, "test: play")
+        of_subs, alone_steps = alone(agent, tasks, stage)
+    returns, final = played.episode_return.double(), played.final_means()  # [tasks, episodes]
     rows = [
         {
             "task": task,
@@ -115,11 +143,11 @@ def final_test(agent, env, cfg):
             "standard_error": returns[j].std().item() / cfg.test_episodes**0.5,
             "share": [round(x, 4) for x in played.share[j].tolist()],
             "sub_policy_returns": [round(x, 4) for x in of_subs[j]],
-            **{f"final_{name}": x[j].mean().item() for name, x in played.final.items()},
+            **{name: means[j] for name, means in final.items()},
         }
         for j, task in enumerate(tasks)
     ]
-    return {"test_env_steps": steps + played.steps + alone_steps, "test": rows}
+    return rows, steps + played.steps + alone_steps
 
 
 def learn_anew(data, cfg, env, tasks, ev):
@@ -134,25 +162,36 @@ def learn_anew(data, cfg, env, tasks, ev):
     if cfg.num_low == 1:
         agent, cfg = as_flat(agent, cfg, len(blocks))
     else:
-        agent = with_new_masters(agent, len(blocks), cfg.seed)
+        agent = with_new_masters(agent, range(len(blocks)), cfg.seed)
     cfg = dataclasses.replace(cfg, **{name: x for name in ("N", "hlr", "bs") if (x := getattr(ev, name))})
     cfg.validate()
-    env = make_env(cfg, cfg.N * len(blocks))
-    measured = env if not ev.look else make_env(cfg, ev.look * len(blocks))
-    measured.set_task(blocks)
-    streams = Streams(ev.seed, range(len(blocks)))
-    returns, steps = [], [0.0]
+    episodes = cfg.N + ev.look
+    with Stage(cfg, "evaluate", len(blocks) * cfg.T * episodes * (ev.updates + 1)) as stage:
+        parts = [learn_some(agent, blocks, some, stage, ev) for some in stage.parts(len(blocks), episodes)]
+    steps, returns = zip(*parts, strict=True)
+    return sum(steps) / len(blocks), np.concatenate(returns, 1).reshape(-1, len(tasks), ev.seeds)
+
+
+def learn_some(agent, blocks, some, stage, ev):
+    """`learn_anew` of some of the `blocks` (a task a master): env steps [updates + 1] in all, returns [updates + 1, n].
+
+    A normaliser that has to learn, too, begins anew for these.
+    """
+    cfg, tasks = stage.cfg, [blocks[j] for j in some]
+    agent = agent._replace(master=agent.master.only(list(some)), normaliser=copy.deepcopy(agent.normaliser))
+    env = stage.env(cfg.N * len(some), tasks)
+    streams, returns, steps = Streams(ev.seed, some), [], [0]
 
     def look(rollout):
         outcome = rollout.outcome
         if ev.look:
+            measured = stage.env(ev.look * len(some), tasks, "look")
             outcome = measure(measured, agent, streams(len(returns), "evaluate: look"), **cfg.play)
-        returns.append(outcome.episode_return.mean(1).view(len(tasks), ev.seeds).numpy(force=True))
+        returns.append(outcome.episode_return.mean(1).numpy(force=True))
 
-    for rollout in learn(agent, env, blocks, cfg, ev.updates + 1, look):  # the last update is for nothing
-        steps.append(steps[-1] + rollout.outcome.steps / len(blocks))
-    env.close()
-    measured.close()
+    for rollout in learn(agent, env, tasks, cfg, ev.updates + 1, look, some):  # the last update is for nothing
+        steps.append(steps[-1] + rollout.outcome.steps)
+        stage.played(len(some) * cfg.T * (cfg.N + ev.look))
     return np.array(steps[:-1]), np.stack(returns)
 
 

@@ -29,7 +29,7 @@ class Config(RunSettings):
     epochs: Annotated[Count, short("-K", "--K")] = 10
     """PPO epochs an iteration."""
     T: Annotated[Count, short("-T")] = 50
-    """Horizon: env steps after which an episode is truncated."""
+    """Horizon: env steps after which an episode is truncated; by default the environment's own limit."""
     high_len: Count = 10
     """Env steps between two decisions of the master (paper: N)."""
     num_low: CountOrNone = 2

@@ -4,8 +4,14 @@ import os
 import signal
 import sys
 import time
+import traceback
+from pathlib import Path
 
+import gymnasium
 import torch
+
+OURS = (str(Path(__file__).parent), str(Path(gymnasium.__file__).parent))
+PYTHONS = ("<", str(Path(signal.__file__).parent))
 
 
 class UserError(Exception):
@@ -14,6 +20,15 @@ class UserError(Exception):
 
 class EnvironmentFailed(UserError):
     """Somebody's environment raised an exception."""
+
+    @classmethod
+    def told(cls, where, error):
+        """Of the exception `error`: it, and the line of a file of theirs, or else of a package, where it was raised."""
+        frames = [x for x in traceback.extract_tb(error.__traceback__) if not x.filename.startswith(OURS)]
+        packages = [frame for frame in frames if "site-packages" in frame.filename]
+        theirs = [frame for frame in frames if frame not in packages and not frame.filename.startswith(PYTHONS)]
+        place = f", in {frame.filename}:{frame.lineno}" if (frame := (theirs or packages or [None])[-1]) else ""
+        return cls(f"the environment failed {where}{place} ({' '.join(repr(error).split()):.200})")
 
 
 class RenderingUnavailable(UserError):

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from mlsh import parallel
 from mlsh.errors import UserError
 from mlsh.files import write_whole, writing
-from mlsh.metrics import Metrics, read_metrics
+from mlsh.metrics import Metrics, means_of, read_metrics
 from mlsh.rollout import joined
 
 MOMENTS = {"pretrain": "pretrain_reward", "warmup": "trained_reward", "afterjoint": "joint_reward"}  # only measured
@@ -81,7 +81,7 @@ class Log:
             write_whole(self.folder / "results.json", json.dumps(results, indent=2) + "\n")
             say_results(results, self.folder)
         for tracker in self.run.trackers:
-            tracker.finish(results or {}, summary_of((results or {}).get("test", ())), self.env_steps)
+            tracker.finish(results or {}, summary_of(results or {}), self.env_steps)
 
     def abandon(self):
         """Close what is open, when the disk takes no more; nothing is raised."""
@@ -174,21 +174,23 @@ class Logger(Log):
         low = self._stats.get("low", {})  # of all processes alike
         subs = {f"{who}_{k}": v for k, x in low.items() for who, v in zip(self._subs, x.tolist(), strict=True)}
         rewards = {name: outcome.episode_return.mean(1).tolist() for name, outcome in self._looks.items()}
-        share = self._looks["trained_reward"].share.tolist()
+        trained = self._looks[MOMENTS["warmup"]]
+        share, final = trained.share.tolist(), trained.final_means()
         of_group = [
             {"group": g, "task": task, "diverged": int(self._diverged[g]), **subs}
-            | {name: x[g] for name, x in (rewards | masters).items()}
+            | {name: x[g] for name, x in (rewards | masters | final).items()}
             | {f"share_{k}": x for k, x in enumerate(share[g])}
             for g, task in enumerate(tasks)
         ]
-        means = {name: sum(x) / len(x) for name, x in (rewards | masters).items()}
-        charts = {name: means.pop(name) for name in rewards}
+        means = {name: sum(x) / len(x) for name, x in masters.items()}
+        charts = means_of(of_group, (*rewards, *final))
         of_task = {}
         for task in dict.fromkeys(filter(has_curves, tasks)):
             mine = [row for row in of_group if row["task"] == task]
-            for name in (*rewards, *(f"share_{k}" for k in range(len(self._subs)))):
-                of_task[f"{task}_{name}"] = sum(row[name] for row in mine) / len(mine)
-        port = charts | {name: x for name, x in of_task.items() if name.endswith("_reward")}  # the earlier port's names
+            shown = means_of(mine, (*rewards, *final, *(f"share_{k}" for k in range(len(self._subs)))))
+            of_task |= {f"{task}_{name}": x for name, x in shown.items()}
+        port = {name: charts[name] for name in rewards}  # the earlier port's names
+        port |= {name: x for name, x in of_task.items() if name.endswith("_reward")}
         fading = {"explore": self.cfg.training_rollout(i)["explore"], "c2_low": self.cfg.low_ppo(i)["c2"]}
         more = {"diverged": int(self._diverged.sum()), **fading}
         last = f"trained reward {charts['trained_reward']:.2f}"
@@ -222,18 +224,26 @@ class RL2Logger(Log):
 
 def say_results(results, folder):
     """Print what the run has come to."""
-    for row in results.get("test", ()):
-        print("task {task} ({label}): return {return:.4g} ± {standard_error:.2g}, shares {share}".format(**row))
+    for kind, rows in tests_in(results).items():
+        told = f"{'held-out ' * (kind == 'held_out')}task {{task}} ({{label}}): "
+        for row in rows:
+            print((told + "return {return:.4g} ± {standard_error:.2g}, shares {share}").format(**row))
     print(f"{results['env_steps']:,} env steps in {results['seconds']:.0f} s; see {folder}")
 
 
-def summary_of(test):
-    """The mean return of the final test over its tasks, and of each that has curves, with standard errors, by name."""
-    summary, n = {}, len(test)
-    if test:
-        summary["test_return"] = sum(row["return"] for row in test) / n
-        summary["test_standard_error"] = sum(row["standard_error"] ** 2 for row in test) ** 0.5 / n
-    for row in test:
-        if has_curves(row["task"]):
-            summary |= {f"{row['task']}_test_{name}": row[name] for name in ("return", "standard_error")}
+def tests_in(results):
+    """The tables of the final test, by name."""
+    return {kind: results[kind] for kind in ("test", "held_out") if results.get(kind)}
+
+
+def summary_of(results):
+    """Means over the tasks of the final test, and of each that has curves its return, with standard errors, by name."""
+    summary = {}
+    for kind, rows in tests_in(results).items():
+        final = dict.fromkeys(name for row in rows for name in row if name.startswith("final_"))
+        summary |= {f"{kind}_{name}": x for name, x in means_of(rows, ("return", *final)).items()}
+        summary[f"{kind}_standard_error"] = sum(row["standard_error"] ** 2 for row in rows) ** 0.5 / len(rows)
+        for row in rows:
+            if has_curves(row["task"]):
+                summary |= {f"{row['task']}_{kind}_{name}": row[name] for name in ("return", "standard_error")}
     return summary

@@ -1,4 +1,4 @@
-"""A run's metrics.csv."""
+"""A run's metrics.csv, and means over rows as it has them."""
 
 import csv
 import io
@@ -17,26 +17,42 @@ def read_metrics(folder):
         return [row for row in csv.DictReader(file) if None not in row.values()]
 
 
+def means_of(rows, names):
+    """The means over rows of what they have by these names; what none has is left out."""
+    known = {name: [row[name] for row in rows if row.get(name) is not None] for name in names}
+    return {name: sum(x) / len(x) for name, x in known.items() if x}
+
+
 class Metrics:
-    """A run folder's metrics.csv. Rows of outer iterations from `begun` on, which a killed run may have left, go."""
+    """A run folder's metrics.csv. Rows of outer iterations from `begun` on, which a killed run may have left, go.
+
+    A column that first appears in a later row is added: what an environment reports is not known before.
+    """
 
     def __init__(self, folder, columns, begun):
-        self._folder = folder
-        path = folder / "metrics.csv"
+        self._folder, self._path = folder, folder / "metrics.csv"
         try:
             kept = [row for row in read_metrics(folder) if int(row["iteration"]) < begun] if begun else []
-            text = io.StringIO(newline="")
-            writer = csv.DictWriter(text, columns)
-            writer.writeheader()
-            writer.writerows(kept)
+            added = [name for name in (kept[0] if kept else ()) if name.startswith("final_")]
+            self._begin([*columns, *added], kept)
         except (KeyError, ValueError) as error:
-            raise UserError(f"{path} is not of this run ({error!r}); move it away") from None
-        write_whole(path, text.getvalue())
-        with writing(folder):
-            self._file = open(path, "a", newline="")  # noqa: SIM115
+            raise UserError(f"{self._path} is not of this run ({error!r}); move it away") from None
+
+    def _begin(self, columns, rows):
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+        write_whole(self._path, text.getvalue())
+        with writing(self._folder):
+            self._file = open(self._path, "a", newline="")  # noqa: SIM115
         self._writer = csv.DictWriter(self._file, columns)
 
     def write(self, rows):
+        known = self._writer.fieldnames
+        if new := [name for row in rows for name in row if name not in known]:
+            self.close()
+            self._begin([*known, *dict.fromkeys(new)], read_metrics(self._folder))
         with writing(self._folder):
             for row in rows:
                 self._writer.writerow({k: f"{x:.6g}" if isinstance(x, float) else x for k, x in row.items()})

@@ -66,7 +66,7 @@ def play(env, agent, rngs, T, high_len, explore=0.0, again=True, on_step=None):
         for name, x in info.items():
             if isinstance(x, torch.Tensor) and x.shape == alive.shape:
                 final[name] = torch.where(alive, x, final.get(name, x))
-        diverged = diverged + (alive & final.get("diverged", False))
+        diverged = diverged + (alive & (final.get("diverged", False) > 0))
         ended = terminated | truncated
         obs = torch.where((alive & ~terminated)[:, None], new_obs, obs)  # what comes after a termination stays out
         if not again:

@@ -19,11 +19,15 @@ from mlsh.ppo import CAP, Samples, figures, named, samples_of, surrogate, total_
 from mlsh.run import Run
 from mlsh.sampling import Streams, balanced_tasks
 from mlsh.settings import Count, CountOrNone, Finite, Fraction, NotNegative, Positive, RunSettings, short
+from mlsh.stage import Stage
 
 
 @dataclass
 class RL2Config(RunSettings):
-    """Train RL², a recurrent policy over trials of several episodes of a task. The defaults are for MovementBandits."""
+    """Train RL², a recurrent policy over trials of several episodes of a task.
+
+    The defaults are for MovementBandits, but for -T, which is the environment's own limit.
+    """
 
     kind: ClassVar[str] = "rl2"
     length: ClassVar[str] = "iterations"
@@ -37,7 +41,7 @@ class RL2Config(RunSettings):
     iterations: Count = 250
     """Rollouts, with an update after each."""
     T: Annotated[Count, short("-T")] = 50
-    """Horizon: env steps after which an episode is truncated."""
+    """Horizon: env steps after which an episode is truncated; by default the environment's own limit."""
     epochs: Annotated[Count, short("-K", "--K")] = 5
     """PPO epochs an iteration."""
     parts: Count = 4
@@ -65,7 +69,8 @@ class RL2Config(RunSettings):
 
     @classmethod
     def defaults(cls, env):
-        return cls(env=env, normalise=preset(env).get("normalise", cls.normalise))
+        known = preset(env)
+        return cls(env=env, **{name: known[name] for name in ("T", "normalise") if name in known})
 
     def validate(self):
         super().validate()
@@ -188,12 +193,16 @@ def play_on(data, cfg, env, tasks, ev):
     policy = build(cfg, env)
     checkpoint.restore(data | {"config": cfg}, policy=policy)
     trials_a_seed = ev.N or 10
-    env = make_env(cfg, len(tasks) * ev.seeds * trials_a_seed)
-    env.set_task(tasks)
-    trials = play(env, policy, Streams(ev.seed, ()).of(0, "evaluate: rl2"), **cfg.trial)
-    env.close()
-    returns = trials.episode_return.view(cfg.episodes, len(tasks), ev.seeds, trials_a_seed).mean(-1)
-    steps = trials.steps / (env.num_envs * cfg.episodes)
+    blocks, returns, steps = [task for task in tasks for _ in range(ev.seeds)], [], 0
+    with Stage(cfg, "evaluate", len(blocks) * trials_a_seed * cfg.episodes * cfg.T) as stage:
+        for some in stage.parts(len(blocks), trials_a_seed):
+            env = stage.env(trials_a_seed * len(some), [blocks[j] for j in some])
+            trials = play(env, policy, Streams(ev.seed, ()).of(0, "evaluate: rl2", some[0]), **cfg.trial)
+            stage.played(env.num_envs * cfg.episodes * cfg.T)
+            returns.append(trials.episode_return.view(cfg.episodes, len(some), trials_a_seed).mean(-1))
+            steps += trials.steps
+    steps /= len(blocks) * trials_a_seed * cfg.episodes
+    returns = torch.cat(returns, 1).view(cfg.episodes, len(tasks), ev.seeds)
     return np.arange(cfg.episodes) * steps, returns.numpy(force=True)
 
 

@@ -17,7 +17,12 @@ class Outcome(NamedTuple):
     share: torch.Tensor  # [G, K], of the steps; [G, 0] without sub-policies
     steps: int  # env steps
     diverged: torch.Tensor  # [G], episodes
-    final: dict  # as in `Played`, [G, N] each
+    final: dict  # as in `Played`, [G, N] each; NaN where an episode ended without it
+
+    def final_means(self):
+        """`final_NAME` -> its mean over each group's episodes [G], a list; None where none has it."""
+        reported = {name: [group[~group.isnan()] for group in x] for name, x in self.final.items()}
+        return {f"final_{n}": [x.float().mean().item() if len(x) else None for x in xs] for n, xs in reported.items()}
 
 
 class Rollout(NamedTuple):
@@ -162,7 +167,26 @@ def outcome(played, agent):
 
 
 def joined(outcomes):
-    """Outcomes of different groups as one, the groups in order."""
-    episode_return, share, steps, diverged, final = zip(*outcomes, strict=True)
-    final = {name: torch.cat([x[name] for x in final]) for name in final[0]}
-    return Outcome(torch.cat(episode_return), torch.cat(share), sum(steps), torch.cat(diverged), final)
+    """Outcomes of different groups as one, the groups in order; not all need have the same in `final`."""
+    episode_return, share, steps, diverged, _ = zip(*outcomes, strict=True)
+    return Outcome(torch.cat(episode_return), torch.cat(share), sum(steps), torch.cat(diverged), finals(outcomes, 0))
+
+
+def extended(outcomes):
+    """Outcomes of further slots of the same groups as one; shares weigh by slots."""
+    if len(outcomes) == 1:
+        return outcomes[0]
+    returns, share, steps, diverged, _ = zip(*outcomes, strict=True)
+    slots = [x.shape[1] for x in returns]
+    share = sum(x * n for x, n in zip(share, slots, strict=True)) / sum(slots)
+    return Outcome(torch.cat(returns, 1), share, sum(steps), sum(diverged), finals(outcomes, 1))
+
+
+def finals(outcomes, dim):
+    """What the environments reported, one after the other along `dim`."""
+    names = dict.fromkeys(name for x in outcomes for name in x.final)
+    missing = [torch.full_like(x.episode_return, torch.nan) for x in outcomes]
+    return {
+        name: torch.cat([x.final.get(name, none) for x, none in zip(outcomes, missing, strict=True)], dim)
+        for name in names
+    }

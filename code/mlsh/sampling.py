@@ -39,18 +39,31 @@ def balanced_tasks(env, streams, iteration, groups):
     return [tasks[group] for group in streams.groups]
 
 
-def tasks_to_test(env, seed):
-    """All tasks of a family of up to ten, else ten that `seed` draws."""
-    streams = Streams(seed, range(10))
-    if env.train_tasks is None:
-        return [env.sample_task(rng) for rng in streams(0, "test: task")]
-    few = len(env.train_tasks) <= 10
-    return env.train_tasks if few else sorted(streams.of(0, "test: task").choice(env.train_tasks, 10, False).tolist())
+def tasks_to_test(env, seed, held_out=False):
+    """All tasks of a family of up to ten, else ten that `seed` draws; equal ones once.
+
+    `held_out`: of those that are kept out of training, of which there may be none.
+    """
+    family, streams = (env.test_tasks if held_out else env.train_tasks), Streams(seed, range(10))
+    if family is None:
+        return drawn_tasks(env, streams(0, "test: task"), held_out)
+    return family if len(family) <= 10 else sorted(streams.of(0, "test: task").choice(family, 10, False).tolist())
+
+
+def drawn_tasks(env, rngs, held_out=False):
+    """A task of an infinite family from each of the generators, equal ones once; `held_out` as of `tasks_to_test`."""
+    draw = env.sample_test_task if held_out else env.sample_task
+    return distinct(draw(rng) for rng in rngs) if draw else []
+
+
+def distinct(tasks):
+    """Each of equal tasks once."""
+    return list({str(task): task for task in tasks}.values())
 
 
 def find_task(env, text, flag):
     """The batched environment's task that `flag` names by `text`: a number 0 … n-1 in a finite family, else JSON."""
-    family = env.train_tasks
+    family = env.train_tasks and [*env.train_tasks, *(env.test_tasks or ())]
     try:
         return json.loads(text) if family is None else {str(task): task for task in family}[text]
     except (KeyError, json.JSONDecodeError):

@@ -107,6 +107,8 @@ class RunSettings(Settings):
     """Torch device of networks and, where it is written in torch, environment."""
     sim_threads: CountOrNone = 0
     """Threads that simulate, in MuJoCo's families; 0 for all cores. Results do not depend on it."""
+    copies: Count = 64
+    """Copies of an environment that is stepped one by one, in what only tests; not fewer than -N play at once."""
     out: str = ""
     """Run folder; a new one in runs/, named by environment and time, if empty."""
     save_seconds: NotNegative = 5.0
@@ -137,7 +139,7 @@ class RunSettings(Settings):
     @classmethod
     def changeable(cls):
         """The fields that -c lets change."""
-        names = (cls.length, "record", "wandb", "tensorboard", "device", "sim_threads", "save_seconds")
+        names = (cls.length, "copies", "record", "wandb", "tensorboard", "device", "sim_threads", "save_seconds")
         return [name for name in names if name in cls.__dataclass_fields__]
 
     def most_at_once(self, processes):

@@ -17,13 +17,16 @@ class VectorTasks(VectorEnv):
     itself; an episode that ended may be stepped on, and what it then returns means nothing.
 
     A subclass sets `single_observation_space` and `single_action_space`, and either `train_tasks` (a finite family:
-    the list 0 … n-1) or `sample_task`. It defines `_reset(which)`, which begins episodes in the slots `which` (an int
-    array, ascending; the first time all) and returns the observations of all, `_step(actions)` -> observation, reward,
-    terminated and info, as `step`, and `render`.
+    the list 0 … n-1) or `sample_task`. Tasks that are kept out of training, for tests, it has as `test_tasks` (the
+    list n … m-1) or `sample_test_task(rng)`. It defines `_reset(which)`, which begins episodes in the slots `which` (an
+    int array, ascending; the first time all) and returns the observations of all, `_step(actions)` -> observation,
+    reward, terminated and info, as `step`, and `render`.
     """
 
     metadata = {"autoreset_mode": AutoresetMode.DISABLED, "render_modes": ["human", "rgb_array"], "render_fps": 10}
     train_tasks: list | None = None
+    test_tasks: list | None = None
+    sample_test_task = None
 
     def __init__(self, num_envs, max_episode_steps, render_mode, device):
         if render_mode not in (None, *self.metadata["render_modes"]):
@@ -47,8 +50,15 @@ class VectorTasks(VectorEnv):
         return str(task)
 
     def set_task(self, task):
-        """Give every episode `task`, or the j-th block of episodes `task[j]`; it holds from the next reset on."""
+        """Give every episode `task`, or the j-th block of episodes `task[j]`; it holds from the next reset on.
+
+        Raises ValueError for one that a finite family does not have.
+        """
         tasks = list(task) if isinstance(task, (list, tuple)) else [task]
+        family = self.train_tasks and [*self.train_tasks, *(self.test_tasks or ())]
+        for t in tasks if family else ():
+            if t not in family:
+                raise ValueError(f"there is no task {t}; use one of {', '.join(map(str, family))}")
         self.task = [t for t in tasks for _ in range(self._block(len(tasks), "tasks"))]
 
     def reset(self, *, seed=None, options=None):
@@ -71,7 +81,7 @@ class VectorTasks(VectorEnv):
     def step(self, actions):
         """Return observation [E, …], reward [E] (float32), terminated [E], truncated [E] (bool) and an info dict.
 
-        Tensors [E] in the info of an episode's last step are reported by the final test, as means.
+        Tensors [E] in the info of an episode's last step are reported as means, by the final test and in metrics.csv.
         """
         self._elapsed += 1
         observation, reward, terminated, info = self._step(actions)
@@ -113,6 +123,10 @@ class SingleEnv(gym.Env):
     @property
     def train_tasks(self):
         return self._vector.train_tasks
+
+    @property
+    def test_tasks(self):
+        return self._vector.test_tasks
 
     @property
     def task(self):

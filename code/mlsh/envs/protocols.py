@@ -24,6 +24,8 @@ class Protocol:
     """The task distribution of environments that `fits` recognises; `env` is each time one of the copies."""
 
     train_tasks = None  # a finite family: the list 0 … n-1
+    test_tasks = None  # those of it that are kept out of training: n … m-1
+    holds_out = False  # an infinite family: whether there is `sample_test_task`, as `sample_task`
 
     def __init__(self, env):
         """From the first copy."""
@@ -36,8 +38,16 @@ class Protocol:
         """Of an infinite family: draw a task with the NumPy generator `rng`."""
         raise NotImplementedError
 
+    def theirs(self, task):
+        """What the environment calls a task."""
+        return task
+
     def set_task(self, env, task):
-        raise NotImplementedError
+        env.set_task(self.theirs(task))
+
+    def label(self, env, task):
+        """The task's name for people; the environment may have a `task_label` that gives one."""
+        return str(env.task_label(self.theirs(task)) if hasattr(env, "task_label") else task)
 
     def seed(self, env, rng):
         """Before every reset, which itself takes a seed."""
@@ -45,41 +55,55 @@ class Protocol:
 
 
 class Listed(Protocol):
-    """`train_tasks` and `set_task`, as in Meta-World. A task is its index in the list, which may hold any objects."""
+    """`train_tasks` and `set_task`, as in Meta-World, and maybe `test_tasks`.
+
+    A task is its index in the two lists, one after the other; they may hold any objects.
+    """
 
     def __init__(self, env):
-        self._list = list(env.train_tasks)
-        self.train_tasks = list(range(len(self._list)))
+        held_out, n = getattr(env, "test_tasks", None), len(env.train_tasks)
+        self._list = [*env.train_tasks, *(() if held_out is None else held_out)]
+        self.train_tasks = list(range(n))
+        self.test_tasks = list(range(n, len(self._list))) or None
 
     @staticmethod
     def fits(env):
         listed = getattr(env, "train_tasks", None)
         return hasattr(env, "set_task") and listed is not None and len(listed) > 0
 
-    def set_task(self, env, task):
-        env.set_task(self._list[task])
+    def theirs(self, task):
+        return self._list[task]
 
 
 class Sampled(Protocol):
-    """`sample_task` and `set_task`; `sample_task` gets a NumPy generator if it takes an argument."""
+    """`sample_task` and `set_task`, and maybe `sample_test_task`; a NumPy generator goes to what takes an argument."""
 
     _arrays = False
+
+    def __init__(self, env):
+        self.holds_out = hasattr(env, "sample_test_task")
 
     @staticmethod
     def fits(env):
         return hasattr(env, "set_task") and hasattr(env, "sample_task")
 
     def sample_task(self, env, rng):
-        if inspect.signature(env.sample_task).parameters:
-            task = env.sample_task(rng)
+        return self._drawn(env, env.sample_task, rng)
+
+    def sample_test_task(self, env, rng):
+        return self._drawn(env, env.sample_test_task, rng)
+
+    def _drawn(self, env, draw, rng):
+        if inspect.signature(draw).parameters:
+            task = draw(rng)
         else:
             seed_all(env, rng)
-            task = env.sample_task()
+            task = draw()
         self._arrays = isinstance(task, np.ndarray)  # it gets back what it gave
         return task
 
-    def set_task(self, env, task):
-        env.set_task(np.array(task) if self._arrays else task)
+    def theirs(self, task):
+        return np.array(task) if self._arrays else task
 
 
 class Original(Protocol):

@@ -12,7 +12,7 @@ from gymnasium.envs.registration import load_env_creator
 
 from mlsh.envs.base import VectorTasks
 from mlsh.envs.gymnasium_tasks import GymnasiumTasks
-from mlsh.errors import RenderingUnavailable, UserError
+from mlsh.errors import EnvironmentFailed, RenderingUnavailable, UserError
 from mlsh.memory import available
 
 HARMLESS = 1_000_000  # env steps in a rollout, whatever is observed
@@ -46,20 +46,24 @@ def ids():
 
 def find_id(env):
     """The Gymnasium id in `module:Id-v0`, its module imported. Raises UserError if there is no such environment."""
+    module, _, env_id = env.rpartition(":")
     try:
-        module, _, env_id = env.rpartition(":")
         if module:
             importlib.import_module(module)
         gym.spec(env_id)
     except Exception as error:  # an imported module may raise anything
+        if not isinstance(error, (gym.error.Error, ModuleNotFoundError)):
+            raise UserError(f"--env {env}: {EnvironmentFailed.told('at its import', error)}") from None
         reason = " ".join(str(error).split())
         raise UserError(f"--env {env} is unknown ({reason}); the package's own are {', '.join(PRESETS)}") from None
     return env_id
 
 
 def preset(env):
-    """The settings that the family named `env` was registered with; of one from elsewhere, none."""
-    return PRESETS.get(find_id(env), {})
+    """The settings that the family named `env` was registered with, and, as T, its own limit, if it has one."""
+    env_id = find_id(env)
+    limit = gym.spec(env_id).max_episode_steps
+    return ({"T": limit} if limit else {}) | PRESETS.get(env_id, {})
 
 
 def best_return(env):
@@ -76,8 +80,8 @@ def find_class(env):
 
 
 def most_episodes(cfg):
-    """How many episodes of the family a process should hold at once."""
-    return 10_000 if find_class(cfg.env) else 100
+    """How many episodes of the family a process should hold at once, where it may choose."""
+    return 10_000 if find_class(cfg.env) else cfg.copies
 
 
 def refuse_too_large(cfg, num_envs):
@@ -113,7 +117,8 @@ def make_env(cfg, num_envs, render_mode=None):
         except RenderingUnavailable:
             raise
         except Exception as error:  # of the environment's own making, too
-            raise UserError(f"--env {cfg.env}: {' '.join(str(error).split())}") from None
+            reason = error if isinstance(error, UserError) else EnvironmentFailed.told("at its start", error)
+            raise UserError(f"--env {cfg.env}: {reason}") from None
     known = inspect.signature(batched).parameters
     threads = {"sim_threads": cfg.sim_threads} if "sim_threads" in known else {}
     return gym.make_vec(
