@@ -19,7 +19,7 @@ from mlsh.settings import Count, Settings, cli
 
 @dataclass
 class Args(Settings):
-    """Write two videos of one task: the master newly initialised, and after the run's W warm-up updates."""
+    """Write two videos of one task: the master newly initialised, and after the run's W warm-up updates (without a warm-up, U)."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """Run folder or checkpoint."""
@@ -50,7 +50,7 @@ def main():
     if not out.parent.is_dir():
         raise UserError(f"--out is {out}, but there is no folder {out.parent}; make it first")
     agent = load_agent(data, env)
-    for name, updates in (("initialised", 0), ("trained", cfg.W)):
+    for name, updates in (("initialised", 0), ("trained", cfg.W or cfg.U)):
         pupil, _ = adapt(agent, env, [task], cfg, updates)
         path = out.with_stem(f"{out.stem}-{name}")
         film(cfg, pupil, [task], Streams(cfg.seed, [0])(0, "render"), lambda task, path=path: path, args.episodes)
