@@ -19,7 +19,7 @@ from mlsh.settings import Count, Settings, cli
 
 @dataclass
 class Args(Settings):
-    """Write two videos of one task: the master newly initialised, and after the run's W warm-up updates (without a warm-up, U)."""
+    """Write two videos of one task: the master newly initialised, and after the run's W updates (or else U)."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """Run folder or checkpoint."""

@@ -43,39 +43,43 @@ def play(env, agent, rngs, T, high_len, explore=0.0, again=True, on_step=None):
     noise = Noise(agent, rngs, T, env.num_envs // len(rngs), high_len, explore)
     record = obs.new_empty(T + 1, *obs.shape)
     alive = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
-    taken = left = z = torch.zeros_like(alive, dtype=torch.long)  # decisions, and steps until the slot's next one
+    taken = begun = z = diverged = torch.zeros_like(alive, dtype=torch.long)  # decisions; when the episode began
+    phases = {0}  # of decisions, among the steps modulo high_len
     steps, choices, dues, acts, active, cuts, final = [], [], [], [], [], [], {}
-    diverged = torch.zeros_like(left)
     if on_step:
         on_step()
     for t in range(T):
         record[t] = obs
         x = agent.normaliser(obs)
-        due = left == 0
-        if due.any():
+        if t % high_len in phases:
+            due = (t - begun) % high_len == 0
             choices.append(choose(agent.master, x, noise.of_decisions(taken, len(choices))))
             dues.append((t, due))
             z = torch.where(due, choices[-1].action, z) if agent.subs.n else z
-            taken, left = taken + due, torch.where(due, high_len, left)
-        left = left - 1
+            taken = taken + due
         if agent.subs.n:
             acts.append(act(agent.subs, x, z, noise.low[t]))
         active.append(z)
         new_obs, reward, terminated, truncated, info = env.step((acts or choices)[-1].action)
-        steps.append(Step(torch.where(alive, reward, 0), terminated, truncated, alive))
+        steps.append(Step(reward if again else torch.where(alive, reward, 0), terminated, truncated, alive))
         for name, x in info.items():
             if isinstance(x, torch.Tensor) and x.shape == alive.shape:
                 final[name] = torch.where(alive, x, final.get(name, x))
-        diverged = diverged + (alive & (final.get("diverged", False) > 0))
+        if "diverged" in final:
+            diverged = diverged + (alive & (final["diverged"] > 0))
         ended = terminated | truncated
-        obs = torch.where((alive & ~terminated)[:, None], new_obs, obs)  # what comes after a termination stays out
-        if not again:
-            alive = alive & ~ended
-        elif t + 1 < T and ended.any():
-            cut = (truncated & ~terminated).nonzero()[:, 0]
-            cuts.append((torch.full_like(cut, t), cut, obs[cut]))
-            obs, _ = env.reset(options={"reset_mask": ended})
-            left = left.masked_fill(ended, 0)
+        if again and not ended.any():
+            obs = new_obs
+        else:
+            obs = torch.where((alive & ~terminated)[:, None], new_obs, obs)  # what comes after a termination stays out
+            if not again:
+                alive = alive & ~ended
+            elif t + 1 < T:
+                cut = (truncated & ~terminated).nonzero()[:, 0]
+                cuts.append((torch.full_like(cut, t), cut, obs[cut]))
+                obs, _ = env.reset(options={"reset_mask": ended})
+                begun = torch.where(ended, t + 1, begun)
+                phases.add((t + 1) % high_len)
         if on_step:
             on_step()
         if not (again or alive.any()):

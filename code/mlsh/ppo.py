@@ -105,8 +105,8 @@ class Minibatches:
     """
 
     def __init__(self, member, group, n, parts, total=lambda x: x):
-        self._cell = group * n + member  # of a group and a member
-        self._groups = [np.flatnonzero(group == g) for g in range(group.max(initial=-1) + 1)]
+        self._by_group, self._sizes = np.argsort(group, kind="stable"), np.bincount(group)
+        self._cell = (group * n + member)[self._by_group]  # of a group and a member
         cell = np.sort(self._cell)  # of the shuffled samples, in every epoch, as all below
         part = rank(cell) * parts // np.bincount(cell)[cell]  # a cell's first samples to the first part, and so on
         self._row = part * n + cell % n  # minibatch and member
@@ -116,17 +116,16 @@ class Minibatches:
         weight = np.zeros((parts * n, length.max()), np.float32)
         weight[self._row, self._column] = 1 / total(torch.from_numpy(length)).numpy()[self._row]
         self._padding = (weight == 0).reshape(self._shape)
+        self._padded = weight.size > len(cell)
         self.weight = weight.reshape(self._shape)
 
     def shuffle(self, rngs):
         """The samples in the minibatches of an epoch, int64 [parts, n, width]; `rngs`: a NumPy generator a group."""
-        key = np.empty(len(self._cell))
-        for mine, rng in zip(self._groups, rngs, strict=False):
-            key[mine] = rng.random(len(mine))
+        key = np.concatenate([rng.random(size) for rng, size in zip(rngs, self._sizes, strict=False)])
         index = np.zeros((self._shape[0] * self._shape[1], self._shape[2]), np.int64)
-        index[self._row, self._column] = np.lexsort((key, self._cell))  # cell after cell, each in random order
-        index = index.reshape(self._shape)
-        return np.where(self._padding, index[..., :1], index)  # another member's could be infinitely improbable
+        index[self._row, self._column] = self._by_group[np.argsort(self._cell + key)]  # cell after cell, each shuffled
+        index = index.reshape(self._shape)  # what pads may not be another member's: it could be infinitely improbable
+        return np.where(self._padding, index[..., :1], index) if self._padded else index
 
 
 def update(policy, optimizer, batch, rngs, *, parts, epochs, epsilon, c1, c2, target_kl=0.0):
