@@ -2,7 +2,7 @@ from setuptools import find_packages, setup
 
 setup(
     name="mlsh",
-    version="0.1.0",
+    version="0.2.0",
     description="Meta Learning Shared Hierarchies in PyTorch",
     license="MIT",
     python_requires=">=3.11",

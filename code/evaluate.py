@@ -71,7 +71,8 @@ class Args(Settings):
     bs: CountOrNone = 0
     """Minibatch of a master, in decisions; 0 for the run's."""
     copies: Count = 64
-    """Copies of an environment that is stepped one by one; not fewer than a master's -N play at once."""
+    """Copies of an environment that is stepped one by one, but not fewer than a master's -N; with other parts PPO from
+    scratch and RL² draw other random numbers."""
     device: str = "cpu"
     """Torch device."""
     sim_threads: CountOrNone = 0

@@ -14,6 +14,7 @@ from mlsh.metrics import read_metrics
 COMMAND = " ".join(["train.py", *TINY])
 
 
+@pytest.mark.slow
 def test_a_job_is_done_once_continued_and_begun_again(tmp_path, capsys):
     job = Job("a", COMMAND)
 

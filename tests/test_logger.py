@@ -31,6 +31,7 @@ def played(*returns, **final):
     share = torch.tensor([[0.25, 0.75], [1.0, 0.0]])
     return Outcome(
         torch.tensor(returns, dtype=torch.float32),
+        torch.full((2, len(returns[0])), 2.5),
         share,
         10,
         torch.tensor([0, 2]),

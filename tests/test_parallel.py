@@ -93,6 +93,7 @@ def test_a_process_that_dies_ends_the_run_and_another_number_goes_on(tmp_path):
     assert [int(row["iteration"]) for row in read_metrics(tmp_path)] == [i for i in range(done + 1) for _ in range(4)]
 
 
+@pytest.mark.slow
 def test_what_the_first_process_refuses_ends_all(tmp_path):
     for flags, reason in (
         (["--groups", 1], "2 processes for 1 task groups; use --groups 2 or more"),

@@ -57,6 +57,13 @@ def test_what_comes_after_a_termination_weighs_nothing():
     assert all(x.isfinite().all() for x in trials[:-1])
 
 
+def test_an_episode_that_is_over_everywhere_is_not_played_on():
+    env = Ladder([2, 1])
+    trials = play(env, policy_for(env))
+    assert len(trials.obs) == len(env.actions) == 2 * 2 and trials.steps == 2 * 3
+    assert trials.episode_return.tolist() == [[3, 1], [3, 1]]
+
+
 def test_a_sample_without_weight_moves_nothing():
     env = Ladder([99, 99])
     after = []

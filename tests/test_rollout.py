@@ -84,6 +84,7 @@ def test_two_timescales_by_hand(space):
 
 def test_without_bootstrap_the_limit_ends_the_episode_for_the_master_alone():
     env = Ladder([99] * 4)
+    env.max_episode_steps = 7
     agent = agent_for(env, groups=2)
     with_it, without = (
         collect(env, agent, Streams(1, range(2))(2, "x"), **SETTINGS, bootstrap=b) for b in (True, False)
@@ -197,7 +198,7 @@ def brute_force(env, agent, z, T, high_len, bootstrap, low):
                 reward = sum(at(u + 1).sum().item() for u in range(s, following))
                 if following < last:
                     ahead = value(at(following), e, following)
-                elif end == "term" or not (bootstrap or low):
+                elif end == "term" or end == "trunc" and not (bootstrap or low):
                     ahead = 0.0
                 else:
                     ahead = value(at(last), e, last - 1)
@@ -242,6 +243,20 @@ def test_a_slot_goes_on_with_new_episodes_and_every_step_is_learned_from(high_le
         assert out.master.member[mine].unique().tolist() == [e // 3]
 
 
+def test_what_follows_a_truncation_has_to_be_finite_too():
+    env = Script([[(2, "trunc"), (9, "term")], [(9, "term")]])
+    step = env.step
+
+    def blind(actions):
+        observation, *rest = step(actions)
+        observation[rest[2]] = torch.nan
+        return observation, *rest
+
+    env.step = blind
+    with pytest.raises(FloatingPointError, match="an observation that is not finite at step 2, task 0"):
+        collect(env, agent_for(env, groups=1), Streams(1, range(1))(2, "x"), **SETTINGS)
+
+
 def test_reported_are_complete_episodes_and_of_what_only_measures_the_first():
     """Slot 0 has episodes of 2, 2 and, cut short, 3 steps; slot 1 one that is not over."""
     env = Script([[(2, "term"), (2, "trunc"), (9, "term")], [(9, "term")]])
@@ -251,9 +266,11 @@ def test_reported_are_complete_episodes_and_of_what_only_measures_the_first():
     whole = sum(reward(1, 1, t) for t in range(1, 8))
     out = collect(env, agent, Streams(1, range(1))(2, "x"), **SETTINGS).outcome
     assert out.episode_return[0].tolist() == pytest.approx([(first + second) / 2, whole])
+    assert out.episode_length[0].tolist() == [2, 7]
     env.begun = [0, 0]
     out = measure(env, agent, Streams(1, range(1))(2, "x"), T=7, high_len=3)
     assert out.episode_return[0].tolist() == pytest.approx([first, whole]) and out.steps == 2 + 7
+    assert out.episode_length[0].tolist() == [2, 7]
     env.scripts, env.begun, env.actions = [[(2, "term")], [(3, "trunc")]], [0, 0], []
     out = measure(env, agent, Streams(1, range(1))(2, "x"), T=7, high_len=3)
     assert out.steps == 5 and len(env.actions) == 3  # nothing is simulated when all are over
@@ -301,7 +318,8 @@ def test_any_number_of_sub_policies_and_any_period(num_low, high_len):
 def test_outcomes_are_put_side_by_side():
     def one(returns, share, **final):
         final = {name: torch.tensor(x) for name, x in final.items()}
-        return Outcome(torch.tensor(returns), torch.tensor(share), 5, torch.tensor([1, 0]), final)
+        returns = torch.tensor(returns)
+        return Outcome(returns, returns + 1, torch.tensor(share), 5, torch.tensor([1, 0]), final)
 
     a, b = (
         one([[1.0], [2.0]], [[1.0, 0], [0, 1.0]], up=[[1.0], [0.0]]),

@@ -62,6 +62,7 @@ def test_a_full_disk_at_the_first_save_is_said_at_once(tmp_path):
     assert not (tmp_path / "checkpoint.pt").exists()
 
 
+@pytest.mark.slow
 def test_a_full_disk_while_logging_leaves_the_last_checkpoint(tmp_path):
     size = 40_000  # more than a checkpoint has
     flags = [*SMALL, "--tasks", 10**6, "--save_seconds", 0, "--out", tmp_path]

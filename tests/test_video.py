@@ -92,3 +92,13 @@ def test_a_film_that_breaks_off_leaves_what_was_there(tmp_path, ending):
             add(frame)
         raise ZeroDivisionError
     assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("fps", [10, 30, 60, 125])
+def test_a_gif_takes_as_long_as_its_frames_and_none_of_them_less_than_viewers_bear(tmp_path, fps):
+    with video(tmp_path / "x.gif", fps) as add:
+        for i in range(60):
+            add(np.full((8, 8, 3), 4 * i, np.uint8))
+    with Image.open(tmp_path / "x.gif") as gif:
+        durations = [frame.info["duration"] for frame in ImageSequence.Iterator(gif)]
+    assert min(durations) >= 20 and abs(sum(durations) - 60_000 / fps) <= 20

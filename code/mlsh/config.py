@@ -19,7 +19,7 @@ class Config(RunSettings):
     length: ClassVar[str] = "tasks"
 
     N: Annotated[Count, short("-N")] = 40
-    """Episodes a rollout and task group (the paper's D is N·T env steps)."""
+    """Episodes side by side in a rollout of a task group (the paper's D is N·T env steps)."""
     W: Annotated[CountOrNone, short("-W")] = 20
     """Warm-up iterations a task: only the master learns (paper: W)."""
     U: Annotated[CountOrNone, short("-U")] = 1
@@ -37,7 +37,7 @@ class Config(RunSettings):
     groups: Count = 1
     """Task groups in step, each with its own task and master; they share the sub-policies (paper: 10)."""
     bs: Count = 64
-    """Minibatch of a master, in decisions."""
+    """Minibatch of a master, in decisions; of more of them where episodes end early."""
     parts_low: Count = 15
     """Minibatches into which an epoch splits the sub-policies' samples."""
     hlr: Positive = 1e-2

@@ -164,7 +164,7 @@ class Logger(Log):
         self._stats |= stats
         self._diverged = self._diverged + outcome.diverged
         self._advance(f"task {i + 1}/{self._length} {phase}")
-        self._played(outcome.episode_return.mean().item(), outcome.steps / outcome.episode_return.numel())
+        self._played(outcome.episode_return.mean().item(), outcome.episode_length.mean().item())
 
     def task_done(self, i, tasks):
         """After an outer iteration: a row a group. `tasks`: of this process's groups."""

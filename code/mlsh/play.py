@@ -5,6 +5,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+NOT_FINITE = "the environment gave {} that is not finite at step {}, task {}"
+
 
 class Decision(NamedTuple):
     """What a policy did in E slots side by side; stacked, [T, E, ...] at every step or [D, E, ...] at some."""
@@ -33,7 +35,7 @@ class Played(NamedTuple):
     acts: Decision | None  # [T, E, ...], of the sub-policies chosen; flat policies have none
     active: torch.Tensor  # [T, E], which they were
     cuts: tuple  # of the episodes truncated before step T: their last step [F], slot [F], and what followed [F, obs]
-    final: dict  # the tensors [E] of the environment's info at each slot's last step, by name
+    final: dict  # of what only measures: the tensors [E] of the environment's info at each slot's last step, by name
     diverged: torch.Tensor  # [E], episodes whose simulation diverged
 
 
@@ -62,11 +64,11 @@ def play(env, agent, rngs, T, high_len, explore=0.0, again=True, on_step=None):
         active.append(z)
         new_obs, reward, terminated, truncated, info = env.step((acts or choices)[-1].action)
         steps.append(Step(reward if again else torch.where(alive, reward, 0), terminated, truncated, alive))
-        for name, x in info.items():
+        if "diverged" in info:
+            diverged = diverged + (alive & (info["diverged"] > 0))
+        for name, x in {} if again else info.items():
             if isinstance(x, torch.Tensor) and x.shape == alive.shape:
                 final[name] = torch.where(alive, x, final.get(name, x))
-        if "diverged" in final:
-            diverged = diverged + (alive & (final["diverged"] > 0))
         ended = terminated | truncated
         if again and not ended.any():
             obs = new_obs
@@ -89,6 +91,9 @@ def play(env, agent, rngs, T, high_len, explore=0.0, again=True, on_step=None):
     steps, none = stacked(steps), (due.new_empty(0, dtype=torch.long),) * 2
     cuts = tuple(map(torch.cat, zip((*none, obs[:0]), *cuts, strict=True)))
     check_finite(env, steps.reward, record[: t + 2])
+    if len(cuts[0]) and not cuts[2].isfinite().all():
+        t, e, _ = (x[~cuts[2].isfinite().all(-1)][0] for x in cuts)
+        raise FloatingPointError(NOT_FINITE.format("an observation", t + 1, env.task[e]))
     acts, active = stacked(acts) if acts else None, torch.stack(active)
     return Played(steps, record, stacked(choices), at, due, acts, active, cuts, final, diverged)
 
@@ -143,7 +148,7 @@ def check_finite(env, reward, obs):
     for name, finite in (("a reward", reward.isfinite()), ("an observation", obs.isfinite().all(-1))):
         if not finite.all():
             t, e = (~finite).nonzero()[0].tolist()
-            raise FloatingPointError(f"the environment gave {name} that is not finite at step {t}, task {env.task[e]}")
+            raise FloatingPointError(NOT_FINITE.format(name, t, env.task[e]))
 
 
 def stacked(records):

@@ -117,12 +117,12 @@ def play(env, policy, rng, *, episodes, T, gamma, lam, reward_scale):
     """A trial in each of the env's E slots, on the tasks it has: the hidden state lives as long as the trial."""
     E, device = env.num_envs, env.device
     h, action, reward = None, None, torch.zeros(E, device=device)
-    steps, rewards = [], []
+    steps, rewards, returns = [], [], []
     with env.simulating():
         for _ in range(episodes):
             obs, _ = env.reset(seed=int(rng.integers(2**63)))
             noise = torch.from_numpy(policy.noise(rng, T, E)).to(device)
-            alive = torch.ones(E, dtype=torch.bool, device=device)
+            alive, begun = torch.ones(E, dtype=torch.bool, device=device), len(steps)
             for t in range(T):
                 x = policy.input(obs, action, reward * reward_scale, float(t == 0))
                 params, value, h = policy(x[None], h)
@@ -133,6 +133,9 @@ def play(env, policy, rng, *, episodes, T, gamma, lam, reward_scale):
                 rewards.append(reward)
                 alive = alive & ~terminated & ~truncated
                 obs = torch.where(alive[:, None], new_obs, obs)
+                if not alive.any():
+                    break
+            returns.append(torch.stack(rewards[begun:]).sum(0))
     x, action, log_prob, value, alive = (torch.stack(field) for field in zip(*steps, strict=True))
     reward = torch.stack(rewards)
     check_finite(env, reward, x)
@@ -142,7 +145,7 @@ def play(env, policy, rng, *, episodes, T, gamma, lam, reward_scale):
         ahead = reward[s] * reward_scale + gamma * (next_value + lam * last) - value[s]
         last, next_value = torch.where(alive[s], ahead, last), torch.where(alive[s], value[s], next_value)
         advantage[s] = last
-    weight, returns = alive.float() / alive.sum(), reward.view(episodes, T, E).sum(1)
+    weight, returns = alive.float() / alive.sum(), torch.stack(returns)
     return Trials(x, action, log_prob, advantage, value + advantage, weight, returns, int(alive.sum()))
 
 

@@ -14,10 +14,11 @@ class Outcome(NamedTuple):
     """What there is to report of N slots in each of G groups."""
 
     episode_return: torch.Tensor  # [G, N], undiscounted, unscaled; the mean of a slot's complete episodes
+    episode_length: torch.Tensor  # [G, N], likewise
     share: torch.Tensor  # [G, K], of the steps; [G, 0] without sub-policies
     steps: int  # env steps
     diverged: torch.Tensor  # [G], episodes
-    final: dict  # as in `Played`, [G, N] each; NaN where an episode ended without it
+    final: dict  # as in `Played`, [G, N] each; NaN where an episode ended without it; of what is learned from, nothing
 
     def final_means(self):
         """`final_NAME` -> its mean over each group's episodes [G], a list; None where none has it."""
@@ -43,8 +44,8 @@ def collect(
     A slot whose episode ends begins another. Every `high_len` steps of an episode its group's master picks a
     sub-policy; with probability `explore` a uniformly random one, stored as if it were the master's own, as in the
     original. Without sub-policies (K = 0) the masters act themselves: G flat policies, for which `high_len` has to be
-    1. Where an episode is truncated, or the rollout ends, the value is bootstrapped (the master's only if `bootstrap`),
-    where it terminates not.
+    1. Where an episode terminates nothing follows; where it is truncated the value is bootstrapped (the master's only
+    if `bootstrap`), and where the rollout ends within it always.
 
     `rngs`: one NumPy generator a group. `low`: also make what the sub-policies learn from.
     `on_step()` is called after the reset and after each step. Returns a `Rollout`. Raises FloatingPointError if the
@@ -103,7 +104,7 @@ def master_batch(played, inputs, cuts, master, bootstrap, gamma, lam, reward_sca
     following = torch.where(last, value[-1], value[1:])
     t, e, _ = played.cuts
     following[decision[t, e], e] = values(master, cuts, group[e])
-    following = torch.where(steps.terminated[end, slot] | (ended | last) & (not bootstrap), 0, following)
+    following = torch.where(steps.terminated[end, slot] | ended & (not bootstrap), 0, following)
     advantage = gae(reward * reward_scale, value[:-1], following, ~(ended | last), gamma, lam)
     params, action = (x[row, slot] for x in played.choices)
     return batch_of(master, obs[:-1], Decision(params, action), advantage, value[:-1], group, group, real)
@@ -160,26 +161,28 @@ def outcome(played, agent):
     ended = (steps.terminated | steps.truncated) & steps.alive
     complete = ended.flip(0).cumsum(0).flip(0) > 0  # steps of episodes that come to their end
     counts = torch.where(complete.any(0), complete, True)  # if none does, those of the last
-    episode_return = (steps.reward * counts).sum(0) / ended.sum(0).clamp(min=1)
+    episodes = ended.sum(0).clamp(min=1)
+    of_slots = ((steps.reward * counts).sum(0) / episodes, (counts & steps.alive).sum(0) / episodes)
     final = {name: x.view(G, -1) for name, x in played.final.items() if name != "diverged"}
     diverged = played.diverged.view(G, -1).sum(1)
-    return Outcome(episode_return.view(G, -1), share, int(steps.alive.sum()), diverged, final)
+    return Outcome(*(x.view(G, -1) for x in of_slots), share, int(steps.alive.sum()), diverged, final)
 
 
 def joined(outcomes):
     """Outcomes of different groups as one, the groups in order; not all need have the same in `final`."""
-    episode_return, share, steps, diverged, _ = zip(*outcomes, strict=True)
-    return Outcome(torch.cat(episode_return), torch.cat(share), sum(steps), torch.cat(diverged), finals(outcomes, 0))
+    returns, lengths, share, steps, diverged, _ = zip(*outcomes, strict=True)
+    of_slots = torch.cat(returns), torch.cat(lengths)
+    return Outcome(*of_slots, torch.cat(share), sum(steps), torch.cat(diverged), finals(outcomes, 0))
 
 
 def extended(outcomes):
     """Outcomes of further slots of the same groups as one; shares weigh by slots."""
     if len(outcomes) == 1:
         return outcomes[0]
-    returns, share, steps, diverged, _ = zip(*outcomes, strict=True)
+    returns, lengths, share, steps, diverged, _ = zip(*outcomes, strict=True)
     slots = [x.shape[1] for x in returns]
     share = sum(x * n for x, n in zip(share, slots, strict=True)) / sum(slots)
-    return Outcome(torch.cat(returns, 1), share, sum(steps), sum(diverged), finals(outcomes, 1))
+    return Outcome(torch.cat(returns, 1), torch.cat(lengths, 1), share, sum(steps), sum(diverged), finals(outcomes, 1))
 
 
 def finals(outcomes, dim):

@@ -108,7 +108,8 @@ class RunSettings(Settings):
     sim_threads: CountOrNone = 0
     """Threads that simulate, in MuJoCo's families; 0 for all cores. Results do not depend on it."""
     copies: Count = 64
-    """Copies of an environment that is stepped one by one, in what only tests; not fewer than -N play at once."""
+    """Copies of an environment that is stepped one by one, in what only tests, but not fewer than -N; with other parts
+    tests draw other random numbers."""
     out: str = ""
     """Run folder; a new one in runs/, named by environment and time, if empty."""
     save_seconds: NotNegative = 5.0

@@ -87,7 +87,7 @@ class Gif:
                 self._times += 1
             else:
                 self._write_last()
-                self._before, self._last, self._times = self._last, new, 1
+                self._last, self._times = new, 1
         self._sample = []
 
     def _begin(self):
@@ -101,17 +101,24 @@ class Gif:
         page.putpalette(colours + [0] * (3 * (UNCHANGED + 1) - len(colours)))
         self._file.writelines(getheader(page, info={"loop": 0})[0])
         self._before = self._last = np.full((height, width), UNCHANGED, np.uint8)
-        self._times = 0
+        self._times, self._due = 0, 0.0  # frames like the last, and milliseconds not yet shown
 
     def _write_last(self):
-        """Write what changed with the last frame, and for how long it is shown; not before the next is another."""
+        """Write what changed with the last frame, and for how long it is shown; not before the next is another.
+
+        A frame that would be shown for less than 20 ms, which viewers take for much longer, is left out.
+        """
+        self._due += self._times * self._delay
+        delay = min(round(self._due / 10) * 10, 655350)  # 16 bits of 10 ms
         changed = self._last != self._before
-        if not changed.any():
+        if delay < 20 or not changed.any():
             return
+        self._due -= delay
+        self._before = self._last
         rows, columns = (np.flatnonzero(changed.any(axis)) for axis in (1, 0))
         box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
         part = Image.fromarray(np.where(changed[box], self._last[box], np.uint8(UNCHANGED)))
-        corner, delay = (int(columns[0]), int(rows[0])), min(self._times * self._delay, 655350)  # 16 bits of 10 ms
+        corner = int(columns[0]), int(rows[0])
         self._file.writelines(getdata(part, corner, duration=delay, transparency=UNCHANGED, disposal=1))
 
 
