@@ -1,6 +1,7 @@
 """Task groups spread over the processes of torchrun. In a process of its own every function here is the identity."""
 
 import os
+import sys
 from datetime import timedelta
 
 import numpy as np
@@ -34,8 +35,14 @@ def start():
 
 
 def stop():
+    """Leave the other processes. One that is not the first ends here: as the interpreter goes down, a thread that
+    Gloo has left may abort it ("terminate called without an active exception"), and with it the whole run."""
     if SIZE > 1:
         dist.destroy_process_group()
+        if not FIRST:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
 
 
 def device(name):
