@@ -95,3 +95,12 @@ def test_normaliser_can_be_off():
     normaliser.update(torch.randn(9, 2))
     x = torch.tensor([[100.0, -7.0]])
     assert torch.equal(normaliser(x), x)
+
+
+def test_the_normaliser_sees_every_one_of_many_observations():
+    x = torch.cat((torch.zeros(2**14, 1), torch.full((2**14 + 1, 1), 2.0)))  # more than it takes at a time
+    normaliser = Normaliser(1)
+    normaliser.update(x)
+    assert normaliser.count == len(x)
+    torch.testing.assert_close(normaliser.mean, x.double().mean(0))
+    torch.testing.assert_close(normaliser.var, x.double().var(0, correction=0))
