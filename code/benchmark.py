@@ -8,7 +8,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 
@@ -39,6 +39,8 @@ class Args(Settings):
     """Torch device."""
     tasks: Annotated[int, at_least(2)] = 4
     """Outer iterations of train.py, two or more; the first is not counted."""
+    compile: Literal["on", "off"] = "on"
+    """Whether what learns from a minibatch is compiled."""
     sim_threads: CountOrNone = 0
     """Threads that simulate, in MuJoCo's families; 0 for all cores."""
     processes: CountOrNone = 0
@@ -103,6 +105,7 @@ def parts(cfg):
     action = collect(env, agent, rngs, **cfg.rollout).low.action[: env.num_envs]
 
     def seconds(call):
+        call()  # it may compile
         start, repeats, spent = time.perf_counter(), 0, 0.0
         while spent < SECONDS:
             result = call()
@@ -156,7 +159,8 @@ def main():
     args = cli(Args)
     args.validate()
     for groups in args.groups or (None,):
-        flags = ["--env", args.env, "--device", args.device, "--sim_threads", str(args.sim_threads)]
+        flags = [*("--env", args.env, "--device", args.device, "--compile", args.compile)]
+        flags += ["--sim_threads", str(args.sim_threads)]
         flags += ["--groups", str(groups)] if groups else []
         cfg, _ = parse(Config, flags, load=None)
         if args.processes:
@@ -172,7 +176,9 @@ def main():
             if isinstance(env, MujocoTasks):
                 against_the_simulator(cfg, spent)
         threads = f"{torch.get_num_threads()} threads"
-        print(f"{args.env} --groups {cfg.groups}, {threads}: {steps / whole:,.0f} env steps/s")
+        print(
+            f"{args.env} --groups {cfg.groups}, {threads}, --compile {args.compile}: {steps / whole:,.0f} env steps/s"
+        )
         if spent["collection"]:
             bare, collection = (1 / statistics.mean(x) for x in spent.values())
             print(

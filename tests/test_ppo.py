@@ -5,8 +5,9 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 
+from mlsh.minibatches import Minibatches
 from mlsh.models import ActorCritic
-from mlsh.ppo import Adam, Batch, Minibatches, Samples, figures, gae, named, normalise, update
+from mlsh.ppo import Adam, Batch, Samples, figures, gae, gradients, named, normalise, update
 
 ALWAYS = dict(epsilon=0.2, c1=0.5, c2=0.01)
 
@@ -259,3 +260,26 @@ def test_a_loss_that_is_infinite_is_noticed():
     with pytest.raises(FloatingPointError, match="1 is not finite"):
         update(policy, Adam(policy, 1e-3), samples, rngs(1), parts=1, epochs=1, **ALWAYS)
     assert all(p.isfinite().all() for p in policy.parameters())
+
+
+def test_weights_only_compare_the_samples_of_a_member():
+    def learned(weight):
+        policy = actor_critic(2)
+        samples = batch(policy, [0, 0, 0, 1, 1])._replace(weight=None if weight is None else torch.tensor(weight))
+        update(policy, Adam(policy, 1e-2), samples, rngs(1), parts=1, epochs=2, **ALWAYS)
+        return policy.policy_weight.detach()
+
+    torch.testing.assert_close(learned([3.0] * 3 + [1e-30] * 2), learned(None))  # whatever they are, if they are equal
+    torch.testing.assert_close(learned([1.0, 2.0, 3.0, 1.0, 1.0]), learned([5.0, 10.0, 15.0, 1.0, 1.0]))
+    one, other = learned([1.0, 2.0, 3.0, 1.0, 1.0]), learned(None)
+    assert torch.equal(one[1], other[1]) and not torch.equal(one[0], other[0])
+    assert learned([0.0] * 5).isfinite().all()
+
+
+def test_a_sample_without_weight_teaches_nothing():
+    policy = actor_critic(1)
+    samples, index = batch(policy, [0, 0, 0]), torch.tensor([[0, 1, 2]])
+    weight = torch.full((1, 3), 1 / 3)
+    told, _ = gradients(policy, samples._replace(weight=torch.tensor([1.5, 1.5, 0.0])), index, weight, 0.2, 0.5, 0.01)
+    of_two, _ = gradients(policy, samples, index[:, :2], torch.full((1, 2), 1 / 2), 0.2, 0.5, 0.01)
+    torch.testing.assert_close(told, of_two)

@@ -1,11 +1,14 @@
 """The settings of MLSH, each with its constraint and the paper's symbol."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
+from mlsh.compiled import possible
 from mlsh.envs import preset
 from mlsh.errors import UserError
 from mlsh.settings import Count, CountOrNone, Finite, Fraction, NotNegative, Positive, RunSettings, at_least, short
+
+MANY = 10_000  # minibatches, to learn from which takes as long as to compile
 
 
 @dataclass
@@ -72,6 +75,9 @@ class Config(RunSettings):
     """Normalise observations by their running mean and variance, clipped to ±5."""
     reward_scale: Positive = 1.0
     """Factor on rewards inside the learner; reported returns are without it."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the learning from a minibatch: twice as fast after half a minute. auto does in long runs, where it can.
+    Results are a function of the seed either way, but not the same."""
     record: CountOrNone = 10
     """Outer iterations between two sets of videos; 0 for none."""
     test_episodes: Annotated[int, at_least(2)] = 100
@@ -109,6 +115,17 @@ class Config(RunSettings):
         """Keyword arguments of `update` for the sub-policies at an outer iteration."""
         c2 = self.c2_low * self.faded(iteration)
         return {"parts": self.parts_low, "c2": c2, **self.only("epochs", "epsilon", "c1", "target_kl")}
+
+    @property
+    def minibatches(self):
+        """How many the run learns from."""
+        low = self.U * self.parts_low if self.num_low else 0
+        return self.tasks * self.epochs * ((self.W + self.U) * self.master_ppo["parts"] + low)
+
+    def settle(self):
+        """Decide what is left to be decided when the run begins."""
+        if self.compile == "auto":
+            self.compile = "on" if self.minibatches >= MANY and possible(self.device) else "off"
 
     def faded(self, iteration):
         """What remains of --explore and --c2_low at an outer iteration: a factor in [0, 1]."""

@@ -49,6 +49,10 @@ class Log:
             self._bar = tqdm(**bar, unit="it", dynamic_ncols=True)
         self._start = time.monotonic() - run.progress["seconds"]
         self._rate_from, self._last = None, ""
+        self._how = ""
+        if getattr(self.cfg, "compile", "off") == "on":
+            self._how = ", compiled"
+            self._bar.set_description_str("compiling")
 
     @property
     def seconds(self):
@@ -97,7 +101,7 @@ class Log:
         if self._rate_from is None:
             self._rate_from = self.env_steps, now
         steps, then = self._rate_from
-        rate = f"{(self.env_steps - steps) / (now - then):,.0f} steps/s" if now > then else ""
+        rate = f"{(self.env_steps - steps) / (now - then):,.0f} steps/s{self._how}" if now > then else ""
         self._bar.set_description_str(doing, refresh=False)
         self._bar.set_postfix_str(", ".join(filter(None, (self._last, rate))), refresh=False)
         self._bar.update()

@@ -63,15 +63,16 @@ class ActorCritic(Policy):
     Policy and value are separate networks with two hidden tanh layers. Every parameter leads with n, the hidden layers
     with [n, 2] (policy, value), so a layer of all of them is one batched matmul.
 
-    `name` is for error messages. Where several processes learn the same members from samples of their own, `total` sums
-    a tensor over them, in place.
+    `name` is for error messages; `compiled`: `ppo.update` compiles how it learns. Where several processes learn the
+    same members from samples of their own, `total` sums a tensor over them, in place.
     """
 
-    def __init__(self, n, obs_size, action_space, hidden=64, log_std=0.0, name="policy", total=None):
+    def __init__(self, n, obs_size, action_space, hidden=64, log_std=0.0, name="policy", total=None, compiled=False):
         super().__init__(action_space)
         self.n = n
         self.name = name
         self.total = total
+        self.compiled = compiled
         self._networks = (obs_size, action_space, hidden, log_std, name)
         for parameter, *shape in (
             ("weight1", 2, obs_size, hidden),
@@ -239,7 +240,7 @@ class Hierarchy(NamedTuple):
         """
         obs_size = math.prod(env.single_observation_space.shape)
         choices = Discrete(cfg.num_low) if cfg.num_low else env.single_action_space
-        networks = {"hidden": cfg.hidden, "log_std": cfg.log_std}
+        networks = {"hidden": cfg.hidden, "log_std": cfg.log_std, "compiled": cfg.compile == "on"}
         master = ActorCritic(masters or cfg.groups, obs_size, choices, name="master", **networks)
         subs = ActorCritic(cfg.num_low, obs_size, env.single_action_space, name="sub-policy", total=total, **networks)
         normaliser = Normaliser(obs_size, cfg.normalise, gather)

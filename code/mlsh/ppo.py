@@ -7,6 +7,10 @@ import numpy as np
 import torch
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+from mlsh.compiled import compiled
+from mlsh.minibatches import Minibatches
+
+TINY = torch.finfo(torch.float32).tiny
 CAP = 20.0  # of the log ratio, where it is learned from
 FIGURES = ("policy_loss", "value_loss", "entropy", "kl", "clip_fraction", "explained_variance")  # of an update
 
@@ -22,6 +26,7 @@ class Batch(NamedTuple):
     value_target: torch.Tensor  # [S]
     member: torch.Tensor  # [S], which of the policy's n networks acted
     group: torch.Tensor  # [S]
+    weight: torch.Tensor | None = None  # [S], how much it counts among its member's samples; None: all the same
 
 
 class Samples(NamedTuple):
@@ -83,51 +88,6 @@ def total_loss(objective, new, c1, c2):
     return loss - c2 * new.entropy() if c2 else loss
 
 
-def rank(label):
-    """How many of the same label come before it, for each of the integers `label` [S]."""
-    order = np.argsort(label, kind="stable")
-    count = np.bincount(label)
-    first = count.cumsum() - count  # where each label begins in that order
-    ranks = np.empty_like(label)
-    ranks[order] = np.arange(len(label)) - first[label[order]]
-    return ranks
-
-
-class Minibatches:
-    """An epoch's shuffle of samples into `parts` minibatches, each with a row of samples for every member.
-
-    The samples of one group and member are spread evenly over the parts, in an order drawn from that group's own
-    generator, so a group's share of a minibatch does not depend on the other groups. `member`, `group`: int arrays
-    [S], `group` counting from 0. `total` sums a tensor over the processes that have samples of the same members.
-
-    `weight` [parts, n, width] (float32) sums to 1 over the row of all processes, or to 0 where a member has no sample;
-    padding weighs 0, and repeats a sample of the row.
-    """
-
-    def __init__(self, member, group, n, parts, total=lambda x: x):
-        self._by_group, self._sizes = np.argsort(group, kind="stable"), np.bincount(group)
-        self._cell = (group * n + member)[self._by_group]  # of a group and a member
-        cell = np.sort(self._cell)  # of the shuffled samples, in every epoch, as all below
-        part = rank(cell) * parts // np.bincount(cell)[cell]  # a cell's first samples to the first part, and so on
-        self._row = part * n + cell % n  # minibatch and member
-        self._column = rank(self._row)
-        length = np.bincount(self._row, minlength=parts * n)  # of each row
-        self._shape = parts, n, length.max()
-        weight = np.zeros((parts * n, length.max()), np.float32)
-        weight[self._row, self._column] = 1 / total(torch.from_numpy(length)).numpy()[self._row]
-        self._padding = (weight == 0).reshape(self._shape)
-        self._padded = weight.size > len(cell)
-        self.weight = weight.reshape(self._shape)
-
-    def shuffle(self, rngs):
-        """The samples in the minibatches of an epoch, int64 [parts, n, width]; `rngs`: a NumPy generator a group."""
-        key = np.concatenate([rng.random(size) for rng, size in zip(rngs, self._sizes, strict=False)])
-        index = np.zeros((self._shape[0] * self._shape[1], self._shape[2]), np.int64)
-        index[self._row, self._column] = self._by_group[np.argsort(self._cell + key)]  # cell after cell, each shuffled
-        index = index.reshape(self._shape)  # what pads may not be another member's: it could be infinitely improbable
-        return np.where(self._padding, index[..., :1], index) if self._padded else index
-
-
 def update(policy, optimizer, batch, rngs, *, parts, epochs, epsilon, c1, c2, target_kl=0.0):
     """PPO with the clipped objective: `epochs` passes over `batch` in `parts` minibatches each.
 
@@ -136,16 +96,21 @@ def update(policy, optimizer, batch, rngs, *, parts, epochs, epsilon, c1, c2, ta
 
     Every sample moves its own member's parameters only; a minibatch without a sample of a member leaves its
     parameters and Adam moments alone, and so does a batch with a single one. Advantages are normalised within a group
-    and member. Returns a dict of [n] tensors, measured over the whole batch after the update (NaN for a member left
-    alone), by the names in `FIGURES`. Raises FloatingPointError if a parameter is not finite any more.
+    and member; a batch's weights are scaled to a mean of 1 over a member's samples. Returns a dict of [n] tensors,
+    measured over the whole batch after the update, all samples alike (NaN for a member left alone), by the names in
+    `FIGURES`. Raises FloatingPointError if a parameter is not finite any more.
     """
     n, total, device = policy.n, policy.total or (lambda x: x), batch.obs.device
     member, group = batch.member.cpu().numpy(), batch.group.cpu().numpy()
     shuffled = Minibatches(member, group, n, parts, total)
     batch = batch._replace(advantage=normalise(batch.advantage, batch.group * n + batch.member, n * len(rngs)))
     count = total(torch.from_numpy(np.bincount(member, minlength=n))).numpy()
+    if batch.weight is not None:  # as they are a member's samples may weigh next to nothing, all of them
+        weights = total(torch.zeros(n, device=device).index_add(0, batch.member, batch.weight)).clamp(min=TINY)
+        batch = batch._replace(weight=batch.weight * (torch.from_numpy(count).to(device) / weights)[batch.member])
     weight = torch.from_numpy(shuffled.weight * (count >= 2)[:, None]).to(device)
     resting = [np.flatnonzero(row == 0) for row in total(weight.sum(2).cpu()).numpy()]  # members without a sample
+    learn, parameters = compiled(gradients) if policy.compiled else gradients, list(policy.parameters())
     kl = torch.zeros(2, device=device)  # of an epoch: the members' sum, and how many they were
     for epoch in range(epochs):
         if target_kl and epoch:
@@ -155,9 +120,14 @@ def update(policy, optimizer, batch, rngs, *, parts, epochs, epsilon, c1, c2, ta
             kl.zero_()
         index = torch.from_numpy(shuffled.shuffle(rngs)).to(device)
         for rows, w, idle in zip(index, weight, resting, strict=True):
-            objective = step(policy, optimizer, samples_of(batch, rows), w, idle, epsilon, c1, c2)
+            learned, divergence = learn(policy, batch, rows, w, epsilon, c1, c2, measured=target_kl > 0)
+            for parameter, gradient in zip(parameters, learned, strict=True):
+                parameter.grad = gradient
+            if policy.total:
+                vector_to_parameters(policy.total(parameters_to_vector(learned)), learned)
+            optimizer.step(idle)
             if target_kl:
-                kl += torch.stack(((objective.kl * w).sum(), w.sum())).detach()
+                kl += torch.stack((divergence, w.sum()))
     optimizer.check_finite(policy.name)
     each = (weight > 0) / torch.from_numpy(np.where(count < 2, np.nan, count)).to(device)[:, None]
     parts = (figures(policy, samples_of(batch, rows), w, epsilon) for rows, w in zip(index, each, strict=True))
@@ -169,21 +139,21 @@ def samples_of(batch, index):
     return Samples(*(getattr(batch, name)[index] for name in Samples._fields))
 
 
-def step(policy, optimizer, samples, weight, idle, epsilon, c1, c2):
-    """Learn from one minibatch, samples and weights [n, width, ...]; the members `idle` have none and stay as they are.
+def gradients(policy, batch, index, weight, epsilon, c1, c2, measured=False):
+    """What a minibatch, at `index` [n, width] of a batch, teaches each parameter of the policy: a list of gradients.
 
-    Returns its `Surrogate` before the step.
+    `weight` [n, width]: of its samples in the loss, beside the batch's own. If `measured`, the sum of their KL
+    divergences is the second thing returned, else None. Eager or compiled, this is the function that learns.
     """
+    samples = samples_of(batch, index)
+    if batch.weight is not None:
+        weight = weight * batch.weight[index]
     params, value = policy(samples.obs)
     new = policy.distribution(params)
     objective = surrogate(new, value, samples, epsilon, CAP)
-    policy.zero_grad()
-    (total_loss(objective, new, c1, c2) * weight).sum().backward()
-    if policy.total:
-        gradients = [p.grad for p in policy.parameters()]
-        vector_to_parameters(policy.total(parameters_to_vector(gradients)), gradients)
-    optimizer.step(idle)
-    return objective
+    loss = (total_loss(objective, new, c1, c2) * weight).sum()
+    kl = (objective.kl * weight).sum().detach() if measured else None
+    return torch.autograd.grad(loss, list(policy.parameters())), kl
 
 
 @torch.no_grad()

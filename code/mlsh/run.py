@@ -38,6 +38,7 @@ class Run:
         self._load = functools.partial(checkpoint.load, kinds=(kind,))
         self.cfg, self._saved = parallel.from_first(lambda: parse(kind, sys.argv[1:], self._load))
         self.cfg.device = parallel.device(self.cfg.device)
+        self.cfg.settle()
         refuse_too_large(self.cfg, self.cfg.most_at_once(parallel.SIZE))
         self.shared = {"total": parallel.total, "gather": parallel.gather}
         self.progress = {"iteration": 0, "env_steps": 0, "train_env_steps": 0, "seconds": 0.0}

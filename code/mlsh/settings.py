@@ -147,6 +147,9 @@ class RunSettings(Settings):
         """The episodes that each of so many processes plays at once, at most."""
         return self.N
 
+    def settle(self):
+        """Decide what is left to be decided when the run begins."""
+
     @property
     def wandb_mode(self):
         """What --wandb says; where that is auto and no variable of wandb's says otherwise, auto."""

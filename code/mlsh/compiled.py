@@ -1,0 +1,47 @@
+"""torch.compile of what a run does thousands of times: whether it can, and what it falls back to."""
+
+import functools
+import os
+import shutil
+import sys
+import warnings
+
+import torch
+
+
+def possible(device):
+    """Whether torch can compile for a device: it wants a C++ compiler, or Triton on a GPU."""
+    if torch.device(device).type == "cpu":
+        return any(map(shutil.which, filter(None, (os.environ.get("CXX"), "g++", "clang++"))))
+    return torch.utils._triton.has_triton()
+
+
+@functools.cache
+def compiled(function):
+    """`function(policy, batch, index, weight, ...)`, compiled at its first call, or as it is where that fails.
+
+    It is compiled once for all widths of `index` and `weight` [n, width], and once more for other shapes.
+    """
+    import torch._dynamo  # takes a second
+
+    torch._dynamo.config.trace_autograd_ops = True
+    torch._dynamo.config.recompile_limit = 64
+    fast = torch.compile(function, fullgraph=True)
+    failed = []
+
+    @functools.wraps(function)
+    def call(policy, batch, index, weight, *args, **kwargs):
+        if failed:
+            return function(policy, batch, index, weight, *args, **kwargs)
+        for x in (index, weight):
+            torch._dynamo.maybe_mark_dynamic(x, 1)
+        try:
+            with warnings.catch_warnings(action="ignore"):  # of the compiler's, about what it chose
+                return fast(policy, batch, index, weight, *args, **kwargs)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            failed.append(error)
+            reason = str(error).strip().splitlines()[0]
+            print(f"--compile: torch could not compile ({reason}); going on without", file=sys.stderr)
+            return call(policy, batch, index, weight, *args, **kwargs)
+
+    return call

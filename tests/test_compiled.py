@@ -1,0 +1,106 @@
+"""What is compiled learns what the same function learns as it is, and a run can do without."""
+
+import json
+
+import pytest
+import torch
+from gymnasium.spaces import Box, Discrete
+
+from conftest import TINY
+from mlsh import compiled
+from mlsh.config import MANY, Config
+from mlsh.ppo import Adam, gradients, update
+from test_ppo import actor_critic, batch, rngs
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled():
+    compiled.compiled.cache_clear()
+    yield
+    compiled.compiled.cache_clear()
+    torch._dynamo.reset()
+
+
+def learned(space, is_compiled, members=(0, 1, 1, 0, 1, 1, 0, 0, 1), **more):
+    policy = actor_critic(2, space)
+    policy.compiled = is_compiled
+    settings = {"parts": 2, "epochs": 3, "epsilon": 0.2, "c1": 0.5, "c2": 0.01} | more
+    stats = update(policy, Adam(policy, 1e-3, apart=True), batch(policy, members), rngs(1), **settings)
+    return policy, stats
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("space", [Discrete(4), Box(-1, 1, (2,))], ids=["discrete", "continuous"])
+def test_the_compiled_update_is_the_eager_one_but_for_rounding(space):
+    for members in ([0, 1, 1, 0, 1, 1, 0, 0, 1], [1, 1, 1, 1, 1, 0, 0, 1, 1, 0, 1]):  # other widths
+        (eager, told), (fast, told_fast) = (learned(space, c, members, target_kl=1e9) for c in (False, True))
+        for name, parameter in eager.named_parameters():
+            torch.testing.assert_close(getattr(fast, name), parameter, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(told_fast, told, rtol=1e-3, atol=1e-5)
+    again, _ = learned(space, True, members, target_kl=1e9)
+    assert all(torch.equal(getattr(fast, name), p) for name, p in again.named_parameters())
+
+
+@pytest.mark.slow
+def test_other_widths_and_coefficients_are_not_compiled_again():
+    torch._dynamo.utils.counters.clear()
+    policy = actor_critic(2)
+    samples = batch(policy, [0, 1] * 20)
+    for width, c2 in ((3, 0.02), (5, 0.019), (9, 0.018), (7, 0.017), (8, 0.016)):
+        index, weight = torch.zeros(2, width, dtype=torch.long), torch.full((2, width), 1 / width)
+        compiled.compiled(gradients)(policy, samples, index, weight, 0.2, 0.5, c2)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
+
+
+def test_where_torch_cannot_compile_a_run_learns_as_ever(monkeypatch, capsys):
+    def broken(function, **options):
+        def call(*args, **kwargs):
+            raise torch._dynamo.exc.InternalTorchDynamoError("no compiler\nhere")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    eager, _ = learned(None, False)
+    fallen, _ = learned(None, True)
+    assert all(torch.equal(getattr(fallen, name), p) for name, p in eager.named_parameters())
+    assert capsys.readouterr().err.splitlines() == [
+        "--compile: torch could not compile (no compiler); going on without"
+    ]
+
+
+def test_auto_compiles_a_long_run_where_there_is_a_compiler(monkeypatch):
+    cfg = Config(W=2, U=1, tasks=3, epochs=5, N=10, T=50, high_len=10, bs=25, parts_low=7)
+    assert cfg.minibatches == 3 * 5 * ((2 + 1) * 2 + 7)  # 50 decisions are two minibatches
+    short, long, flat = Config(tasks=1), Config(tasks=MANY), Config(W=1, U=0, num_low=0, tasks=MANY)
+    monkeypatch.setattr("mlsh.config.possible", lambda device: device == "cpu")
+    for cfg, expected in ((short, "off"), (long, "on"), (flat, "on"), (Config(tasks=MANY, device="odd"), "off")):
+        cfg.settle()
+        assert cfg.compile == expected
+    chosen = Config(tasks=MANY, compile="off")
+    chosen.settle()
+    assert chosen.compile == "off"
+
+
+def test_a_compiler_is_looked_for(monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert not compiled.possible("cpu")
+    monkeypatch.setattr("shutil.which", {"clang++": "/bin/clang++"}.get)
+    assert compiled.possible("cpu")
+
+
+@pytest.mark.slow
+def test_compiled_runs_repeat_to_the_bit_also_when_continued(command, tmp_path):
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    assert command("train.py", *TINY, "--compile", "on", "--out", whole)[0] == 0
+    assert command("train.py", *TINY, "--compile", "on", "--tasks", 1, "--out", halves)[0] == 0
+    assert command("train.py", "-c", "--tasks", 2, "--wandb", "disabled", "--out", halves)[0] == 0
+    one, two = (torch.load(folder / "checkpoint.pt", weights_only=True)["subs"] for folder in (whole, halves))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    for folder in (whole, halves):
+        assert json.loads((folder / "config.json").read_text())["config"]["compile"] == "on"
+
+
+def test_a_run_says_what_auto_was(command, tmp_path):
+    assert command("train.py", *TINY, "--out", tmp_path / "run")[0] == 0
+    assert json.loads((tmp_path / "run/config.json").read_text())["config"]["compile"] == "off"
