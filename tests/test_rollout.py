@@ -228,7 +228,7 @@ def test_a_slot_goes_on_with_new_episodes_and_every_step_is_learned_from(high_le
     settings = SETTINGS | {"high_len": high_len, "bootstrap": bootstrap}
     out = collect(env, agent, Streams(1, range(2))(2, "x"), **settings)
     assert out.outcome.steps == len(out.low.obs) == len(out.obs) == 42
-    assert all(x.isfinite().all() for batch in (out.master, out.low) for x in batch)
+    assert all(x.isfinite().all() for batch in (out.master, out.low) for x in batch if x is not None)
     z = out.low.member.view(7, 6)
     assert torch.equal(out.low.action.view(7, 6), torch.stack(env.actions))
     low = brute_force(env, agent, z.tolist(), 7, high_len, bootstrap, low=True)
@@ -305,6 +305,41 @@ def test_random_decisions_are_as_many_as_asked():
     assert share[0.0].tolist() == [[1, 0]]
     assert share[0.2][0, 1].item() == pytest.approx(0.1, abs=0.03)
     assert share[1.0][0, 1].item() == pytest.approx(0.5, abs=0.05)
+
+
+def test_a_random_decision_counts_for_the_sub_policies_as_likely_as_it_was_to_the_master():
+    env = Ladder([99, 5])  # at t = 7 slot 1 is two steps into its second episode, and was due at 0, 3 and 5
+    agent = agent_for(env, groups=1)
+    with torch.no_grad():
+        agent.master.policy_weight.zero_()
+        agent.master.policy_bias.copy_(torch.tensor([0.9, 0.1]).log())
+    found = set()
+    for seed in range(20):
+        low = collect(env, agent, Streams(seed, [0])(2, "x"), explore=0.2, **SETTINGS).low
+        weight, z = low.weight.view(7, 2), low.member.view(7, 2)
+        by_hand = torch.where(z == 0, 0.9 / (0.8 * 0.9 + 0.1), 0.1 / (0.8 * 0.1 + 0.1))
+        torch.testing.assert_close(weight, by_hand)
+        found |= set(z.flatten().tolist())
+    assert found == {0, 1}
+    # in the mean over what is played, a weight is 1
+    assert pytest.approx(1) == 0.9 / 0.82 * 0.82 + 0.1 / 0.18 * 0.18
+    assert collect(env, agent, Streams(1, [0])(2, "x"), **SETTINGS).low.weight is None
+
+
+def test_weights_are_of_the_decision_under_which_a_step_was_taken():
+    """The masters of two groups decide by what they see, in slots whose episodes begin at different steps."""
+    env = Ladder([99, 4, 2, 99])
+    agent = agent_for(env, groups=2)
+    with torch.no_grad():
+        agent.master.policy_weight.normal_(generator=torch.Generator().manual_seed(0))
+    out = collect(env, agent, Streams(3, [0, 1])(2, "x"), explore=0.5, **SETTINGS)
+    weight, z = out.low.weight.view(7, 4), out.low.member.view(7, 4)
+    for e, life in enumerate((99, 4, 2, 99)):
+        for t in range(7):
+            age = t % life
+            seen = torch.tensor([age - age % 3, e]).expand(2, 1, 2).float()  # when the decision was made
+            chosen = agent.master.params(seen)[e // 2, 0].softmax(0)[z[t, e]]
+            torch.testing.assert_close(weight[t, e], chosen / (0.5 * chosen + 0.25), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(("num_low", "high_len"), [(1, 3), (3, 1), (4, 7), (2, 99)])

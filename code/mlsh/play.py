@@ -38,6 +38,13 @@ class Played(NamedTuple):
     final: dict  # of what only measures: the tensors [E] of the environment's info at each slot's last step, by name
     diverged: torch.Tensor  # [E], episodes whose simulation diverged
 
+    @property
+    def under(self):
+        """The row of `choices` with the decision under which each step was taken, [T, E]."""
+        number = torch.arange(len(self.at), device=self.at.device)
+        rows = torch.where(self.due, number[:, None], 0).cummax(0).values  # [D, E]
+        return rows[torch.zeros_like(self.active[:, 0]).index_fill(0, self.at, 1).cumsum(0) - 1]
+
 
 def play(env, agent, rngs, T, high_len, explore=0.0, again=True, on_step=None):
     """Play `T` steps in each slot, or, without `again`, one episode of at most so many. Returns what was `Played`."""

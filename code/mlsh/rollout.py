@@ -57,7 +57,7 @@ def collect(
         cuts = agent.normaliser(played.cuts[2])
         credit = {"gamma": gamma, "lam": lam, "reward_scale": reward_scale}
         master = master_batch(played, inputs, cuts, agent.master, bootstrap, **credit)
-        low = low_batch(played, inputs, cuts, agent, **credit) if low and agent.subs.n else None
+        low = low_batch(played, inputs, cuts, agent, explore, **credit) if low and agent.subs.n else None
         return Rollout(master, low, played.obs[:-1].flatten(0, 1), outcome(played, agent))
 
 
@@ -110,10 +110,11 @@ def master_batch(played, inputs, cuts, master, bootstrap, gamma, lam, reward_sca
     return batch_of(master, obs[:-1], Decision(params, action), advantage, value[:-1], group, group, real)
 
 
-def low_batch(played, inputs, cuts, agent, gamma, lam, reward_scale):
+def low_batch(played, inputs, cuts, agent, explore, gamma, lam, reward_scale):
     """What the sub-policies learn from: a transition is a step, and belongs to the one active at it.
 
-    GAE runs over the time-ordered grid of all steps, across switches, as in the original.
+    GAE runs over the time-ordered grid of all steps, across switches, as in the original. Where decisions were random
+    with probability `explore`, each step has the weight of the one it was taken under, see `importance`.
     """
     steps, active, (T, E) = played.steps, played.active, played.active.shape
     group, members = groups_of(E, agent.master.n, inputs.device), torch.cat((active, active[-1:]))
@@ -125,7 +126,20 @@ def low_batch(played, inputs, cuts, agent, gamma, lam, reward_scale):
     goes_on = ~(steps.terminated | steps.truncated)
     goes_on[-1] = False
     advantage = gae(steps.reward * reward_scale, value[:-1], following, goes_on, gamma, lam)
-    return batch_of(agent.subs, inputs[:-1], played.acts, advantage, value[:-1], active, group)
+    batch = batch_of(agent.subs, inputs[:-1], played.acts, advantage, value[:-1], active, group)
+    return batch._replace(weight=importance(played, explore).gather(0, played.under).flatten()) if explore else batch
+
+
+def importance(played, explore):
+    """The importance weights [D, E] of the masters' decisions, where one in 1/`explore` was random.
+
+    A weight is the probability under the master over that under what played, π(z) / ((1 − ε) π(z) + ε/K), so in [0,
+    1/(1 − ε)]. Thus a sub-policy learns what the tasks whose masters want it ask of it, and not the one into which it
+    was thrown; one that no master wants learns from all, and most from those which want it least unlikely.
+    """
+    params, z = played.choices
+    chosen = params.softmax(-1).gather(-1, z[..., None])[..., 0]
+    return chosen / ((1 - explore) * chosen + explore / params.shape[-1])
 
 
 def values(policy, obs, member):
