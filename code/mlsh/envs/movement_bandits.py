@@ -83,7 +83,7 @@ PRESET = {
     "N": 40,
     "W": 60,
     "U": 1,
-    "tasks": 32,
+    "tasks": 36,
     "T": 50,
     "high_len": 10,
     "groups": 8,
