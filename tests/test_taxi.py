@@ -143,6 +143,8 @@ def test_the_picture_shows_where_everything_is():
     assert waiting[middle].tolist() == waiting[aside].tolist() == [black]
     taxi = 50 * 6 + 24, 50 * 5 + 24
     assert on_board[taxi].tolist() == blue and on_board[taxi[0], taxi[1] + 12].tolist() == black
+    env.state[0] = 36 + 6 * 4 + 5  # at B, the passenger fetched
+    assert env.render()[0][302, 252].tolist() == white
 
 
 def test_delivery_is_reported():
