@@ -97,11 +97,18 @@ class Fourrooms(SingleEnv):
 
 
 PRESET = {
+    "N": 20,
     "W": 20,
     "U": 30,
+    "tasks": 10,
     "T": 100,
     "high_len": 25,
     "num_low": 4,
+    "groups": 4,
+    "llr": 1e-3,
+    "explore": 0.1,
+    "c2_low": 0.02,
+    "fade": 6,
     "normalise": False,
 }
 register("Fourrooms-v0", Fourrooms, 100, PRESET, 66.73)
