@@ -3,7 +3,9 @@
 import mlsh.envs.opengl  # noqa: F401, before anything else imports mujoco
 from mlsh.envs import (  # noqa: F401
     ant_bandits,
+    fourrooms,
     movement_bandits,
+    taxi,
 )
 from mlsh.envs.registry import best_return, find_class, find_id, ids, make_env, most_episodes, preset
 

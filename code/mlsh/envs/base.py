@@ -17,8 +17,8 @@ class VectorTasks(VectorEnv):
     itself; an episode that ended may be stepped on, and what it then returns means nothing.
 
     A subclass sets `single_observation_space` and `single_action_space`, and either `train_tasks` (a finite family:
-    the list 0 … n-1) or `sample_task`. Tasks that are kept out of training, for tests, it has as `test_tasks` (the
-    list n … m-1) or `sample_test_task(rng)`. It defines `_reset(which)`, which begins episodes in the slots `which` (an
+    a list of ints) or `sample_task`. Tasks that are kept out of training, for tests, it has as `test_tasks` (other
+    ints) or `sample_test_task(rng)`. It defines `_reset(which)`, which begins episodes in the slots `which` (an
     int array, ascending; the first time all) and returns the observations of all, `_step(actions)` -> observation,
     reward, terminated and info, as `step`, and `render`.
     """

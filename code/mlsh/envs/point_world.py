@@ -1,4 +1,4 @@
-"""What the worlds of points on a plane share: how they are drawn, on frames or in a window."""
+"""What flat worlds share, above all those of points on a plane: how they are drawn, on frames or in a window."""
 
 import os
 
@@ -19,26 +19,23 @@ BLACK, WHITE, GREY = "#000000", "#FFFFFF", "#999999"
 COLOURS = {"orange": "#D55E00", "blue": "#0072B2", "yellow": "#F0E442", "pink": "#CC79A7"}
 
 
-class PointWorld(VectorTasks):
-    """A family of tasks drawn as circles, y upwards, on the square of the world and a margin, a pixel a unit.
+class FlatWorld(VectorTasks):
+    """A family of tasks drawn by pygame.
 
-    A subclass defines `_circles(e)` -> the circles of episode e, from the lowest to the topmost: position [2] in pixels
-    (a tensor), radius, colour ("#RRGGBB"), and the width of the line, 0 for a filled one.
+    A subclass sets `picture` and defines `_draw_episode(pygame, e)` -> a surface of that size with episode e on it.
     """
 
+    picture: tuple[int, int]  # width and height
     _window = None
 
-    def _circles(self, e):
-        raise NotImplementedError
-
     def render(self):
-        """A tuple of E frames, uint8 [520, 520, 3] ("rgb_array"), or the first episode in a window ("human")."""
+        """A tuple of E frames, uint8 [height, width, 3] ("rgb_array"), or the first episode in a window ("human")."""
         import pygame
 
         if self.render_mode == "human":
             if self._window is None:
                 pygame.display.init()
-                self._window = pygame.display.set_mode(SIZE)
+                self._window = pygame.display.set_mode(self.picture)
                 self._clock = pygame.time.Clock()
             self._window.blit(self._draw_episode(pygame, 0), (0, 0))
             pygame.event.pump()
@@ -48,6 +45,26 @@ class PointWorld(VectorTasks):
         surfaces = (self._draw_episode(pygame, e) for e in range(self.num_envs))
         return tuple(pygame.surfarray.array3d(s).swapaxes(0, 1) for s in surfaces)
 
+    def close_extras(self, **kwargs):
+        if self._window is not None:
+            import pygame
+
+            pygame.display.quit()
+            self._window = None
+
+
+class PointWorld(FlatWorld):
+    """A family of tasks drawn as circles, y upwards, on the square of the world and a margin, a pixel a unit.
+
+    A subclass defines `_circles(e)` -> the circles of episode e, from the lowest to the topmost: position [2] in pixels
+    (a tensor), radius, colour ("#RRGGBB"), and the width of the line, 0 for a filled one.
+    """
+
+    picture = SIZE
+
+    def _circles(self, e):
+        raise NotImplementedError
+
     def _draw_episode(self, pygame, e):
         surface = pygame.Surface(SIZE)
         surface.fill(WHITE)
@@ -56,10 +73,3 @@ class PointWorld(VectorTasks):
             x, y = position.tolist()
             pygame.draw.circle(surface, colour, (MARGIN + x, MARGIN + WORLD - y), radius, width)
         return surface
-
-    def close_extras(self, **kwargs):
-        if self._window is not None:
-            import pygame
-
-            pygame.display.quit()
-            self._window = None
