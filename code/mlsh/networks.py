@@ -75,7 +75,7 @@ class Trunk(nn.Module):
                 kernel.copy_(nn.init.orthogonal_(torch.empty(kernel.shape), math.sqrt(2), generator=generator))
 
     def forward(self, obs, networks=slice(2)):
-        """Features [n · m, B, size] of flattened images obs [n, B, H · W · C]; `networks` is a slice, of m of the two."""
+        """Features [n · m, B, size] of flattened images obs [n, B, H · W · C]; `networks`: a slice of m of the two."""
         if torch.is_grad_enabled():
             return self._features(obs, networks)
         most = max(1, AT_ONCE // (len(obs) * obs.shape[-1]))
