@@ -2,8 +2,11 @@
 
 import mlsh.envs.opengl  # noqa: F401, before anything else imports mujoco
 from mlsh.envs import (  # noqa: F401
+    allwalk,
     ant_bandits,
+    key_door,
     movement_bandits,
+    movement_bandits_conv,
 )
 from mlsh.envs.registry import best_return, find_class, find_id, ids, make_env, most_episodes, preset
 
