@@ -30,8 +30,8 @@ IGNORED = {*Config.changeable(), "seed", "out", "resume", "wandb_project", "wand
 class Args:
     """Print the README's tables of runs of train.py, and draw their learning curves.
 
-    Where the best possible return is known, a row a run of the preset, and a row a variant (the flags that differ from
-    it) for all its runs; else a row a run and task.
+    Where the best possible return is known and positive, a row a run of the preset, and a row a variant (the flags that
+    differ from it) for all its runs; else a row a run and task.
     """
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
@@ -173,7 +173,7 @@ def main():
         raise UserError(f"a figure is of one environment, and these runs are of {', '.join(of_env)}; name those of one")
     for env, runs in of_env.items():
         best = best_return(env)
-        if not best:
+        if not best or best < 0:  # of which there are no parts to reach
             print_tasks(runs)
             continue
         variants = defaultdict(list)

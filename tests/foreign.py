@@ -21,6 +21,8 @@ class Line(gym.Env):
         space = self.observation_space
         if isinstance(space, Discrete):
             return int(np.clip(self.x, 0, space.n - 1))
+        if space.dtype == np.uint8:
+            return np.full(space.shape, 100 + 10 * self.x).astype(np.uint8)
         if isinstance(space, Dict):
             return {"at": np.array([self.x]), "side": int(self.x > 0)}
         return np.array([self.x], np.float64)
@@ -216,6 +218,8 @@ KINDS = {
     "HalfBounded-v0": (Listed, {"actions": Box(np.float32([0, -np.inf, -1]), np.float32([4, np.inf, np.inf]))}),
     "DiscreteObservations-v0": (Listed, {"observations": Discrete(5)}),
     "DictObservations-v0": (Listed, {"observations": Dict(at=Box(-99, 99, (1,)), side=Discrete(2))}),
+    "Images-v0": (Listed, {"observations": Box(0, 255, (9, 8, 1), np.uint8)}),
+    "Maps-v0": (Listed, {"observations": Box(0, 255, (7, 7, 3), np.uint8)}),
     "Blind-v0": (Blind, {}),
     "Wrapped-v0": (Wrapped, {}),
     "Counted-v0": (Counted, {}),

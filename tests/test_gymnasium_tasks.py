@@ -14,6 +14,8 @@ from mlsh.config import Config
 from mlsh.envs import make_env
 from mlsh.errors import UserError
 from mlsh.metrics import read_metrics
+from mlsh.models import Hierarchy
+from mlsh.rollout import collect
 from mlsh.sampling import Streams, balanced_tasks
 
 README = Path(__file__).parent.parent / "README.md"
@@ -36,7 +38,8 @@ def test_anybodys_environment_trains(command, tmp_path, env_id):
     rows = read_metrics(tmp_path)
     assert len(rows) == 4 and float(rows[0]["train_env_steps"]) == 3 * 2 * 2 * 7
     measured = 3 * 2 * 2 * (3 if "ated-v0" in env_id else 7)  # what only measures ends with the episode
-    assert float(rows[0]["env_steps"]) == 4 * 2 * 2 * 7 + measured  # one more is for the normaliser
+    played = 3 if env_id == "Images-v0" else 4  # one more is for the normaliser
+    assert float(rows[0]["env_steps"]) == played * 2 * 2 * 7 + measured
     films = list((tmp_path / "videos").iterdir())
     assert "no videos" in err if env_id == "Blind-v0" else films or "no OpenGL" in err
     assert bool(films) != ("no videos" in err)
@@ -116,6 +119,23 @@ def test_spaces():
     assert family("DiscreteObservations").single_observation_space.shape == (5,)
     assert family("DictObservations").single_observation_space.shape == (3,)
     assert isinstance(family("DictObservations").single_observation_space, Box)
+
+
+@pytest.mark.parametrize(("kind", "shape"), [("Images", (9, 8, 1)), ("Maps", (7, 7, 3))])
+def test_images_stay_whole_and_bytes(kind, shape):
+    env = family(kind, 2)
+    assert env.single_observation_space.shape == shape
+    obs, _ = env.reset(seed=0)
+    assert obs.shape == (2, *shape) and obs.dtype == torch.uint8
+    for _ in range(3):
+        new, *_ = env.step(torch.tensor([2, 0]))
+    assert (new[0] == obs[0] + 30).all() and (new[1] == obs[1] - 30).all()
+    for normalise in (True, False):
+        agent = Hierarchy.build(Config(groups=2, normalise=normalise), env)
+        assert bool(agent.subs.trunk) == (kind == "Images")  # small maps are vectors
+        rollout = collect(env, agent, Streams(0, range(2))(0, "test"), T=5, high_len=2, gamma=0.9, lam=0.9)
+        assert rollout.obs.dtype == torch.uint8 and rollout.low.obs.dtype == torch.uint8 or kind == "Maps" and normalise
+        agent.normaliser.update(rollout.obs)
 
 
 @pytest.mark.parametrize("kind", ["Terminated", "Truncated"])

@@ -2,9 +2,13 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
+from torch import nn
 from torch.nn.functional import linear
 
-from mlsh.models import ActorCritic, Normaliser
+from mlsh.config import Config
+from mlsh.envs import make_env
+from mlsh.models import ActorCritic, Hierarchy, Normaliser
+from mlsh.networks import Image
 
 
 def actor_critic(space, n=3):
@@ -104,3 +108,107 @@ def test_the_normaliser_sees_every_one_of_many_observations():
     assert normaliser.count == len(x)
     torch.testing.assert_close(normaliser.mean, x.double().mean(0))
     torch.testing.assert_close(normaliser.var, x.double().var(0, correction=0))
+
+
+def test_what_is_an_image():
+    assert Image.of(Box(0, 255, (84, 84, 4), np.uint8)) == (84, 84, 4, 255)
+    assert Image.of(Box(0, 1, (8, 16, 1), np.uint8)) == (8, 16, 1, 1)
+    assert Image.of(Box(-1, 1, (8, 84, 3), np.float32)) == (8, 84, 3, None)
+    for shape in ((7, 16, 3), (16, 7, 3), (85, 16, 3), (16, 85, 3), (16, 16, 5), (3, 16, 16), (16, 16), (768,)):
+        assert Image.of(Box(0, 255, shape, np.uint8)) is None
+    assert Image.of(Discrete(3)) is None
+
+
+def written_out(trunk, strides, padding, k, net):
+    """The same convolutions by modules of torch, of one network of one member."""
+    layers = []
+    for i, stride in enumerate(strides):
+        kernel, bias = getattr(trunk, f"kernel{i}")[k, net], getattr(trunk, f"bias{i}")[k, net]
+        conv = nn.Conv2d(kernel.shape[1], kernel.shape[0], kernel.shape[2], stride, padding)
+        conv.weight.data, conv.bias.data = kernel.data, bias.data
+        layers += [conv, nn.ReLU()]
+    return nn.Sequential(*layers, nn.Flatten())
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "strides", "padding", "size"),
+    [
+        ((16, 16, 3), np.uint8, (2, 2), 1, 32 * 4 * 4),
+        ((35, 9, 1), np.float32, (2, 2), 1, 32 * 9 * 3),
+        ((36, 84, 4), np.uint8, (4, 2, 1), 0, 64 * 1 * 7),
+    ],
+)
+def test_images_pass_convolutions_of_every_network_s_own(shape, dtype, strides, padding, size):
+    image = Image.of(Box(0, 200, shape, dtype))
+    policy = ActorCritic(3, int(np.prod(shape)), Discrete(5), hidden=8, image=image)
+    policy.reset([np.random.default_rng(i) for i in range(3)])
+    for parameter in policy.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    draw = np.random.default_rng(0)
+    obs = torch.from_numpy(draw.integers(0, 201, (3, 6, *shape)).astype(dtype))
+    flat = obs.flatten(2)
+    params, value = policy(flat)
+    assert params.shape == (3, 6, 5) and policy.trunk.size == size
+    for k in range(3):
+        outputs = []
+        for net, head in enumerate(("policy", "value")):
+            seen = obs[k].permute(0, 3, 1, 2).float() / (200 if dtype == np.uint8 else 1)
+            x = written_out(policy.trunk, strides, padding, k, net)(seen)
+            x = linear(x, policy.weight1[k, net].T, policy.bias1[k, net, 0]).tanh()
+            x = linear(x, policy.weight2[k, net].T, policy.bias2[k, net, 0]).tanh()
+            weight, bias = getattr(policy, f"{head}_weight")[k], getattr(policy, f"{head}_bias")[k, 0]
+            outputs.append(linear(x, weight.T, bias))
+        torch.testing.assert_close(params[k], outputs[0], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(value[k], outputs[1][:, 0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(policy.params(flat), params)
+    torch.testing.assert_close(policy.value(flat), value)
+
+
+def test_where_nothing_is_learned_images_are_looked_at_in_parts(monkeypatch):
+    policy = ActorCritic(2, 192, Discrete(3), image=Image(8, 8, 3, None))
+    policy.reset([np.random.default_rng(i) for i in range(2)])
+    obs, sizes = torch.randn(2, 7, 192), []
+    whole = policy(obs)
+    features = policy.trunk._features
+    monkeypatch.setattr("mlsh.networks.AT_ONCE", 3 * 2 * 192 + 1)
+    monkeypatch.setattr(policy.trunk, "_features", lambda x, which: sizes.append(x.shape[1]) or features(x, which))
+    with torch.no_grad():
+        for a, b in zip(policy(obs), whole, strict=True):
+            torch.testing.assert_close(a, b)
+        assert policy.value(obs[:, :0]).shape == (2, 0)
+    assert sizes == [3, 3, 1, 0]
+
+
+def test_members_with_trunks_are_reset_copied_and_joined():
+    def policy(n):
+        policy = ActorCritic(n, 64, Discrete(3), image=Image(8, 8, 1, None))
+        policy.reset([np.random.default_rng(i) for i in range(n)])
+        return policy
+
+    three, two = policy(3), policy(2)
+    for a, b in zip(three.parameters(), two.parameters(), strict=True):
+        assert torch.equal(a[:2], b)
+    kernel = three.trunk.kernel1[0, 1].flatten(1)
+    torch.testing.assert_close(kernel @ kernel.T, 2 * torch.eye(32))  # orthogonal, gain √2
+    assert not torch.equal(kernel, three.trunk.kernel1[0, 0].flatten(1)) and not three.trunk.bias0.any()
+    obs = torch.randn(1, 4, 64)
+    joined = two.joined([three.only([2]).state_dict(), two.state_dict()])
+    torch.testing.assert_close(
+        joined.params(obs.expand(3, -1, -1)), three.params(obs.expand(3, -1, -1))[[2, 0, 1]], rtol=1e-5, atol=1e-6
+    )
+
+
+def test_an_agent_of_images_convolves_and_leaves_integers_to_the_trunk():
+    env = make_env(Config(env="MovementBanditsConv-v0"), 1)
+    agent = Hierarchy.build(Config(), env)
+    assert agent.master.trunk.size == agent.subs.trunk.size == 512
+    assert not agent.normaliser.enabled  # though normalise is on
+    agent.normaliser.update(torch.ones(5, 768, dtype=torch.uint8))
+    obs = torch.ones(2, 768, dtype=torch.uint8)
+    assert agent.normaliser(obs) is obs and not agent.normaliser.count
+    agent = Hierarchy.build(Config(convolve=False), env)
+    assert agent.master.trunk is None and agent.master.weight1.shape[2] == 768 and agent.normaliser.enabled
+    assert agent.master.value(obs.expand(1, -1, -1)).shape == (1, 2)  # integers, if nothing has normalised them
+    env.single_observation_space = Box(0, 1, (16, 16, 3), np.float32)
+    assert Hierarchy.build(Config(), env).normaliser.enabled
+    assert not len(Hierarchy.build(Config(normalise=False), env).normaliser.mean)

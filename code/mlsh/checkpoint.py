@@ -84,6 +84,8 @@ def upgraded(data):
         data["kind"] = "rl2" if "episodes" in cfg else "mlsh"
     if data["kind"] == "rl2":
         cfg.setdefault("normalise", False)
+    elif "convolve" not in cfg and data["subs"]["weight1"].shape[2] >= 64:  # there may be images, which were flattened
+        cfg["convolve"] = False
     if "train_env_steps" not in data:
         learned = cfg["W"] + cfg["U"] if data["kind"] == "mlsh" else 1  # rollouts an outer iteration
         measured = 3 if data["kind"] == "mlsh" else 0

@@ -69,10 +69,12 @@ class Config(RunSettings):
     """Outer iterations over which --explore and --c2_low go linearly to 0; with 0 they stay."""
     hidden: Count = 64
     """Units in each of the two hidden layers of every network."""
+    convolve: bool = True
+    """Convolutions before the hidden layers, where observations are images; else these are flattened."""
     log_std: Finite = 0.0
     """Initial log standard deviation of continuous actions."""
     normalise: bool = True
-    """Normalise observations by their running mean and variance, clipped to ±5."""
+    """Normalise observations by their running mean and variance, clipped to ±5; but not images of integers."""
     reward_scale: Positive = 1.0
     """Factor on rewards inside the learner; reported returns are without it."""
     compile: Literal["auto", "on", "off"] = "auto"

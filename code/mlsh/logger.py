@@ -43,16 +43,13 @@ class Log:
         self.env_steps, self.train_env_steps = (run.progress[name] for name in ("env_steps", "train_env_steps"))
         begun, self._length = run.progress["iteration"], getattr(self.cfg, self.cfg.length)
         self._metrics = self._bar = Silence()
+        self._compiled = "compiled" * (getattr(self.cfg, "compile", "off") == "on")
         if parallel.FIRST:
             self._metrics = Metrics(run.folder, columns, begun)
-            bar = {"total": self._length * inner, "initial": begun * inner}
+            bar = {"total": self._length * inner, "initial": begun * inner, "desc": self._compiled and "compiling"}
             self._bar = tqdm(**bar, unit="it", dynamic_ncols=True)
         self._start = time.monotonic() - run.progress["seconds"]
         self._rate_from, self._last = None, ""
-        self._how = ""
-        if getattr(self.cfg, "compile", "off") == "on":
-            self._how = ", compiled"
-            self._bar.set_description_str("compiling")
 
     @property
     def seconds(self):
@@ -101,9 +98,9 @@ class Log:
         if self._rate_from is None:
             self._rate_from = self.env_steps, now
         steps, then = self._rate_from
-        rate = f"{(self.env_steps - steps) / (now - then):,.0f} steps/s{self._how}" if now > then else ""
+        rate = f"{(self.env_steps - steps) / (now - then):,.0f} steps/s" if now > then else ""
         self._bar.set_description_str(doing, refresh=False)
-        self._bar.set_postfix_str(", ".join(filter(None, (self._last, rate))), refresh=False)
+        self._bar.set_postfix_str(", ".join(filter(None, (self._last, rate, self._compiled))), refresh=False)
         self._bar.update()
 
     def _log(self, plain, **sections):

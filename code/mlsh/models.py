@@ -8,17 +8,7 @@ import torch
 from gymnasium.spaces import Discrete
 from torch import nn
 
-MINUS_ONE = torch.tensor(-1.0)
-
-
-def hidden_layers(x, weight1, bias1, weight2, bias2):  # [m, B, in] -> [m, B, hidden], m networks at once
-    x = tanh_of_half(torch.baddbmm(bias1, x, weight1, beta=2, alpha=2))
-    return tanh_of_half(torch.baddbmm(bias2, x, weight2, beta=2, alpha=2))
-
-
-def tanh_of_half(x):
-    """tanh(x/2) = 2σ(x) − 1. On a CPU torch's sigmoid is several times as fast as its tanh, else the largest cost."""
-    return torch.add(MINUS_ONE, torch.sigmoid(x), alpha=2)  # one operation, where 2 * σ - 1 is two
+from mlsh.networks import Image, Trunk, hidden_layers
 
 
 class Policy(nn.Module):
@@ -61,21 +51,24 @@ class ActorCritic(Policy):
     """n independent actor-critics over one pair of spaces: the G masters, or the K sub-policies.
 
     Policy and value are separate networks with two hidden tanh layers. Every parameter leads with n, the hidden layers
-    with [n, 2] (policy, value), so a layer of all of them is one batched matmul.
-
-    `name` is for error messages; `compiled`: `ppo.update` compiles how it learns. Where several processes learn the
-    same members from samples of their own, `total` sums a tensor over them, in place.
+    with [n, 2] (policy, value), so a layer of all of them is one batched matmul. Observations are vectors; those of an
+    `image` (`networks.Image`) pass a `Trunk` first. `name` is for error messages; `compiled`: `ppo.update` compiles how
+    it learns. Where several processes learn the same members from samples of their own, `total` sums a tensor over
+    them, in place.
     """
 
-    def __init__(self, n, obs_size, action_space, hidden=64, log_std=0.0, name="policy", total=None, compiled=False):
+    def __init__(
+        self, n, obs_size, action_space, hidden=64, log_std=0.0, name="policy", image=None, total=None, compiled=False
+    ):
         super().__init__(action_space)
         self.n = n
         self.name = name
         self.total = total
         self.compiled = compiled
-        self._networks = (obs_size, action_space, hidden, log_std, name)
+        self._networks = (obs_size, action_space, hidden, log_std, name, image)
+        self.trunk = Trunk(n, image) if image else None
         for parameter, *shape in (
-            ("weight1", 2, obs_size, hidden),
+            ("weight1", 2, self.trunk.size if image else obs_size, hidden),
             ("bias1", 2, 1, hidden),
             ("weight2", 2, hidden, hidden),
             ("bias2", 2, 1, hidden),
@@ -99,6 +92,8 @@ class ActorCritic(Policy):
             for name, gain in gains.items():
                 for weight in getattr(self, name)[i].view(-1, *getattr(self, name).shape[-2:]):
                     weight.copy_(nn.init.orthogonal_(torch.empty(weight.shape), gain, generator=generator))
+            if self.trunk:
+                self.trunk.reset(i, generator)
         if not self.discrete:
             self.log_std.fill_(self._networks[3])
 
@@ -131,25 +126,29 @@ class ActorCritic(Policy):
 
     def forward(self, obs):
         """Params [n, B, A or 2A] and value [n, B] at obs [n, B, obs]."""
-        x = obs[:, None].expand(-1, 2, -1, -1).flatten(0, 1)
+        x = self.trunk(obs) if self.trunk else obs.float()[:, None].expand(-1, 2, -1, -1).flatten(0, 1)
         x = hidden_layers(x, *(p.flatten(0, 1) for p in self._hidden_parameters()))
         policy, value = x.view(self.n, 2, *x.shape[1:]).unbind(1)
         return self._params(policy), self._value(value)
 
     def params(self, obs):
         """The policy alone: [n, B, obs] -> [n, B, A or 2A]."""
-        return self._params(hidden_layers(obs, *(p[:, 0] for p in self._hidden_parameters())))
+        return self._params(self._hidden_of(obs, 0))
 
     def value(self, obs):
         """The value alone: [n, B, obs] -> [n, B]."""
-        return self._value(hidden_layers(obs, *(p[:, 1] for p in self._hidden_parameters())))
+        return self._value(self._hidden_of(obs, 1))
+
+    def _hidden_of(self, obs, network):  # 0 for the policy, 1 for the value: [n, B, obs] -> [n, B, hidden]
+        x = self.trunk(obs, slice(network, network + 1)) if self.trunk else obs.float()
+        return hidden_layers(x, *(p[:, network] for p in self._hidden_parameters()))
 
 
 class Normaliser(nn.Module):
     """Scales observations to (x − μ)/σ, clipped to ±5, by running statistics that only `update` changes.
 
     Before the first update, and always with `enabled` false, it hands observations through. Where several processes
-    observe, `gather` makes a list of every one's moments of what it is given.
+    observe, `gather` makes a list of every one's moments of what it is given. One of `size` 0 is to be disabled.
     """
 
     def __init__(self, size, enabled=True, gather=None):
@@ -163,8 +162,10 @@ class Normaliser(nn.Module):
     @torch.no_grad()
     def update(self, x):  # [S, size]
         """Merge the observations `x` into the statistics (Chan, Golub and LeVeque 1979)."""
+        if not len(self.mean):
+            return
         mean = x.mean(0, dtype=torch.float64)
-        squares = sum((part - mean).square().sum(0) for part in x.split(2**14))  # all at once in doubles is large
+        squares = sum((part - mean).square().sum(0) for part in x.split(min(2**14, 1 + 2**26 // x.shape[1])))
         moments = len(x), mean, squares / len(x)
         for n, mean, var in self.gather(moments) if self.gather else [moments]:
             mean, var = mean.to(self.mean.device), var.to(self.mean.device)
@@ -236,12 +237,14 @@ class Hierarchy(NamedTuple):
 
         `masters`: their number, if not all `cfg.groups` are this process's. `total`, `gather`: how the processes of one
         run share what they learn, see `ActorCritic` and `Normaliser`. Without sub-policies (`num_low` 0) the masters
-        are policies over the environment's own actions.
+        are policies over the environment's own actions. Images of integers are not normalised: the trunk scales them.
         """
-        obs_size = math.prod(env.single_observation_space.shape)
+        space = env.single_observation_space
+        obs_size, image = math.prod(space.shape), Image.of(space) if cfg.convolve else None
         choices = Discrete(cfg.num_low) if cfg.num_low else env.single_action_space
-        networks = {"hidden": cfg.hidden, "log_std": cfg.log_std, "compiled": cfg.compile == "on"}
+        networks = {"hidden": cfg.hidden, "log_std": cfg.log_std, "image": image, "compiled": cfg.compile == "on"}
         master = ActorCritic(masters or cfg.groups, obs_size, choices, name="master", **networks)
         subs = ActorCritic(cfg.num_low, obs_size, env.single_action_space, name="sub-policy", total=total, **networks)
-        normaliser = Normaliser(obs_size, cfg.normalise, gather)
+        normalise = cfg.normalise and not (image and image.scale)
+        normaliser = Normaliser(0 if image and not normalise else obs_size, normalise, gather)
         return cls(*(part.to(cfg.device) for part in (master, subs, normaliser)))

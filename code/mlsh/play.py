@@ -28,7 +28,7 @@ class Played(NamedTuple):
     """What happened in E = G × N slots within T steps."""
 
     steps: Step  # [T, E, ...]
-    obs: torch.Tensor  # [T + 1, E, obs], before each step and after the last
+    obs: torch.Tensor  # [T + 1, E, obs], before each step and after the last; images flattened, of their own dtype
     choices: Decision  # [D, E, ...], of the masters, at the D steps at which any slot was due
     at: torch.Tensor  # [D], those steps
     due: torch.Tensor  # [D, E], whether the slot was
@@ -48,7 +48,7 @@ class Played(NamedTuple):
 
 def play(env, agent, rngs, T, high_len, explore=0.0, again=True, on_step=None):
     """Play `T` steps in each slot, or, without `again`, one episode of at most so many. Returns what was `Played`."""
-    obs, _ = env.reset(seed=[int(rng.integers(2**63)) for rng in rngs])
+    obs = env.reset(seed=[int(rng.integers(2**63)) for rng in rngs])[0].flatten(1)
     noise = Noise(agent, rngs, T, env.num_envs // len(rngs), high_len, explore)
     record = obs.new_empty(T + 1, *obs.shape)
     alive = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
@@ -70,6 +70,7 @@ def play(env, agent, rngs, T, high_len, explore=0.0, again=True, on_step=None):
             acts.append(act(agent.subs, x, z, noise.low[t]))
         active.append(z)
         new_obs, reward, terminated, truncated, info = env.step((acts or choices)[-1].action)
+        new_obs = new_obs.flatten(1)
         steps.append(Step(reward if again else torch.where(alive, reward, 0), terminated, truncated, alive))
         if "diverged" in info:
             diverged = diverged + (alive & (info["diverged"] > 0))
@@ -86,7 +87,7 @@ def play(env, agent, rngs, T, high_len, explore=0.0, again=True, on_step=None):
             elif t + 1 < T:
                 cut = (truncated & ~terminated).nonzero()[:, 0]
                 cuts.append((torch.full_like(cut, t), cut, obs[cut]))
-                obs, _ = env.reset(options={"reset_mask": ended})
+                obs = env.reset(options={"reset_mask": ended})[0].flatten(1)
                 begun = torch.where(ended, t + 1, begun)
                 phases.add((t + 1) % high_len)
         if on_step:

@@ -120,7 +120,7 @@ def play(env, policy, rng, *, episodes, T, gamma, lam, reward_scale):
     steps, rewards, returns = [], [], []
     with env.simulating():
         for _ in range(episodes):
-            obs, _ = env.reset(seed=int(rng.integers(2**63)))
+            obs = env.reset(seed=int(rng.integers(2**63)))[0].flatten(1)  # images, too: the GRU sees vectors
             noise = torch.from_numpy(policy.noise(rng, T, E)).to(device)
             alive, begun = torch.ones(E, dtype=torch.bool, device=device), len(steps)
             for t in range(T):
@@ -132,7 +132,7 @@ def play(env, policy, rng, *, episodes, T, gamma, lam, reward_scale):
                 reward = torch.where(alive, reward, 0)
                 rewards.append(reward)
                 alive = alive & ~terminated & ~truncated
-                obs = torch.where(alive[:, None], new_obs, obs)
+                obs = torch.where(alive[:, None], new_obs.flatten(1), obs)
                 if not alive.any():
                     break
             returns.append(torch.stack(rewards[begun:]).sum(0))

@@ -2,9 +2,12 @@
 
 import mlsh.envs.opengl  # noqa: F401, before anything else imports mujoco
 from mlsh.envs import (  # noqa: F401
+    allwalk,
     ant_bandits,
     fourrooms,
+    key_door,
     movement_bandits,
+    movement_bandits_conv,
     taxi,
 )
 from mlsh.envs.registry import best_return, find_class, find_id, ids, make_env, most_episodes, preset

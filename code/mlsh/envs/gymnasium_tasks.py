@@ -21,9 +21,10 @@ class GymnasiumTasks(VectorTasks):
     """E copies of the environment that `make(max_episode_steps=…, render_mode=…)` makes.
 
     Its tasks come by the first of `protocols.PROTOCOLS` that fits; a sampled one has to be numbers, strings, and lists
-    of them. Observations are flattened. Box actions with finite bounds are mapped to them linearly from [-1, 1], the
-    size of a new policy's actions; what is beyond is clipped. Raises UserError for an environment without tasks, with
-    other spaces, or whose first step fails, EnvironmentFailed if a later one does.
+    of them. Observations are flattened, but for a Box of three dimensions, which may be an image; if that is uint8, it
+    stays so, and all else is float32. Box actions with finite bounds are mapped to them linearly from [-1, 1], the size
+    of a new policy's actions; what is beyond is clipped. Raises UserError for an environment without tasks, with other
+    spaces, or whose first step fails, EnvironmentFailed if a later one does.
 
     NumPy's and Python's global generators are seeded before every reset, for environments that draw from them; their
     episodes are then the same in every run, but not over different numbers of processes.
@@ -63,7 +64,9 @@ class GymnasiumTasks(VectorTasks):
             self.sample_test_task = self._sample_test_task
         super().__init__(num_envs, max_episode_steps, None, device)
         self.render_mode = render_mode
-        self._observations = np.zeros((num_envs, *first.observation_space.shape), np.float32)
+        seen = first.observation_space
+        kept = np.uint8 if len(seen.shape) == 3 and seen.dtype == np.uint8 else np.float32
+        self._observations = np.zeros((num_envs, *seen.shape), kept)
         self._over = np.zeros(num_envs, bool)
         self._final = {}  # name -> [E], what the infos of last steps had; NaN where there was nothing
         self.task_label(self.task[0])  # what cannot be played shows now
@@ -98,8 +101,8 @@ class GymnasiumTasks(VectorTasks):
                 raise self._failure(e, error) from None
         for reported in self._final.values():
             reported[which] = np.nan
-        self._over[which] = ~np.isfinite(self._observations[which]).all(1)
-        return self._tensor(self._observations.copy())
+        self._over[which] = ~self._finite()[which]
+        return self._seen()
 
     def step(self, actions):
         """As `VectorTasks.step`; an episode that is over is left alone and earns nothing.
@@ -118,9 +121,15 @@ class GymnasiumTasks(VectorTasks):
                         self._report(e, info)
                 except Exception as error:
                     raise self._failure(e, error) from None
-        self._over |= terminated | truncated | ~np.isfinite(self._observations).all(1)
+        self._over |= terminated | truncated | ~self._finite()
         ended = (torch.from_numpy(x).to(self.device) for x in (terminated, truncated))
-        return self._tensor(self._observations.copy()), self._tensor(reward), *ended, self._info()
+        return self._seen(), self._tensor(reward), *ended, self._info()
+
+    def _finite(self):
+        return np.isfinite(self._observations).reshape(self.num_envs, -1).all(1)
+
+    def _seen(self):
+        return torch.from_numpy(self._observations.copy()).to(self.device)
 
     def _report(self, e, info):
         for name, x in (info or {}).items():
@@ -188,13 +197,17 @@ def failures(where):
 
 
 def flat(env):
-    """The environment with its observations made vectors. Raises UserError for those that cannot be."""
+    """The environment with its observations made vectors, but for a Box of three dimensions.
+
+    Raises UserError for those that cannot be.
+    """
     for name, space in leaves(env.observation_space):
         if not isinstance(space, (Box, Discrete, MultiBinary, MultiDiscrete)):
             raise UserError(f"its observation{name} is {space!r:.100}, which cannot be made a vector; leave it out")
     if not flatdim(env.observation_space):
         raise UserError(f"its observation is {env.observation_space}, without a number in it; give it one at least")
-    return FlattenObservation(env)
+    space = env.observation_space
+    return env if isinstance(space, Box) and len(space.shape) == 3 else FlattenObservation(env)
 
 
 def leaves(space, name=""):

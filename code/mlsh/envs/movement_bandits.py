@@ -5,7 +5,7 @@ import torch
 from gymnasium.spaces import Box, Discrete
 
 from mlsh.envs.base import SingleEnv
-from mlsh.envs.point_world import AGENT, BLACK, COLOURS, GOAL, MOVES, NEAR, START, WORLD, PointWorld
+from mlsh.envs.point_world import AGENT, BLACK, COLOURS, GOAL, MOVES, NEAR, START, WORLD, PointWorld, near
 from mlsh.envs.registry import register
 
 BEST_RETURN = 43.80  # the best possible mean return in 50 steps, by exact shortest paths
@@ -40,7 +40,7 @@ class MovementBanditsVector(PointWorld):
 
     def __init__(self, num_envs=1, num_goals=2, max_episode_steps=None, render_mode=None, device="cpu"):
         self.train_tasks = list(range(num_goals))
-        self.single_observation_space = Box(-np.inf, np.inf, (2 + 2 * num_goals,), np.float32)
+        self.single_observation_space = self._space()
         self.single_action_space = Discrete(len(MOVES))
         super().__init__(num_envs, max_episode_steps, render_mode, device)
         self._moves = torch.tensor(MOVES, device=self.device)
@@ -52,8 +52,14 @@ class MovementBanditsVector(PointWorld):
         """The task's name for people: the colour of its goal."""
         return list(COLOURS)[task]
 
+    def _space(self):
+        return Box(-np.inf, np.inf, (2 + 2 * len(self.train_tasks),), np.float32)
+
+    def _new_goals(self, rng, n):
+        return rng.uniform(0, WORLD, (n, len(self.train_tasks), 2))
+
     def _reset(self, which):
-        goals = self._tensor(self._draw(lambda rng, n: rng.uniform(0, WORLD, (n, len(self.train_tasks), 2)), which))
+        goals = self._tensor(self._draw(self._new_goals, which))
         self.goals[which], self.agent[which] = goals, START
         self._right[which] = goals[range(len(which)), [self.task[e] for e in which]]
         self._seen = self.goals.flatten(1) / WORLD
@@ -64,8 +70,7 @@ class MovementBanditsVector(PointWorld):
 
     def _step(self, actions):
         self.agent = self.agent + self._moves[actions]
-        reward = ((self.agent - self._right).square().sum(1) < NEAR).float()
-        return self._observation(), reward, self._never, {}
+        return self._observation(), near(self.agent, self._right).float(), self._never, {}
 
     def _circles(self, e):
         for goal, colour in zip(self.goals[e], COLOURS.values(), strict=False):

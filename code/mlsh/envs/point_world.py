@@ -19,6 +19,11 @@ BLACK, WHITE, GREY = "#000000", "#FFFFFF", "#999999"
 COLOURS = {"orange": "#D55E00", "blue": "#0072B2", "yellow": "#F0E442", "pink": "#CC79A7"}
 
 
+def near(a, b):
+    """Whether points a and b [..., 2] are so close that it counts, [...]."""
+    return (a - b).square().sum(-1) < NEAR
+
+
 class FlatWorld(VectorTasks):
     """A family of tasks drawn by pygame.
 

@@ -16,7 +16,7 @@ from mlsh.errors import EnvironmentFailed, RenderingUnavailable, UserError
 from mlsh.memory import available
 
 HARMLESS = 1_000_000  # env steps in a rollout, whatever is observed
-COPIES = 4  # of a rollout's observations: stacked, normalised, for the sub-policies, for the normaliser
+COPIES = 4  # of a rollout's observations: stacked, normalised, for the sub-policies, for the normaliser; of images one
 PRESETS = {}  # id of a family registered here -> its settings
 BEST_RETURNS = {}  # id -> the best possible mean return, where it is known
 
@@ -93,10 +93,12 @@ def refuse_too_large(cfg, num_envs):
     if steps <= HARMLESS:
         return
     with contextlib.closing(make_env(dataclasses.replace(cfg, T=1), 1)) as one:
-        floats = COPIES * math.prod(one.single_observation_space.shape) + 16  # and actions, rewards, values
-    if 4 * floats * steps > available():
+        space = one.single_observation_space
+        copies = 1 if len(space.shape) == 3 else COPIES
+        wanted = steps * (copies * math.prod(space.shape) * min(4, space.dtype.itemsize) + 64)  # and actions, rewards …
+    if wanted > available():
         raise UserError(
-            f"{num_envs:,} episodes of {cfg.T:,} steps at once want {4 * floats * steps / 1e9:,.0f} GB of memory or "
+            f"{num_envs:,} episodes of {cfg.T:,} steps at once want {wanted / 1e9:,.0f} GB of memory or "
             f"more, and there are {available() / 1e9:,.0f}; use smaller -N, -T, --groups or --test_episodes "
             "(of evaluate.py -N, --look, --seeds or --sample)"
         )
