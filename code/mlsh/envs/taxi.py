@@ -126,9 +126,17 @@ class Taxi(SingleEnv):
 
 
 PRESET = {
-    "T": 200,
+    "N": 10,
+    "W": 10,
+    "U": 10,
+    "T": 500,
     "high_len": 4,
     "num_low": 4,
+    "groups": 8,
+    "bs": 256,
+    "llr": 1e-3,
+    "explore": 0.1,
+    "c2_low": 0.02,
     "normalise": False,
 }
 register("TaxiFAMP-v0", Taxi, 1500, PRESET, 0.75)
