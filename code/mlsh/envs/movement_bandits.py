@@ -88,7 +88,7 @@ PRESET = {
     "N": 40,
     "W": 60,
     "U": 1,
-    "tasks": 36,
+    "tasks": 32,
     "T": 50,
     "high_len": 10,
     "groups": 8,
