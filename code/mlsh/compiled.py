@@ -38,9 +38,9 @@ def compiled(function):
         try:
             with warnings.catch_warnings(action="ignore"):  # of the compiler's, about what it chose
                 return fast(policy, batch, index, weight, *args, **kwargs)
-        except torch._dynamo.exc.TorchDynamoException as error:
+        except Exception as error:  # whatever it is, what is not compiled either works or raises it again
             failed.append(error)
-            reason = str(error).strip().splitlines()[0]
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             print(f"--compile: torch could not compile ({reason}); going on without", file=sys.stderr)
             return call(policy, batch, index, weight, *args, **kwargs)
 
