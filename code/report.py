@@ -32,8 +32,8 @@ IGNORED = {*Config.changeable(), "compile", "seed", "out", "resume", "wandb_proj
 class Args:
     """Print the README's tables of runs of train.py, and draw their learning curves.
 
-    Where the best possible return is known and positive, a row a run of the preset, and a row a variant (the flags that
-    differ from it) for all its runs; else a row a run and task.
+    Where the best possible return is known, positive, and much the same for all tasks, a row a run of the preset, and a
+    row a variant (the flags that differ from it) for all its runs; else a row a run and task.
     """
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
@@ -99,11 +99,13 @@ def print_tasks(runs):
     for _, results, _ in sorted(runs, key=lambda run: run.results["seed"]):
         for row in results["test"]:
             cells = [f"{row['task']} ({row['label']})", f"{row['return']:.4f} ± {row['standard_error']:.4f}"]
+            cells += [f"{row['best_return']:.4f}"] if "best_return" in row else []
             cells += ["" if row.get(name) is None else f"{row[name]:.2f}" for name in final]
             cells += [" / ".join(f"{x:.2f}" for x in row["share"])]
             cells += [" / ".join(f"{x:.3f}" for x in row["sub_policy_returns"])]
             rows.append([results["seed"], *cells, *in_all(results, 3600)])
-    header = ["seed", "task", "return", *(name.replace("_", " ") for name in final)]
+    header = ["seed", "task", "return", *["at best"] * ("best_return" in tests[0])]
+    header += [*(name.replace("_", " ") for name in final)]
     print_table([*header, "shares", "each alone", "env steps", "hours"], rows)
 
 
@@ -175,7 +177,7 @@ def main():
         raise UserError(f"a figure is of one environment, and these runs are of {', '.join(of_env)}; name those of one")
     for env, runs in of_env.items():
         best = best_return(env)
-        if not best or best < 0:  # of which there are no parts to reach
+        if not best or best < 0 or "best_return" in runs[0].results["test"][0]:  # there is no one part to reach
             print_tasks(runs)
             continue
         variants = defaultdict(list)

@@ -1,4 +1,5 @@
 import functools
+import json
 import random
 from collections import Counter
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 import mlsh  # noqa: F401
+from conftest import TINY
 from mlsh.config import Config
 from mlsh.envs import best_return, make_env
 from mlsh.envs.grid_world import Dynamics, move_table, solve
@@ -159,6 +161,17 @@ def test_the_best_return_is_the_mean_optimum_of_the_tasks_that_are_trained(env_i
     env = make_env(Config.defaults(env_id), 1)
     optimal = env.optimal_returns()
     assert best_return(env_id) == pytest.approx(np.mean([optimal[t] for t in env.train_tasks]), abs=0.005)
+
+
+def test_the_final_test_tells_what_is_possible_of_each_task(command, tmp_path):
+    run = ["--env", "FourroomsUnseen-v0", *TINY[2:], "-T", "3", "--out", tmp_path / "run"]
+    code, out, err = command("train.py", *run)
+    assert code == 0, err
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    optimal = make_env(Config.defaults("FourroomsUnseen-v0"), 1).optimal_returns(3)
+    for name in ("test", "held_out"):
+        assert {row["task"]: row["best_return"] for row in results[name]}.items() <= optimal.items()
+    assert len(results["held_out"]) == 5 and "± 0 of at best" in out
 
 
 def test_held_out_tasks_are_spread_and_never_trained():

@@ -64,6 +64,19 @@ def test_seeds_and_variants(command, tmp_path):
     assert cells(command("report.py", tmp_path / "c")[1])[-1][0] == "`-K 3 --groups 1 --normalise`"
 
 
+def test_a_best_return_for_each_task(command, tmp_path):
+    run = write_run(tmp_path / "a", 1, (90.0, 30.0), [[5, 4]], env="Fourrooms-v0")
+    results = json.loads((run / "results.json").read_text())
+    for row, best in zip(results["test"], (97.24, 37.28), strict=True):
+        row["best_return"] = best
+    (run / "results.json").write_text(json.dumps(results))
+    code, out, err = command("report.py", run)
+    assert code == 0, err
+    header, one, other = cells(out)
+    assert header[2:4] == ["return", "at best"]
+    assert one[2:4] == ["90.0000 ± 0.1250", "97.2400"] and other[3] == "37.2800"
+
+
 def test_tasks_where_the_best_return_is_not_known_and_figures(command, tmp_path):
     trained = [[-0.2, -0.2], [-0.12, -0.15]]
     runs = [write_run(tmp_path / str(seed), seed, (-0.1, -0.2), trained, "AntBandits-v1") for seed in (1, 0)]

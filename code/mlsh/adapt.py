@@ -125,10 +125,10 @@ def test(agent, env, tasks, cfg):
     """Learn each of `tasks` by W updates (without a warm-up, U) of a new master, then play `cfg.test_episodes`.
 
     Returns a row a task, a dict (task and its label, mean return, its standard error, share of the steps of each
-    sub-policy, return of each sub-policy alone, mean of what the environment's info has at the last step), and the env
-    steps taken. `env` only names the tasks.
+    sub-policy, return of each sub-policy alone, mean of what the environment's info has at the last step, the best
+    possible return where it is known), and the env steps taken. `env` only tells of the tasks.
     """
-    updates = cfg.W or cfg.U
+    updates, best = cfg.W or cfg.U, env.optimal_returns(cfg.T)
     most = len(tasks) * cfg.T * (cfg.N * updates + cfg.test_episodes * (1 + cfg.num_low))
     with Stage(cfg, "final test", most) as stage:
         trained, steps = adapt_all(agent, tasks, stage, updates)
@@ -144,6 +144,7 @@ def test(agent, env, tasks, cfg):
             "share": [round(x, 4) for x in played.share[j].tolist()],
             "sub_policy_returns": [round(x, 4) for x in of_subs[j]],
             **{name: means[j] for name, means in final.items()},
+            **({"best_return": best[task]} if best else {}),
         }
         for j, task in enumerate(tasks)
     ]

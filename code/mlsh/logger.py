@@ -43,13 +43,13 @@ class Log:
         self.env_steps, self.train_env_steps = (run.progress[name] for name in ("env_steps", "train_env_steps"))
         begun, self._length = run.progress["iteration"], getattr(self.cfg, self.cfg.length)
         self._metrics = self._bar = Silence()
-        self._compiled = "compiled" * (getattr(self.cfg, "compile", "off") == "on")
+        compiled = "compiled" * (getattr(self.cfg, "compile", "off") == "on")
+        self._rate_from, self._last, self._compiled = None, "", compiled
         if parallel.FIRST:
             self._metrics = Metrics(run.folder, columns, begun)
-            bar = {"total": self._length * inner, "initial": begun * inner, "desc": self._compiled and "compiling"}
+            bar = {"total": self._length * inner, "initial": begun * inner, "desc": compiled and "compiling"}
             self._bar = tqdm(**bar, unit="it", dynamic_ncols=True)
         self._start = time.monotonic() - run.progress["seconds"]
-        self._rate_from, self._last = None, ""
 
     @property
     def seconds(self):
@@ -226,9 +226,9 @@ class RL2Logger(Log):
 def say_results(results, folder):
     """Print what the run has come to."""
     for kind, rows in tests_in(results).items():
-        told = f"{'held-out ' * (kind == 'held_out')}task {{task}} ({{label}}): "
-        for row in rows:
-            print((told + "return {return:.4g} ± {standard_error:.2g}, shares {share}").format(**row))
+        told = "held-out " * (kind == "held_out") + "task {task} ({label}): return {return:.4g} ± {standard_error:.2g}"
+        told += " of at best {best_return:.4g}" * ("best_return" in rows[0]) + ", shares {share}"
+        print(*(told.format(**row) for row in rows), sep="\n")
     print(f"{results['env_steps']:,} env steps in {results['seconds']:.0f} s; see {folder}")
 
 

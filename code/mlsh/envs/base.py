@@ -49,6 +49,10 @@ class VectorTasks(VectorEnv):
         """The task's name for people."""
         return str(task)
 
+    def optimal_returns(self, T):
+        """The best possible mean return of each task in `T` steps, a dict; empty where that is not known."""
+        return {}
+
     def set_task(self, task):
         """Give every episode `task`, or the j-th block of episodes `task[j]`; it holds from the next reset on.
 

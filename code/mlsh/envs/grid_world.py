@@ -77,7 +77,7 @@ class GridWorld(FlatWorld):
         self._playing, self.state = self._outcome.clone(), self._outcome.clone()  # [E], task and state
 
     def optimal_returns(self, T=None):
-        """The best possible mean return of each task in T steps (the limit), a dict; by value iteration."""
+        """As `VectorTasks.optimal_returns`, T the limit if it is None; by value iteration, exact."""
         dynamics = Dynamics(*(x.cpu() for x in self.dynamics))
         best = solve(dynamics, T or self.max_episode_steps)[0].tolist()
         return {task: best[task] for task in [*self.train_tasks, *(self.test_tasks or ())]}
