@@ -28,5 +28,6 @@ setup(
     extras_require={
         "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.9"],
         "gym": ["shimmy>=2.0", "gym==0.26.2"],  # environments on the old Gym; Shimmy's own extra wants NumPy 1
+        "metaworld": ["metaworld==3.1.1"],  # wants MuJoCo 3.3.0: docs/metaworld.md
     },
 )

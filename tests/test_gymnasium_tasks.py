@@ -292,26 +292,26 @@ def trains_as_written(command, tmp_path, monkeypatch, page, name, env_id, *flags
     (example,) = re.findall(rf"```python\n(# {name}\.py.*?)```", page.read_text(), re.S)
     (tmp_path / f"{name}.py").write_text(example)
     monkeypatch.syspath_prepend(tmp_path)
-    flags = ["--env", f"{name}:{env_id}-v0", "--record", 0, *flags, "--out", tmp_path / "run"]
+    flags = ["--env", f"{name}:{env_id}", "--record", 0, *flags, "--out", tmp_path / "run"]
     code, _, err = command("train.py", *TINY, *flags)
     assert code == 0, err
     return read_metrics(tmp_path / "run")
 
 
 def test_the_readmes_example_trains(command, tmp_path, monkeypatch):
-    rows = trains_as_written(command, tmp_path, monkeypatch, README, "corridor", "Corridor")
+    rows = trains_as_written(command, tmp_path, monkeypatch, README, "corridor", "Corridor-v0")
     assert {row["task"] for row in rows} == {"0", "1"}
 
 
-@pytest.mark.parametrize(("name", "env_id"), [("variants", "Lakes"), ("variants", "Ants"), ("rooms", "Rooms")])
+@pytest.mark.parametrize(("name", "env_id"), [("variants", "Lakes-v0"), ("variants", "Ants-v0"), ("rooms", "Rooms-v0")])
 def test_the_adapters_of_the_docs_train(command, tmp_path, monkeypatch, name, env_id):
     if name == "rooms":
         pytest.importorskip("minigrid")
     flags = [ENVIRONMENTS, name, env_id, "--test_episodes", 2]
     rows = trains_as_written(command, tmp_path, monkeypatch, *flags)
-    assert len(rows) == 4 and ("final_speed" in rows[0]) == (env_id == "Ants")
+    assert len(rows) == 4 and ("final_speed" in rows[0]) == (env_id == "Ants-v0")
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert ("held_out" in results) == (env_id != "Ants")
+    assert ("held_out" in results) == (env_id != "Ants-v0")
 
 
 def test_the_original_classes_train_unchanged(command, tmp_path, monkeypatch):
@@ -322,7 +322,7 @@ def test_the_original_classes_train_unchanged(command, tmp_path, monkeypatch):
         (tmp_path / "test_envs" / f"{file}.py").write_text(text)
     for module in ("gym.envs.registration.register", "gym.utils.seeding.np_random"):
         monkeypatch.setattr(module, None)  # it is the page that replaces them, and afterwards they are back
-    rows = trains_as_written(command, tmp_path, monkeypatch, ENVIRONMENTS, "originals", "Originals")
+    rows = trains_as_written(command, tmp_path, monkeypatch, ENVIRONMENTS, "originals", "Originals-v0")
     assert {row["task"] for row in rows} <= {"0", "1"}
 
 
