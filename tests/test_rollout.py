@@ -317,13 +317,25 @@ def test_a_random_decision_counts_for_the_sub_policies_as_likely_as_it_was_to_th
     for seed in range(20):
         low = collect(env, agent, Streams(seed, [0])(2, "x"), explore=0.2, **SETTINGS).low
         weight, z = low.weight.view(7, 2), low.member.view(7, 2)
-        by_hand = torch.where(z == 0, 0.9 / (0.8 * 0.9 + 0.1), 0.1 / (0.8 * 0.1 + 0.1))
+        by_hand = torch.where(z == 0, 0.892 / 0.82, 0.108 / 0.18)  # one random in 50, over one in 5
         torch.testing.assert_close(weight, by_hand)
         found |= set(z.flatten().tolist())
     assert found == {0, 1}
     # in the mean over what is played, a weight is 1
     assert pytest.approx(1) == 0.9 / 0.82 * 0.82 + 0.1 / 0.18 * 0.18
     assert collect(env, agent, Streams(1, [0])(2, "x"), **SETTINGS).low.weight is None
+
+
+def test_a_sub_policy_that_no_master_wants_learns_from_all_alike():
+    env = Ladder([99, 99, 99, 99])
+    agent = agent_for(env, groups=2)
+    with torch.no_grad():  # both never take sub-policy 1, the one a trillion times less ever than the other
+        agent.master.policy_weight.zero_()
+        agent.master.policy_bias[:, 0, 1] = torch.tensor([-20.0, -48.0])
+    batches = [collect(env, agent, Streams(seed, [0, 1])(2, "x"), explore=0.2, **SETTINGS).low for seed in range(20)]
+    weight, member, group = (torch.cat([getattr(b, name) for b in batches]) for name in ("weight", "member", "group"))
+    assert set(group[member == 1].tolist()) == {0, 1}
+    torch.testing.assert_close(weight, torch.where(member == 1, 0.1, 0.99 / 0.9))
 
 
 def test_weights_are_of_the_decision_under_which_a_step_was_taken():
@@ -339,7 +351,8 @@ def test_weights_are_of_the_decision_under_which_a_step_was_taken():
             age = t % life
             seen = torch.tensor([age - age % 3, e]).expand(2, 1, 2).float()  # when the decision was made
             chosen = agent.master.params(seen)[e // 2, 0].softmax(0)[z[t, e]]
-            torch.testing.assert_close(weight[t, e], chosen / (0.5 * chosen + 0.25), rtol=1e-4, atol=1e-6)
+            wanted = (0.95 * chosen + 0.025) / (0.5 * chosen + 0.25)
+            torch.testing.assert_close(weight[t, e], wanted, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(("num_low", "high_len"), [(1, 3), (3, 1), (4, 7), (2, 99)])

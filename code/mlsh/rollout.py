@@ -8,6 +8,7 @@ from mlsh.play import Decision, play
 from mlsh.ppo import Batch, gae
 
 AT_ONCE = 2**15  # observations whose values all sub-policies compute at a time
+LEFT = 0.1  # of the random decisions, in what the sub-policies learn
 
 
 class Outcome(NamedTuple):
@@ -133,13 +134,15 @@ def low_batch(played, inputs, cuts, agent, explore, gamma, lam, reward_scale):
 def importance(played, explore):
     """The importance weights [D, E] of the masters' decisions, where one in 1/`explore` was random.
 
-    A weight is the probability under the master over that under what played, π(z) / ((1 − ε) π(z) + ε/K), so in [0,
-    1/(1 − ε)]. Thus a sub-policy learns what the tasks whose masters want it ask of it, and not the one into which it
-    was thrown; one that no master wants learns from all, and most from those which want it least unlikely.
+    What is learned is what would be if a tenth as many had been: δ = ε/10 in ((1 − δ) π(z) + δ/K) / ((1 − ε) π(z) +
+    ε/K), π(z) the probability under the master. Thus a sub-policy learns what the tasks whose masters want it ask of
+    it, and not the one into which it was thrown; one that no master wants learns from all alike. (With δ = 0 that one
+    would learn from the few samples, or the single one, that its masters found least unlikely, and be spoilt.)
     """
     params, z = played.choices
-    chosen = params.softmax(-1).gather(-1, z[..., None])[..., 0]
-    return chosen / ((1 - explore) * chosen + explore / params.shape[-1])
+    chosen, K = params.softmax(-1).gather(-1, z[..., None])[..., 0], params.shape[-1]
+    believed = LEFT * explore
+    return ((1 - believed) * chosen + believed / K) / ((1 - explore) * chosen + explore / K)
 
 
 def values(policy, obs, member):
