@@ -14,7 +14,8 @@ import tyro
 from tabulate import tabulate
 
 from mlsh import checkpoint
-from mlsh import rl2 as rl2  # it registers itself in LEARNERS, as every method
+from mlsh import option_critic as option_critic  # it registers itself in LEARNERS, as every method
+from mlsh import rl2 as rl2
 from mlsh.adapt import LEARNERS
 from mlsh.envs import make_env
 from mlsh.errors import UserError, run_command
@@ -40,7 +41,8 @@ class Args(Settings):
 
     MLSH trains a fresh master over frozen sub-policies; a shared policy (--num_low 1) is fine-tuned; a run without
     sub-policies (--num_low 0) is PPO from scratch; an RL² policy just plays on, an episode in place of an update
-    (--updates, --hlr, --bs and --look are not for it).
+    (--updates, --hlr, --bs and --look are not for it). Option-critic and actor-critic go on learning, whatever their
+    tasks --shared; an update is a rollout, they learn within it, and --hlr is the rate of their values.
     Prints a table, and writes adaptation.csv and adaptation.png.
     """
 

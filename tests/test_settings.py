@@ -4,6 +4,7 @@ import pytest
 
 from mlsh.config import Config
 from mlsh.errors import UserError
+from mlsh.option_critic import OptionCriticConfig
 from mlsh.rl2 import RL2Config
 from mlsh.settings import cli
 from mlsh.settings import parse as parse_kind
@@ -98,7 +99,7 @@ def test_every_kind_of_run_continues_alike():
         parse_kind(RL2Config, "-c --out there --iterations 3".split(), lambda _: saved)
 
 
-@pytest.mark.parametrize("kind", [Config, RL2Config])
+@pytest.mark.parametrize("kind", [Config, RL2Config, OptionCriticConfig])
 def test_a_constraint_stands_on_every_number(kind):
     """A field without one would take any number."""
     for field in dataclasses.fields(kind):

@@ -59,7 +59,7 @@ def collect(
         credit = {"gamma": gamma, "lam": lam, "reward_scale": reward_scale}
         master = master_batch(played, inputs, cuts, agent.master, bootstrap, **credit)
         low = low_batch(played, inputs, cuts, agent, explore, **credit) if low and agent.subs.n else None
-        return Rollout(master, low, played.obs[:-1].flatten(0, 1), outcome(played, agent))
+        return Rollout(master, low, played.obs[:-1].flatten(0, 1), outcome(played, agent.master.n, agent.subs.n))
 
 
 def settle(env, agent, rngs, **settings):
@@ -81,7 +81,8 @@ def measure(env, agent, rngs, *, T, high_len, on_step=None):
     Returns an `Outcome`. One episode a slot: of several within a time the short ones would be too many.
     """
     with env.simulating():
-        return outcome(play(env, agent, rngs, T, high_len, again=False, on_step=on_step), agent)
+        played = play(env, agent, rngs, T, high_len, again=False, on_step=on_step)
+        return outcome(played, agent.master.n, agent.subs.n)
 
 
 def master_batch(played, inputs, cuts, master, bootstrap, gamma, lam, reward_scale):
@@ -167,10 +168,9 @@ def batch_of(policy, obs, decisions, advantage, value, member, group, real=None)
     return Batch(*(x.flatten(0, 1) if real is None or real.all() else x[real] for x in fields))
 
 
-def outcome(played, agent):
-    """The `Outcome` of what was played."""
-    steps, G, K = played.steps, agent.master.n, agent.subs.n
-    E = steps.reward.shape[1]
+def outcome(played, G, K):
+    """The `Outcome` of what was played by G groups, with K sub-policies or options."""
+    steps, E = played.steps, played.steps.reward.shape[1]
     of_sub = played.active[..., None] == torch.arange(K, device=steps.alive.device)  # [T, E, K]
     used = of_sub & steps.alive[..., None]
     share = used.view(len(used), G, E // G, K).sum((0, 2), dtype=torch.float32)

@@ -1,0 +1,98 @@
+"""Option-critic in Four rooms as its authors have it, to compare with what their code does; no test.
+
+An episode begins on any free cell but the goal's, pays 1 on reaching the goal and ends there, or after 1,000 steps. The
+goal is cell 62, and moves to a cell of the lower right room. Their tabular code, with 4 options, comes from hundreds of
+steps to a few tens within some hundred episodes. Here each learner has several slots, so episodes count in all slots.
+
+    PYTHONPATH=code:tests python tests/published.py --num_options 4
+"""
+
+import argparse
+
+import numpy as np
+import torch
+
+from mlsh.envs.fourrooms import CELLS, ROOM, FourroomsVector, build_dynamics
+from mlsh.envs.grid_world import GridWorld
+from mlsh.option_critic import OptionCriticConfig, new_task, optimisers
+from mlsh.options import OptionCritic, play, update
+from mlsh.sampling import Streams
+
+GOALS = (62, *ROOM)
+
+
+class WalkToGoal(FourroomsVector):
+    """Four rooms in which an episode begins anywhere, and ends at the goal."""
+
+    def __init__(self, num_envs):
+        self.goals, self.train_tasks = GOALS, list(range(len(GOALS)))
+        dynamics = build_dynamics(GOALS)
+        dynamics = dynamics._replace(ends=dynamics.reward > 0)
+        GridWorld.__init__(self, dynamics, CELLS, num_envs, 1000, None, "cpu")
+
+    def _reset(self, which):
+        super()._reset(which)
+        drawn = torch.from_numpy(self._draw(lambda rng, n: rng.integers(len(CELLS) - 1, size=n), which))
+        goal = torch.tensor(self.goals)[self._playing[which]]
+        self.state[which] = drawn + (drawn >= goal)
+        return self._observation()
+
+
+def best(env, task):
+    """Mean steps to the goal of the best policy, over where an episode may begin; by value iteration."""
+    dynamics, goal = env.dynamics, env.goals[task]
+    steps = torch.zeros(len(CELLS), dtype=torch.float64)
+    for _ in range(2000):
+        after = torch.where(dynamics.ends[task], 0, steps[dynamics.next[task]]).mean(-1)
+        steps = (1 + after.min(-1).values).index_fill(0, torch.tensor(goal), 0)
+    return (steps.sum() / (len(CELLS) - 1)).item()
+
+
+def episodes(env, agent, optimizers, rngs, cfg, T):
+    """Play and learn for `T` steps a slot; the lengths of the episodes of each group, in the order of their ends."""
+    begun, lengths, now = torch.zeros(env.num_envs, dtype=torch.long), [[] for _ in rngs], 0
+
+    def learn(steps):
+        nonlocal now
+        for ended in steps.terminated | steps.truncated:
+            now += 1
+            for e in ended.nonzero()[:, 0].tolist():
+                lengths[e * len(rngs) // env.num_envs].append(now - begun[e].item())
+                begun[e] = now
+        update(agent, optimizers, steps, **cfg.learning)
+
+    play(env, agent, rngs, T=T, explore=cfg.explore, n_steps=cfg.n_steps, learn=learn)
+    return lengths
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for flag, default in (("seeds", 5), ("slots", 4), ("steps", 2500), ("n_steps", 5), ("num_options", 4)):
+        parser.add_argument(f"--{flag}", type=int, default=default)
+    for flag, default in (("lr", 1e-3), ("lr_critic", 3e-3), ("c2", 0.01)):
+        parser.add_argument(f"--{flag}", type=float, default=default)
+    args = parser.parse_args()
+    shown = {name: getattr(args, name) for name in ("num_options", "n_steps", "lr", "lr_critic", "c2")}
+    cfg = OptionCriticConfig(groups=args.seeds, shared="nothing", normalise=False, T=1000, **shown)
+    env, streams = WalkToGoal(args.seeds * args.slots), Streams(0, range(args.seeds))
+    agent = OptionCritic.build(cfg, env)
+    optimizers = optimisers(agent, cfg)
+    new_task(agent, optimizers, streams, 0, cfg)
+    moved = [5 + 3 * seed for seed in range(args.seeds)]
+    for i, tasks in enumerate(([0] * args.seeds, moved)):
+        env.set_task(tasks)
+        best_steps = np.mean([best(env, task) for task in tasks])
+        print(f"goals {', '.join(str(GOALS[task]) for task in dict.fromkeys(tasks))}: best possible {best_steps:.1f}")
+        found = episodes(env, agent, optimizers, streams(i, "published"), cfg, args.steps)
+        for first in (0, 25, 50, 100, 200, 300, 400, 600, 800):
+            some = [np.mean(x[first : first + 25]) for x in found if len(x) >= first + 25]
+            if some:
+                print(
+                    f"  episodes {first + 1:3} to {first + 25}: {np.mean(some):6.1f} steps, {len(some)} learners",
+                    end="",
+                )
+                print(f", from {min(some):.1f} to {max(some):.1f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
