@@ -4,6 +4,7 @@ import mlsh.envs.opengl  # noqa: F401, before anything else imports mujoco
 from mlsh.envs import (  # noqa: F401
     ant_bandits,
     ant_movement,
+    ant_obstacles,
     fourrooms,
     movement_bandits,
     taxi,
