@@ -68,6 +68,8 @@ class Args(Settings):
     """Episodes that measure each master after every update and count as no env steps; 0: those it learns from."""
     N: Annotated[CountOrNone, short("-N")] = 0
     """Episodes a rollout; 0 for the run's (of RL²: trials a seed, 10)."""
+    T: Annotated[CountOrNone, short("-T")] = 0
+    """Env steps of an episode; 0 for the run's."""
     hlr: NotNegative = 0.0
     """Learning rate; 0 for the run's."""
     bs: CountOrNone = 0
@@ -88,7 +90,7 @@ def evaluate(run, args):
     """
     data = checkpoint.load(run, LEARNERS)
     cfg = dataclasses.replace(data["config"], **args.only("seed", "device", "sim_threads", "copies"))
-    cfg.env = args.env or cfg.env
+    cfg.env, cfg.T = args.env or cfg.env, args.T or cfg.T
     env = make_env(cfg, 1)
     family = env.test_tasks if args.held_out else env.train_tasks
     tasks = distinct(find_task(env, text, "--tasks") for text in args.tasks) or family

@@ -122,13 +122,14 @@ def test_help_explains_the_columns(command):
 
 def test_another_environment_and_sampled_tasks(command, tmp_path):
     run = train(command, tmp_path / "run", "--env", "foreign:Listed-v0")
-    flags = ["--env", "foreign:Sampled-v0", "--updates", 1, "--seeds", 2]
+    flags = ["--env", "foreign:Sampled-v0", "-N", 2, "-T", 3, "--updates", 1, "--seeds", 2]
     for tasks, expected in (([], {"task -1.0 (-1.0)", "task 1.0 (1.0)"}), (["--tasks", "-1", "-1"], {"task -1 (-1)"})):
         out = tmp_path / f"out {len(tasks)}"
         code, _, err = command("evaluate.py", run, *flags, *tasks, "--out", out)
         assert code == 0, err
         keys = [(row["task"], row["seed"], row["update"]) for row in adaptation(out)]
         assert {task for task, *_ in keys} == expected
+        assert {row["env_steps"] for row in adaptation(out)} == {"0", "6"}
         assert len(keys) == len(set(keys)) == len(expected) * 2 * 2  # a task drawn or named twice is learned once
 
 

@@ -4,6 +4,8 @@ import mlsh.envs.opengl  # noqa: F401, before anything else imports mujoco
 from mlsh.envs import (  # noqa: F401
     allwalk,
     ant_bandits,
+    ant_movement,
+    ant_obstacles,
     fourrooms,
     key_door,
     movement_bandits,

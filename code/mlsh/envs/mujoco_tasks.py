@@ -20,12 +20,12 @@ class MujocoTasks(VectorTasks):
     """A family of tasks simulated by MuJoCo; control and state live on the CPU, as MuJoCo does.
 
     An episode whose state stops being finite, or exceeds 1e3, has diverged: it keeps its last good state, terminates,
-    is flagged in `info["diverged"]`, and is paid its last good reward for every step that it misses, so that blowing up
-    is worth no more than standing still.
+    is flagged in `info["diverged"]`, and is paid for every step that it misses what standing still in that state pays.
 
     A subclass sets `frame_skip` and `camera` (MuJoCo camera attributes) and defines `_initial(which)` -> qpos, qvel of
-    the slots `which` (each [len(which), …]), `_observe(qpos, qvel)` -> [E, obs], and `_reward(qpos, qvel, sensors)` ->
-    reward [E] and what the info reports beside it, a dict of [E].
+    the slots `which` (each [len(which), …]), `_observe(qpos, qvel)` -> [E, obs], and `_reward(before, actions, qpos,
+    sensors)` -> reward [E] and what the info reports beside it, a dict of [E]; `before` and `qpos` [E, nq] are those
+    before and after the step.
     """
 
     frame_skip: int
@@ -43,14 +43,18 @@ class MujocoTasks(VectorTasks):
         self._data = [mujoco.MjData(model) for _ in range(threads)]
         self._renderer = None
         self._state = np.zeros((num_envs, 1 + model.nq + model.nv))  # time, qpos, qvel
-        self._last = np.zeros(num_envs), {}  # reward and what was reported with it
+        self._sensors = np.zeros((num_envs, model.nsensordata))  # of the last good step
 
     def _reset(self, which):
         self._state = self._state.copy()  # it has been handed out
         self._state[which] = np.concatenate((np.zeros((len(which), 1)), *self._initial(which)), 1)
-        for x in (self._last[0], *self._last[1].values()):
-            x[which] = 0
-        return self._tensor(self._observe(*np.split(self._state[:, 1:], [self.model.nq], 1)))
+        # sensors show the state from which a substep starts
+        self._sensors[which] = self._pool.rollout(self.model, self._data, self._state[which], nstep=1)[1][:, 0]
+        return self._tensor(self._observe(*self._split(self._state)))
+
+    def _split(self, state):
+        """Its qpos and qvel."""
+        return np.split(state[:, 1:], [self.model.nq], 1)
 
     @property
     def state(self):
@@ -67,21 +71,22 @@ class MujocoTasks(VectorTasks):
 
     def _step(self, actions):
         states, sensors = self.simulate(self._state, self.control(actions))
-        state = states[:, -1]
+        state, sensors, actions = states[:, -1], sensors[:, -1], actions.numpy(force=True)
         diverged = ~(np.abs(state[:, 1:]) < TOO_LARGE).all(1)  # NaN included
-        state[diverged] = self._state[diverged]
-        self._state = state
-        qpos, qvel = np.split(state[:, 1:], [self.model.nq], 1)
+        state[diverged], sensors[diverged] = self._state[diverged], self._sensors[diverged]
+        actions = np.where(diverged[:, None], 0, actions)
+        reward, reported = self._reward(self._split(self._state)[0], actions, self._split(state)[0], sensors)
         elapsed = self._elapsed.numpy(force=True)
         missed = (self.max_episode_steps or elapsed) - elapsed + 1
-        paid, reported = self._last
-        reward, new = self._reward(qpos, qvel, sensors[:, -1])
-        reported = {name: np.where(diverged, reported.get(name, 0), x) for name, x in new.items()}
-        self._last = np.where(diverged, paid, reward), reported
-        reward = np.where(diverged, paid * missed, reward)
+        reward = np.where(diverged, reward * missed, reward)
+        self._between(state)
+        self._state, self._sensors = state, sensors
         info = {name: self._tensor(x) for name, x in reported.items()}
         info["diverged"] = torch.from_numpy(diverged).to(self.device)
-        return self._tensor(self._observe(qpos, qvel)), self._tensor(reward), info["diverged"], info
+        return self._tensor(self._observe(*self._split(state))), self._tensor(reward), info["diverged"], info
+
+    def _between(self, state):
+        """What changes between two control steps other than by simulation: to be written into `state`."""
 
     @contextlib.contextmanager
     def simulating(self):
