@@ -212,7 +212,7 @@ def test_one_line_errors_from_the_shell(tmp_path):
 UNREADABLE = {
     "train.py -N many": "-N/--N: invalid literal for int()",
     "train_rl2.py --tasks 3": "Unrecognized options: --tasks",
-    "train_option_critic.py --shared some": "--shared",
+    "train_option_critic.py --shared some": "invalid choice 'some' for argument '--shared'",
     "evaluate.py --seeds x": "--seeds: invalid literal",
     "render.py": ": PATH Run folder or checkpoint",
     "report.py --figure x": "did you mean --figures?",

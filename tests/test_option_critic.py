@@ -120,6 +120,8 @@ def test_an_option_goes_on_until_it_terminates():
     assert (steps.z == steps.z[0]).all(1).tolist()[:4] == [True] * 4
     assert (steps.z[:, [0, 2, 3]] == steps.z[0, [0, 2, 3]]).all()
     assert (steps.z[4:, 1] == steps.z[4, 1]).all()
+    (steps,) = record(env, agent, T=60, n_steps=60, explore=1.0)[2]
+    assert len(steps.z[::4, 1].unique()) == 4 and torch.equal(steps.z[::4, 1], steps.z[3::4, 1])  # 15 episodes
     with torch.no_grad():
         agent.options.value_bias.fill_(99)  # β = 1
     (steps,) = record(env, agent, n_steps=7)[2]
