@@ -23,9 +23,8 @@ from mlsh.study import PASSED, SEPARATED, SOLVED, print_table
 
 LINES = {"AntBandits-v1": (-0.155, "the earlier port")}  # in figures, where the best possible return is not known
 RANGE = {"AntBandits-v1": (-0.25, -0.09)}  # of the returns, in figures
-IGNORED = {*Config.changeable(), "compile", "seed", "out", "resume", "wandb_project", "wandb_group", "wandb_name"} - {
-    "tasks"
-}
+IGNORED = {"compile", "seed", "out", "resume", "wandb_project", "wandb_group", "wandb_name"}
+IGNORED |= {name for name in Config.changeable() if name != "tasks"}
 
 
 @dataclass

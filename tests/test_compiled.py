@@ -85,8 +85,10 @@ def test_a_compiler_is_looked_for(monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr("shutil.which", lambda name: None)
     assert not compiled.possible("cpu")
-    monkeypatch.setattr("shutil.which", {"clang++": "/bin/clang++"}.get)
+    monkeypatch.setattr("shutil.which", {"g++": "/bin/g++", "clang++": "/bin/clang++"}.get)
     assert compiled.possible("cpu")
+    monkeypatch.setenv("CXX", "icpc")  # torch takes this one and no other
+    assert not compiled.possible("cpu")
 
 
 @pytest.mark.slow

@@ -273,7 +273,10 @@ def test_weights_only_compare_the_samples_of_a_member():
     torch.testing.assert_close(learned([1.0, 2.0, 3.0, 1.0, 1.0]), learned([5.0, 10.0, 15.0, 1.0, 1.0]))
     one, other = learned([1.0, 2.0, 3.0, 1.0, 1.0]), learned(None)
     assert torch.equal(one[1], other[1]) and not torch.equal(one[0], other[0])
-    assert learned([0.0] * 5).isfinite().all()
+    policy = actor_critic(1)
+    nothing = batch(policy, [0] * 100)._replace(weight=torch.zeros(100))
+    update(policy, Adam(policy, 1e-2), nothing, rngs(1), parts=1, epochs=2, **ALWAYS)
+    assert all(p.isfinite().all() for p in policy.parameters())
 
 
 def test_a_sample_without_weight_teaches_nothing():

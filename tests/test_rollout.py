@@ -321,8 +321,6 @@ def test_a_random_decision_counts_for_the_sub_policies_as_likely_as_it_was_to_th
         torch.testing.assert_close(weight, by_hand)
         found |= set(z.flatten().tolist())
     assert found == {0, 1}
-    # in the mean over what is played, a weight is 1
-    assert pytest.approx(1) == 0.9 / 0.82 * 0.82 + 0.1 / 0.18 * 0.18
     assert collect(env, agent, Streams(1, [0])(2, "x"), **SETTINGS).low.weight is None
 
 

@@ -84,7 +84,9 @@ def upgraded(data):
         data["kind"] = "rl2" if "episodes" in cfg else "mlsh"
     if data["kind"] == "rl2":
         cfg.setdefault("normalise", False)
-    elif data["kind"] == "mlsh" and "convolve" not in cfg and data["subs"]["weight1"].shape[2] >= 64:  # maybe images
+    if data["kind"] == "mlsh":
+        cfg.setdefault("compile", "off")  # as it was
+    if data["kind"] == "mlsh" and "convolve" not in cfg and data["subs"]["weight1"].shape[2] >= 64:  # maybe images
         cfg["convolve"] = False
     if "train_env_steps" not in data:
         learned = cfg["W"] + cfg["U"] if data["kind"] == "mlsh" else 1  # rollouts an outer iteration

@@ -12,7 +12,7 @@ import torch
 def possible(device):
     """Whether torch can compile for a device: it wants a C++ compiler, or Triton on a GPU."""
     if torch.device(device).type == "cpu":
-        return any(map(shutil.which, filter(None, (os.environ.get("CXX"), "g++", "clang++"))))
+        return bool(shutil.which(os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")))
     return torch.utils._triton.has_triton()
 
 
@@ -24,10 +24,13 @@ def compiled(function):
     """
     import torch._dynamo  # takes a second
 
-    torch._dynamo.config.trace_autograd_ops = True
-    torch._dynamo.config.recompile_limit = 64
-    fast = torch.compile(function, fullgraph=True)
     failed = []
+
+    @functools.cache
+    def compile():
+        torch._dynamo.config.trace_autograd_ops = True  # not every torch can
+        torch._dynamo.config.recompile_limit = 64
+        return torch.compile(function, fullgraph=True)
 
     @functools.wraps(function)
     def call(policy, batch, index, weight, *args, **kwargs):
@@ -37,7 +40,7 @@ def compiled(function):
             torch._dynamo.maybe_mark_dynamic(x, 1)
         try:
             with warnings.catch_warnings(action="ignore"):  # of the compiler's, about what it chose
-                return fast(policy, batch, index, weight, *args, **kwargs)
+                return compile()(policy, batch, index, weight, *args, **kwargs)
         except Exception as error:  # whatever it is, what is not compiled either works or raises it again
             failed.append(error)
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]

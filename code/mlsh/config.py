@@ -78,7 +78,7 @@ class Config(RunSettings):
     reward_scale: Positive = 1.0
     """Factor on rewards inside the learner; reported returns are without it."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """Compile the learning from a minibatch: twice as fast after half a minute. auto does in long runs, where it can.
+    """Compile how training learns from a minibatch, which takes half a minute. auto does in long runs, where it can.
     Results are a function of the seed either way, but not the same."""
     record: CountOrNone = 10
     """Outer iterations between two sets of videos; 0 for none."""

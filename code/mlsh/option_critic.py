@@ -27,8 +27,7 @@ from mlsh.stage import Stage
 class OptionCriticConfig(RunSettings):
     """Train option-critic on one task after another; with --num_options 1 it is an actor-critic.
 
-    -N, --groups, --tasks, --rollouts (W + U there), -T and --normalise are by default what train.py takes for the
-    environment, so that the experience is the same.
+    -N, --groups, --tasks, --rollouts (W + U there), -T, --normalise and --reward_scale are by default train.py's.
     """
 
     kind: ClassVar[str] = "option-critic"
@@ -76,7 +75,8 @@ class OptionCriticConfig(RunSettings):
     @classmethod
     def defaults(cls, env):
         known = preset(env)
-        same = {name: known[name] for name in ("N", "groups", "tasks", "T", "normalise") if name in known}
+        names = ("N", "groups", "tasks", "T", "normalise", "reward_scale")
+        same = {name: known[name] for name in names if name in known}
         return cls(env=env, **same | ({"rollouts": known["W"] + known["U"]} if {"W", "U"} <= known.keys() else {}))
 
     def most_at_once(self, processes):

@@ -10,7 +10,6 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from mlsh.compiled import compiled
 from mlsh.minibatches import Minibatches
 
-TINY = torch.finfo(torch.float32).tiny
 CAP = 20.0  # of the log ratio, where it is learned from
 FIGURES = ("policy_loss", "value_loss", "entropy", "kl", "clip_fraction", "explained_variance")  # of an update
 
@@ -105,9 +104,10 @@ def update(policy, optimizer, batch, rngs, *, parts, epochs, epsilon, c1, c2, ta
     shuffled = Minibatches(member, group, n, parts, total)
     batch = batch._replace(advantage=normalise(batch.advantage, batch.group * n + batch.member, n * len(rngs)))
     count = total(torch.from_numpy(np.bincount(member, minlength=n))).numpy()
-    if batch.weight is not None:  # as they are a member's samples may weigh next to nothing, all of them
-        weights = total(torch.zeros(n, device=device).index_add(0, batch.member, batch.weight)).clamp(min=TINY)
-        batch = batch._replace(weight=batch.weight * (torch.from_numpy(count).to(device) / weights)[batch.member])
+    if batch.weight is not None:
+        weights = total(torch.zeros(n, device=device).index_add(0, batch.member, batch.weight))
+        scale = torch.where(weights > 0, torch.from_numpy(count).to(device) / weights, 0)
+        batch = batch._replace(weight=batch.weight * scale[batch.member])
     weight = torch.from_numpy(shuffled.weight * (count >= 2)[:, None]).to(device)
     resting = [np.flatnonzero(row == 0) for row in total(weight.sum(2).cpu()).numpy()]  # members without a sample
     learn, parameters = compiled(gradients) if policy.compiled else gradients, list(policy.parameters())
@@ -146,13 +146,13 @@ def gradients(policy, batch, index, weight, epsilon, c1, c2, measured=False):
     divergences is the second thing returned, else None. Eager or compiled, this is the function that learns.
     """
     samples = samples_of(batch, index)
-    if batch.weight is not None:
-        weight = weight * batch.weight[index]
     params, value = policy(samples.obs)
     new = policy.distribution(params)
     objective = surrogate(new, value, samples, epsilon, CAP)
-    loss = (total_loss(objective, new, c1, c2) * weight).sum()
     kl = (objective.kl * weight).sum().detach() if measured else None
+    if batch.weight is not None:
+        weight = weight * batch.weight[index]
+    loss = (total_loss(objective, new, c1, c2) * weight).sum()
     return torch.autograd.grad(loss, list(policy.parameters())), kl
 
 
