@@ -39,8 +39,8 @@ class Args(Settings):
     """Torch device."""
     tasks: Annotated[int, at_least(2)] = 4
     """Outer iterations of train.py, two or more; the first is not counted."""
-    compile: Literal["on", "off"] = "on"
-    """Whether what learns from a minibatch is compiled."""
+    compile: Literal["on", "off"] = "off"
+    """Compile what learns from a minibatch; what is compiled after the first outer iteration counts, so give more."""
     sim_threads: CountOrNone = 0
     """Threads that simulate, in MuJoCo's families; 0 for all cores."""
     processes: CountOrNone = 0

@@ -297,7 +297,7 @@ def test_scaling(monkeypatch, capsys):
 
 
 def test_benchmark(command):
-    code, out, err = command("benchmark.py", "--groups", 1, "--tasks", 2, "--compile", "off")
+    code, out, err = command("benchmark.py", "--groups", 1, "--tasks", 2)
     assert code == 0, err
     shares = [int(line.split()[-2]) for line in out.splitlines()[1:]]
     assert out.startswith("MovementBandits-v0 --groups 1, ") and "env steps/s" in out

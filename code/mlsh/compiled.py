@@ -27,7 +27,7 @@ def compiled(function):
     failed = []
 
     @functools.cache
-    def compile():
+    def fast():
         torch._dynamo.config.trace_autograd_ops = True  # not every torch can
         torch._dynamo.config.recompile_limit = 64
         return torch.compile(function, fullgraph=True)
@@ -40,7 +40,7 @@ def compiled(function):
             torch._dynamo.maybe_mark_dynamic(x, 1)
         try:
             with warnings.catch_warnings(action="ignore"):  # of the compiler's, about what it chose
-                return compile()(policy, batch, index, weight, *args, **kwargs)
+                return fast()(policy, batch, index, weight, *args, **kwargs)
         except Exception as error:  # whatever it is, what is not compiled either works or raises it again
             failed.append(error)
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
