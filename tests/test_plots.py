@@ -6,7 +6,6 @@ from mlsh.plots import (
     curve,
     draw_bands,
     draw_curves,
-    interquartile_mean,
     interval,
     last_tenth,
     steps_to,
@@ -14,20 +13,15 @@ from mlsh.plots import (
 )
 
 
-def test_interquartile_mean_by_hand():
-    assert interquartile_mean([9, 1, 2, 3]) == 2.5  # the lowest and the highest quarter left out
-    assert interquartile_mean([9, 1, 2]) == 4  # too few to leave any out
-    assert interquartile_mean([[0, 4, 6, 100], [1, 1, 1, 1]]).tolist() == [5, 1]
-
-
-def test_interval_is_around_the_mean_and_narrows():
-    y = np.random.default_rng(0).normal(3, 1, (2, 400))
-    for runs, width in ((4, 6.0), (400, 0.35)):
-        middle, low, high = interval(y[:, :runs])
-        assert (low < middle).all() and (middle < high).all() and (high - low < width).all()
-    assert [x.tolist() for x in interval(np.ones((1, 5)))] == [[1], [1], [1]]
+def test_interval_by_hand_and_by_how_often_it_covers():
+    middle, low, high = interval(np.array([[1.0, 2, 3, 4, 5], [7, 7, 7, 7, 7]]))
+    assert middle.tolist() == [3, 7]
+    half = 2.776 * (2.5 / 5) ** 0.5  # the table's t for four degrees of freedom, and the standard error
+    np.testing.assert_allclose([low, high], [[3 - half, 7], [3 + half, 7]], rtol=1e-3)
+    _, low, high = interval(np.random.default_rng(0).normal(3, 1, (4000, 5)))
+    assert 0.94 < ((low < 3) & (high > 3)).mean() < 0.96
     middle, low, high = interval(np.ones((2, 1)))  # one run has no interval
-    assert low.tolist() == high.tolist() == [1, 1]
+    assert middle.tolist() == low.tolist() == high.tolist() == [1, 1]
 
 
 def test_bands_are_drawn(tmp_path):

@@ -236,7 +236,7 @@ def read_adaptation(study, job):
 
 
 def with_interval(values):
-    """Interquartile mean of values [runs], and the ends of its interval."""
+    """Mean of values [runs], and the ends of its interval."""
     return "{:,.1f} ({:,.1f} to {:,.1f})".format(*(float(x) for x in interval(np.asarray(values))))
 
 
