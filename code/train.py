@@ -1,5 +1,6 @@
 """Algorithm 1 of "Meta Learning Shared Hierarchies" (Frans et al. 2018): python train.py --help"""
 
+from mlsh import parallel
 from mlsh.adapt import final_test
 from mlsh.config import Config
 from mlsh.envs import make_env
@@ -34,7 +35,7 @@ def train(cfg, env, agent, low_optimizer, streams, look, log, start=0):
             rngs = streams(i, f"joint {u}")
             rollout = collect(env, agent, rngs, **cfg.training_rollout(i))
             stats = update(agent.master, master_optimizer, rollout.master, rngs, **cfg.master_ppo)
-            low_stats = update(agent.subs, low_optimizer, rollout.low, rngs, **cfg.low_ppo(i))
+            low_stats = parallel.update(agent.subs, low_optimizer, rollout.low, rngs, **cfg.low_ppo(i))
             agent.normaliser.update(rollout.obs)
             log.step(i, "joint", rollout, master=stats, low=low_stats)
         look(i, "afterjoint")
@@ -45,7 +46,7 @@ def main():
     run = Run(Config)
     cfg, streams = run.cfg, Streams(run.cfg.seed, run.mine)
     env = make_env(cfg, len(run.mine) * cfg.N)
-    agent = Hierarchy.build(cfg, env, len(run.mine), **run.shared)
+    agent = Hierarchy.build(cfg, env, len(run.mine), parallel.gather)
     agent.subs.reset(Streams(cfg.seed, range(cfg.num_low))(0, "sub-policies"))
     low_optimizer = Adam(agent.subs, cfg.llr, apart=True)
     with run.alive(Logger, subs=agent.subs, normaliser=agent.normaliser, optimizer=low_optimizer) as log:

@@ -7,8 +7,9 @@ from torch.nn.functional import linear
 
 from mlsh.config import Config
 from mlsh.envs import make_env
-from mlsh.models import ActorCritic, Hierarchy, Normaliser
+from mlsh.models import ActorCritic, Hierarchy
 from mlsh.networks import Image
+from mlsh.normaliser import Normaliser
 
 
 def actor_critic(space, n=3):

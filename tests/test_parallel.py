@@ -94,6 +94,14 @@ def test_a_process_that_dies_ends_the_run_and_another_number_goes_on(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_sub_policy_that_is_not_finite_ends_all(tmp_path):
+    """The first process finds it in the one that it learns, and tells."""
+    run = start(torchrun(2), *FLAGS, "--llr", 1e38, "--out", tmp_path)
+    _, err = run.communicate(timeout=100)
+    assert run.returncode != 0 and "sub-policy 0 is not finite after an update, in outer iteration 0" in err, err
+
+
+@pytest.mark.slow
 def test_what_the_first_process_refuses_ends_all(tmp_path):
     for flags, reason in (
         (["--groups", 1], "2 processes for 1 task groups; use --groups 2 or more"),

@@ -5,7 +5,7 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 
-from mlsh.minibatches import Minibatches
+from mlsh.minibatches import Minibatches, Rows
 from mlsh.models import ActorCritic
 from mlsh.ppo import Adam, Batch, Samples, figures, gae, gradients, named, normalise, update
 
@@ -65,6 +65,49 @@ def test_updates_end_with_the_epoch_that_passes_the_target(target_kl, epochs):
     data, optimizer = batch(policy, [0, 1] * 20), Adam(policy, 1e-2)
     update(policy, optimizer, data, rngs(1), parts=4, epochs=5, **ALWAYS, target_kl=target_kl)
     assert {int(state["step"]) for state in optimizer.state.values()} == {4 * epochs}
+
+
+def test_each_member_ends_by_its_own_divergence():
+    policy = actor_critic(2)
+    data, optimizer = batch(policy, [0, 1] * 20), Adam(policy, 1e-2, apart=True)
+    data = data._replace(
+        advantage=torch.where(data.member == 0, 1.0, data.advantage)
+    )  # normalised, 0: nothing to learn
+    update(policy, optimizer, data, rngs(1), parts=4, epochs=5, epsilon=0.2, c1=0, c2=0, target_kl=1e-9)
+    assert [{int(state["step"]) for _, state in optimizer.member(k)} for k in (0, 1)] == [{20}, {4}]
+
+
+def test_some_members_learn_what_they_would_among_all():
+    """Members 1 and 2 of four, with their own samples and the labels of all: weights, moments, figures."""
+    policies = [actor_critic(4) for _ in range(2)]
+    both = [Adam(policy, 1e-2, apart=True) for policy in policies]
+    draw, some, settings = np.random.default_rng(0), range(1, 3), dict(parts=3, epochs=2, **ALWAYS)
+    data = batch(policies[0], draw.integers(4, size=90), draw.integers(2, size=90))
+    whole = update(policies[0], both[0], data, rngs(2), **settings)
+    before = [p.clone() for p in policies[1].parameters()]
+    own = (data.member > 0) & (data.member < 3)
+    mine = Batch(*(None if x is None else x[own] for x in data))
+    part = policies[1].part(some)
+    rows = Rows(Minibatches(data.member.numpy(), data.group.numpy(), 4, 3), data.member.numpy(), some)
+    adam = both[1].part(part, some)
+    stats = update(part, adam, mine._replace(member=mine.member - 1), rngs(2), minibatches=rows, **settings)
+    for name, x in stats.items():
+        torch.testing.assert_close(x, whole[name][1:3], rtol=1e-4, atol=1e-5)
+    for theirs, ours, old in zip(policies[0].parameters(), policies[1].parameters(), before, strict=True):
+        torch.testing.assert_close(ours[1:3], theirs[1:3], rtol=1e-4, atol=1e-5)
+        assert not torch.equal(ours[1:3], old[1:3]) and torch.equal(ours[[0, 3]], old[[0, 3]])
+    third = actor_critic(4)
+    copy = Adam(third, 1e-2, apart=True)
+    copy.put(2, both[1].member(2))
+    for (values, state), (other, expected) in zip(copy.member(2), both[0].member(2), strict=True):
+        torch.testing.assert_close(values, other, rtol=1e-4, atol=1e-5)
+        for name in expected:
+            torch.testing.assert_close(state[name], expected[name], rtol=1e-3, atol=1e-5)
+    assert not both[1].member(0)[0][1] and int(copy.member(2)[0][1]["step"]) == 6
+    with torch.no_grad():
+        part.weight1[1].fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match="policy 2 is not"):
+        adam.check_finite("policy")
 
 
 def test_minibatches_hold_every_sample_once_an_epoch_in_its_members_row():

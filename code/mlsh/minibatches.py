@@ -1,7 +1,6 @@
 """How an epoch deals its samples out to minibatches, with a row of each for every member of a policy."""
 
 import numpy as np
-import torch
 
 
 def rank(label):
@@ -19,13 +18,13 @@ class Minibatches:
 
     The samples of one group and member are spread evenly over the parts, in an order drawn from that group's own
     generator, so a group's share of a minibatch does not depend on the other groups. `member`, `group`: int arrays
-    [S], `group` counting from 0. `total` sums a tensor over the processes that have samples of the same members.
+    [S], `group` counting from 0.
 
-    `weight` [parts, n, width] (float32) sums to 1 over the row of all processes, or to 0 where a member has no sample;
-    padding weighs 0, and repeats a sample of the row.
+    `weight` [parts, n, width] (float32) sums to 1 over a row, or to 0 where a member has no sample; padding weighs 0,
+    and repeats a sample of the row.
     """
 
-    def __init__(self, member, group, n, parts, total=lambda x: x):
+    def __init__(self, member, group, n, parts):
         self._by_group, self._sizes = np.argsort(group, kind="stable"), np.bincount(group)
         self._cell = (group * n + member)[self._by_group]  # of a group and a member
         cell = np.sort(self._cell)  # of the shuffled samples, in every epoch, as all below
@@ -35,7 +34,7 @@ class Minibatches:
         length = np.bincount(self._row, minlength=parts * n)  # of each row
         self._shape = parts, n, length.max()
         weight = np.zeros((parts * n, length.max()), np.float32)
-        weight[self._row, self._column] = 1 / total(torch.from_numpy(length)).numpy()[self._row]
+        weight[self._row, self._column] = 1 / length[self._row]
         self._padding = (weight == 0).reshape(self._shape)
         self._padded = weight.size > len(cell)
         self.weight = weight.reshape(self._shape)
@@ -47,3 +46,19 @@ class Minibatches:
         index[self._row, self._column] = self._by_group[np.argsort(self._cell + key)]  # cell after cell, each shuffled
         index = index.reshape(self._shape)  # what pads may not be another member's: it could be infinitely improbable
         return np.where(self._padding, index[..., :1], index) if self._padded else index
+
+
+class Rows:
+    """Of `Minibatches` the rows of some `members` (a range), where only their samples are at hand, in the same order.
+
+    `member`: of all samples, int array [S].
+    """
+
+    def __init__(self, whole, member, members):
+        self._whole, self._members = whole, slice(members.start, members.stop)
+        self._place = np.isin(member, members).cumsum() - 1
+        self.weight = whole.weight[:, self._members]
+
+    def shuffle(self, rngs):
+        """As of `Minibatches`; `rngs` are those of all groups."""
+        return self._place[self._whole.shuffle(rngs)[:, self._members]]

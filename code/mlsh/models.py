@@ -1,4 +1,4 @@
-"""The master policy, the sub-policies, the observation normaliser, and the recurrent policy of RL²."""
+"""The master policy, the sub-policies, the agent of them, and the recurrent policy of RL²."""
 
 import math
 from typing import NamedTuple
@@ -9,6 +9,7 @@ from gymnasium.spaces import Discrete
 from torch import nn
 
 from mlsh.networks import Image, Trunk, hidden_layers
+from mlsh.normaliser import Normaliser
 
 
 class Policy(nn.Module):
@@ -52,18 +53,13 @@ class ActorCritic(Policy):
 
     Policy and value are separate networks with two hidden tanh layers. Every parameter leads with n, the hidden layers
     with [n, 2] (policy, value), so a layer of all of them is one batched matmul. Observations are vectors; those of an
-    `image` (`networks.Image`) pass a `Trunk` first. `name` is for error messages; `compiled`: `ppo.update` compiles how
-    it learns. Where several processes learn the same members from samples of their own, `total` sums a tensor over
-    them, in place.
+    `image` (`networks.Image`) pass a `Trunk` first. `name` is for error messages; if `compiled`, `ppo.update` compiles.
     """
 
-    def __init__(
-        self, n, obs_size, action_space, hidden=64, log_std=0.0, name="policy", image=None, total=None, compiled=False
-    ):
+    def __init__(self, n, obs_size, action_space, hidden=64, log_std=0.0, name="policy", image=None, compiled=False):
         super().__init__(action_space)
         self.n = n
         self.name = name
-        self.total = total
         self.compiled = compiled
         self._networks = (obs_size, action_space, hidden, log_std, name, image)
         self.trunk = Trunk(n, image) if image else None
@@ -114,6 +110,14 @@ class ActorCritic(Policy):
         copy.load_state_dict({name: tensor[members] for name, tensor in self.state_dict().items()})
         return copy
 
+    def part(self, members):
+        """Those `members` (a range) as an ActorCritic with the same parameters: what changes one changes the other."""
+        part = self.like(len(members))
+        part.compiled = self.compiled
+        for theirs, mine in zip(part.parameters(), self.parameters(), strict=True):
+            theirs.data = mine.data[members.start : members.stop]
+        return part
+
     def _params(self, h):
         out = torch.baddbmm(self.policy_bias, h, self.policy_weight)
         return out if self.discrete else torch.cat((out, self.log_std.expand_as(out)), -1)
@@ -142,45 +146,6 @@ class ActorCritic(Policy):
     def _hidden_of(self, obs, network):  # 0 for the policy, 1 for the value: [n, B, obs] -> [n, B, hidden]
         x = self.trunk(obs, slice(network, network + 1)) if self.trunk else obs.float()
         return hidden_layers(x, *(p[:, network] for p in self._hidden_parameters()))
-
-
-class Normaliser(nn.Module):
-    """Scales observations to (x − μ)/σ, clipped to ±5, by running statistics that only `update` changes.
-
-    Before the first update, and always with `enabled` false, it hands observations through. Where several processes
-    observe, `gather` makes a list of every one's moments of what it is given. One of `size` 0 is to be disabled.
-    """
-
-    def __init__(self, size, enabled=True, gather=None):
-        super().__init__()
-        self.enabled = enabled
-        self.gather = gather
-        self.register_buffer("mean", torch.zeros(size, dtype=torch.float64))
-        self.register_buffer("var", torch.ones(size, dtype=torch.float64))
-        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
-
-    @torch.no_grad()
-    def update(self, x):  # [S, size]
-        """Merge the observations `x` into the statistics (Chan, Golub and LeVeque 1979)."""
-        if not len(self.mean):
-            return
-        mean = x.mean(0, dtype=torch.float64)
-        squares = sum((part - mean).square().sum(0) for part in x.split(min(2**14, 1 + 2**26 // x.shape[1])))
-        moments = len(x), mean, squares / len(x)
-        for n, mean, var in self.gather(moments) if self.gather else [moments]:
-            mean, var = mean.to(self.mean.device), var.to(self.mean.device)
-            count = self.count + n
-            delta = mean - self.mean
-            squares = self.var * self.count + var * n + delta**2 * self.count * n / count
-            self.mean += delta * n / count
-            self.var.copy_(squares / count)
-            self.count.copy_(count)
-
-    def forward(self, x):
-        if not self.enabled:
-            return x
-        normal = ((x - self.mean.float()) / (self.var.float().sqrt() + 1e-8)).clamp(-5, 5)
-        return torch.where(self.count > 0, normal, x)  # on a GPU an `if` would wait for it
 
 
 class RecurrentPolicy(Policy):
@@ -232,19 +197,19 @@ class Hierarchy(NamedTuple):
     normaliser: Normaliser
 
     @classmethod
-    def build(cls, cfg, env, masters=None, total=None, gather=None):
+    def build(cls, cfg, env, masters=None, gather=None):
         """The agent of a `Config` for a batched environment, all parameters zero: call reset on master and subs.
 
-        `masters`: their number, if not all `cfg.groups` are this process's. `total`, `gather`: how the processes of one
-        run share what they learn, see `ActorCritic` and `Normaliser`. Without sub-policies (`num_low` 0) the masters
-        are policies over the environment's own actions. Images of integers are not normalised: the trunk scales them.
+        `masters`: their number, if not all `cfg.groups` are this process's; `gather`: see `Normaliser`. Without
+        sub-policies (`num_low` 0) the masters are policies over the environment's own actions. Images of integers are
+        not normalised: the trunk scales them.
         """
         space = env.single_observation_space
         obs_size, image = math.prod(space.shape), Image.of(space) if cfg.convolve else None
         choices = Discrete(cfg.num_low) if cfg.num_low else env.single_action_space
         networks = {"hidden": cfg.hidden, "log_std": cfg.log_std, "image": image, "compiled": cfg.compile == "on"}
         master = ActorCritic(masters or cfg.groups, obs_size, choices, name="master", **networks)
-        subs = ActorCritic(cfg.num_low, obs_size, env.single_action_space, name="sub-policy", total=total, **networks)
+        subs = ActorCritic(cfg.num_low, obs_size, env.single_action_space, name="sub-policy", **networks)
         normalise = cfg.normalise and not (image and image.scale)
         normaliser = Normaliser(0 if image and not normalise else obs_size, normalise, gather)
         return cls(*(part.to(cfg.device) for part in (master, subs, normaliser)))

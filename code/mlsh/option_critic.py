@@ -14,7 +14,7 @@ from mlsh.envs import make_env, preset
 from mlsh.errors import UserError, run_command
 from mlsh.logger import Log, has_curves
 from mlsh.metrics import means_of
-from mlsh.models import Normaliser
+from mlsh.normaliser import Normaliser
 from mlsh.options import Losses, OptionCritic, play, update
 from mlsh.ppo import Adam
 from mlsh.run import Run

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from gymnasium.spaces import Discrete
 
-from mlsh.models import ActorCritic, Normaliser
+from mlsh.models import ActorCritic
+from mlsh.normaliser import Normaliser
 from mlsh.play import Played, Step, check_finite, stacked
 from mlsh.ppo import gae
 from mlsh.rollout import outcome

@@ -1,15 +1,19 @@
 """Task groups spread over the processes of torchrun. In a process of its own every function here is the identity."""
 
+import functools
 import os
 import sys
 from datetime import timedelta
+from itertools import pairwise
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch.utils._pytree import tree_map_only
 
+from mlsh import ppo
 from mlsh.errors import UserError
+from mlsh.minibatches import Minibatches, Rows
 
 
 class Lost(UserError):
@@ -64,15 +68,6 @@ def mine(groups):
     return np.array_split(range(groups), SIZE)[RANK].tolist()
 
 
-def _total(x):
-    """The sum over the processes of a tensor, in place."""
-    _communicate(dist.all_reduce, x)
-    return x
-
-
-total = _total if SIZE > 1 else None  # for `ppo.update`, which alone has nothing to sum
-
-
 def gather(x):
     """A list of every process's `x`; tensors in it come on the CPU."""
     if SIZE == 1:
@@ -80,6 +75,54 @@ def gather(x):
     everyones = [None] * SIZE
     _communicate(dist.all_gather_object, everyones, tree_map_only(torch.Tensor, torch.Tensor.cpu, x))
     return everyones
+
+
+def _to_each(parts):
+    """Send every process its object of `parts`, with tensors on the CPU; returns a list of what all sent to this."""
+    received = [None] * SIZE
+    for rank, part in enumerate(parts):
+        _communicate(dist.gather_object, part, received if rank == RANK else None, dst=rank)
+    return received
+
+
+@functools.cache
+def _part(policy, members):
+    return policy.part(members)  # compiled once
+
+
+def update(policy, optimizer, batch, rngs, **settings):
+    """`ppo.update` of a policy that all processes have, from all their samples, with the same result in all of them.
+
+    Each process learns some of the members. So there is nothing to communicate within an update, but the samples
+    before and the members after it; and with more processes than members the others wait. `optimizer`: an Adam, apart.
+    """
+    if SIZE == 1:
+        return ppo.update(policy, optimizer, batch, rngs, **settings)
+    owned = [range(policy.n)[a:b] for a, b in pairwise(policy.n * rank // SIZE for rank in range(SIZE + 1))]
+    mine, device = owned[RANK], batch.obs.device
+    everyones = gather((rngs, batch.member, batch.group))
+    rngs = [rng for theirs, *_ in everyones for rng in theirs]
+    begins = np.cumsum([0, *(len(theirs) for theirs, *_ in everyones)]).tolist()
+    member = torch.cat([member for _, member, _ in everyones]).numpy()
+    group = torch.cat([group + first for (*_, group), first in zip(everyones, begins, strict=False)]).numpy()
+    batch = batch._replace(group=batch.group + begins[RANK])
+    theirs = [torch.isin(batch.member, torch.arange(r.start, r.stop, device=device)) for r in owned]
+    received = _to_each([[x if x is None else x[which].cpu() for x in batch] for which in theirs])
+    batch = ppo.Batch(*(x[0] if x[0] is None else torch.cat(x).to(device) for x in zip(*received, strict=True)))
+    error, stats = None, {name: torch.full((len(mine),), torch.nan) for name in ppo.FIGURES}
+    if len(batch.obs):
+        rows = Rows(Minibatches(member, group, policy.n, settings["parts"]), member, mine)
+        batch, part = batch._replace(member=batch.member - mine.start), _part(policy, mine)
+        try:
+            stats = ppo.update(part, optimizer.part(part, mine), batch, rngs, minibatches=rows, **settings)
+        except FloatingPointError as found:
+            error = str(found)
+    errors, stats, members = zip(*gather((error, stats, {k: optimizer.member(k) for k in mine})), strict=True)
+    if any(errors):
+        raise FloatingPointError(next(filter(None, errors)))
+    for k, member in (item for theirs in members for item in theirs.items()):
+        optimizer.put(k, member)
+    return {name: torch.cat([x[name] for x in stats]).to(device) for name in ppo.FIGURES}
 
 
 def from_first(call):

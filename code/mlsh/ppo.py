@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from mlsh.compiled import compiled
 from mlsh.minibatches import Minibatches
@@ -87,11 +86,11 @@ def total_loss(objective, new, c1, c2):
     return loss - c2 * new.entropy() if c2 else loss
 
 
-def update(policy, optimizer, batch, rngs, *, parts, epochs, epsilon, c1, c2, target_kl=0.0):
+def update(policy, optimizer, batch, rngs, *, parts, epochs, epsilon, c1, c2, target_kl=0.0, minibatches=None):
     """PPO with the clipped objective: `epochs` passes over `batch` in `parts` minibatches each.
 
-    With a `target_kl` the pass is the last in which the members' mean KL divergence from the policy that played
-    exceeds it.
+    With a `target_kl` a member's last pass is the first in which its mean KL divergence from the policy that played
+    exceeds it. `minibatches`: a `Minibatches` for `batch`, if not one of its own.
 
     Every sample moves its own member's parameters only; a minibatch without a sample of a member leaves its
     parameters and Adam moments alone, and so does a batch with a single one. Advantages are normalised within a group
@@ -99,39 +98,38 @@ def update(policy, optimizer, batch, rngs, *, parts, epochs, epsilon, c1, c2, ta
     measured over the whole batch after the update, all samples alike (NaN for a member left alone), by the names in
     `FIGURES`. Raises FloatingPointError if a parameter is not finite any more.
     """
-    n, total, device = policy.n, policy.total or (lambda x: x), batch.obs.device
+    n, device = policy.n, batch.obs.device
     member, group = batch.member.cpu().numpy(), batch.group.cpu().numpy()
-    shuffled = Minibatches(member, group, n, parts, total)
+    minibatches = minibatches or Minibatches(member, group, n, parts)
     batch = batch._replace(advantage=normalise(batch.advantage, batch.group * n + batch.member, n * len(rngs)))
-    count = total(torch.from_numpy(np.bincount(member, minlength=n))).numpy()
+    count = np.bincount(member, minlength=n)
     if batch.weight is not None:
-        weights = total(torch.zeros(n, device=device).index_add(0, batch.member, batch.weight))
+        weights = torch.zeros(n, device=device).index_add(0, batch.member, batch.weight)
         scale = torch.where(weights > 0, torch.from_numpy(count).to(device) / weights, 0)
         batch = batch._replace(weight=batch.weight * scale[batch.member])
-    weight = torch.from_numpy(shuffled.weight * (count >= 2)[:, None]).to(device)
-    resting = [np.flatnonzero(row == 0) for row in total(weight.sum(2).cpu()).numpy()]  # members without a sample
+    weights = minibatches.weight * (count >= 2)[:, None]
+    learns = weights.any(2)  # [parts, n], whether a member has a sample in a minibatch
+    weight = torch.from_numpy(weights).to(device)
     learn, parameters = compiled(gradients) if policy.compiled else gradients, list(policy.parameters())
-    kl = torch.zeros(2, device=device)  # of an epoch: the members' sum, and how many they were
+    kl = torch.zeros(n, device=device)  # of an epoch, the sum over its minibatches
     for epoch in range(epochs):
         if target_kl and epoch:
-            kl = total(kl)
-            if kl[0] > target_kl * kl[1]:
+            learns = learns & (kl.cpu().numpy() <= target_kl * learns.sum(0))
+            if not learns.any():
                 break
             kl.zero_()
-        index = torch.from_numpy(shuffled.shuffle(rngs)).to(device)
-        for rows, w, idle in zip(index, weight, resting, strict=True):
+        index = torch.from_numpy(minibatches.shuffle(rngs)).to(device)
+        for rows, w, awake in zip(index, weight, learns, strict=True):
             learned, divergence = learn(policy, batch, rows, w, epsilon, c1, c2, measured=target_kl > 0)
             for parameter, gradient in zip(parameters, learned, strict=True):
                 parameter.grad = gradient
-            if policy.total:
-                vector_to_parameters(policy.total(parameters_to_vector(learned)), learned)
-            optimizer.step(idle)
+            optimizer.step(np.flatnonzero(~awake))
             if target_kl:
-                kl += torch.stack((divergence, w.sum()))
+                kl += divergence
     optimizer.check_finite(policy.name)
     each = (weight > 0) / torch.from_numpy(np.where(count < 2, np.nan, count)).to(device)[:, None]
     parts = (figures(policy, samples_of(batch, rows), w, epsilon) for rows, w in zip(index, each, strict=True))
-    return named(total(torch.stack(list(parts)).sum(0)))  # an epoch has every sample once
+    return named(torch.stack(list(parts)).sum(0))  # an epoch has every sample once
 
 
 def samples_of(batch, index):
@@ -142,14 +140,14 @@ def samples_of(batch, index):
 def gradients(policy, batch, index, weight, epsilon, c1, c2, measured=False):
     """What a minibatch, at `index` [n, width] of a batch, teaches each parameter of the policy: a list of gradients.
 
-    `weight` [n, width]: of its samples in the loss, beside the batch's own. If `measured`, the sum of their KL
-    divergences is the second thing returned, else None. Eager or compiled, this is the function that learns.
+    `weight` [n, width]: of its samples in the loss, beside the batch's own. If `measured`, each member's sum of KL
+    divergences [n] is the second thing returned, else None. Eager or compiled, this is the function that learns.
     """
     samples = samples_of(batch, index)
     params, value = policy(samples.obs)
     new = policy.distribution(params)
     objective = surrogate(new, value, samples, epsilon, CAP)
-    kl = (objective.kl * weight).sum().detach() if measured else None
+    kl = (objective.kl * weight).sum(1).detach() if measured else None
     if batch.weight is not None:
         weight = weight * batch.weight[index]
     loss = (total_loss(objective, new, c1, c2) * weight).sum()
@@ -185,7 +183,7 @@ class Adam(torch.optim.Adam):
     """
 
     def __init__(self, policy, learning_rate, apart=False):
-        self._n = policy.n
+        self._n, self._first = policy.n, 0
         self._apart = [(p, list(p.detach())) for p in policy.parameters()] if apart else []
         rows = [row for _, rows in self._apart for row in rows]
         super().__init__(rows or policy.parameters(), learning_rate, eps=1e-5, fused=True)
@@ -206,7 +204,30 @@ class Adam(torch.optim.Adam):
             for x in (p, *(x for x in self.state[p].values() if x.dim())):
                 if not x.isfinite().all():
                     k = i % self._n if self._apart else (~x.flatten(1).isfinite().all(1)).nonzero()[0].item()
-                    raise FloatingPointError(f"{name} {k} is not finite after an update")
+                    raise FloatingPointError(f"{name} {self._first + k} is not finite after an update")
+
+    def part(self, policy, members):
+        """An Adam, `apart`, of `policy`, which is that part of this one's with these `members` (a range).
+
+        The moments are shared.
+        """
+        part = Adam(policy, self.defaults["lr"], apart=True)
+        part._first, part.state = members.start, self.state
+        rows = [rows[members.start : members.stop] for _, rows in self._apart]
+        part._apart = list(zip(policy.parameters(), rows, strict=True))
+        part.param_groups[0]["params"] = [row for of_parameter in rows for row in of_parameter]
+        return part
+
+    def member(self, k):
+        """What there is of member k, if `apart`: a list of its parameters and their moments."""
+        return [(row.detach(), self.state.get(row, {})) for row in (rows[k] for _, rows in self._apart)]
+
+    @torch.no_grad()
+    def put(self, k, member):
+        """Make member k what `member` gave, of a policy and Adam that are alike."""
+        for (_, rows), (values, state) in zip(self._apart, member, strict=True):
+            rows[k].copy_(values)
+            self.state[rows[k]] = {name: x.to(rows[k].device) for name, x in state.items()}
 
 
 def normalise(advantage, cell, cells):

@@ -29,8 +29,7 @@ LOCKS = []  # on the run folders of this process
 class Run:
     """One run, by this process and those of torchrun, from the command line on: its `kind` says what it trains.
 
-    It trains within the context `alive`. `cfg` are its settings; `mine` are the task groups that this process plays;
-    `shared` is how the processes share what they learn, for `Hierarchy.build`.
+    It trains within the context `alive`. `cfg` are its settings; `mine` are the task groups that this process plays.
     """
 
     def __init__(self, kind):
@@ -40,7 +39,6 @@ class Run:
         self.cfg.device = parallel.device(self.cfg.device)
         self.cfg.settle()
         refuse_too_large(self.cfg, self.cfg.most_at_once(parallel.SIZE))
-        self.shared = {"total": parallel.total, "gather": parallel.gather}
         self.progress = {"iteration": 0, "env_steps": 0, "train_env_steps": 0, "seconds": 0.0}
         self.progress["run_id"] = secrets.token_hex(4)
 
