@@ -8,7 +8,7 @@ import time
 import torch
 from tqdm import tqdm
 
-from mlsh import parallel
+from mlsh import parallel, threads
 from mlsh.errors import UserError
 from mlsh.files import write_whole, writing
 from mlsh.metrics import Metrics, means_of, read_metrics
@@ -94,10 +94,9 @@ class Log:
 
     def _advance(self, doing):
         """The progress bar after an inner iteration."""
+        threads.follow()
         now = time.monotonic()
-        if self._rate_from is None:
-            self._rate_from = self.env_steps, now
-        steps, then = self._rate_from
+        steps, then = self._rate_from = self._rate_from or (self.env_steps, now)
         rate = f"{(self.env_steps - steps) / (now - then):,.0f} steps/s" if now > then else ""
         self._bar.set_description_str(doing, refresh=False)
         self._bar.set_postfix_str(", ".join(filter(None, (self._last, rate, self._compiled))), refresh=False)

@@ -2,6 +2,7 @@
 
 from tqdm import tqdm
 
+from mlsh import threads
 from mlsh.envs import make_env, most_episodes
 
 
@@ -37,4 +38,5 @@ class Stage:
         return [range(first, min(first + at_once, n)) for first in range(0, n, at_once)]
 
     def played(self, steps):
+        threads.follow()
         self._bar.update(steps)
