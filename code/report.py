@@ -19,7 +19,7 @@ from mlsh.files import make_folder, writing
 from mlsh.metrics import read_metrics
 from mlsh.plots import curve
 from mlsh.settings import cli
-from mlsh.study import PASSED, SEPARATED, SOLVED, print_table
+from mlsh.study_parts import PASSED, SEPARATED, SOLVED, print_table
 
 LINES = {"AntBandits-v1": (-0.155, "the earlier port")}  # in figures, where the best possible return is not known
 RANGE = {"AntBandits-v1": (-0.25, -0.09)}  # of the returns, in figures

@@ -1,6 +1,7 @@
 """A study: its parts by hand, and the whole of one, shrunken."""
 
 import dataclasses
+import json
 import subprocess
 import sys
 from functools import partial
@@ -11,19 +12,10 @@ import pytest
 
 from conftest import CODE, TINY
 from mlsh import study as module
+from mlsh import study_parts
 from mlsh.errors import UserError
-from mlsh.study import (
-    ALL,
-    BEST_TASK,
-    WORST_TASK,
-    Study,
-    Way,
-    adaptation,
-    final_tests,
-    learning_curves,
-    read_adaptation,
-    sweep,
-)
+from mlsh.study import Study, Way, read_adaptation
+from mlsh.study_parts import ALL, BEST_TASK, WORST_TASK, adaptation, final_tests, learning_curves, sweep
 
 STUDY = Study(
     name="tried",
@@ -149,7 +141,7 @@ def test_masters_of_a_run_are_one_run_and_tasks_in_its_order(study, tmp_path, ca
     for seed in (0, 100):
         write_adaptation(tmp_path / f"alone/adapt-2-0.3-{seed}", np.arange(7) * 100, np.stack((worse, better), 1))
     drawn = {}
-    monkeypatch.setattr(module, "draw_bands", lambda path, panels, *_, **__: drawn.update(panels))
+    monkeypatch.setattr(study_parts, "draw_bands", lambda path, panels, *_, **__: drawn.update(panels))
     adaptation(study, "x.png", {"worse": WORST_TASK, "better": BEST_TASK}, ways, ("new master", "scratch"))
     assert drawn["worse"]["new master"][1].tolist() == [[10, 43]] + [[23, 43]] * 6  # [n, runs]
     assert drawn["better"]["new master"][1].tolist() == [[43, 43]] * 7
@@ -163,9 +155,31 @@ def test_masters_of_a_run_are_one_run_and_tasks_in_its_order(study, tmp_path, ca
     assert "1 --hlr 0.2 --bs 64 --updates 6 --seeds 2 --seed 1 --look 50" in flags
 
 
+def test_final_tests_against_the_best_possible(study, tmp_path, capsys):
+    """Known of each task, of the environment, negative, or not at all."""
+    for name, env, best, *returns in (
+        ("a-3", "Fourrooms-v0", (80, 40), 60, 38),
+        ("b-3", "MovementBandits-v0", None, 43.8, 21.9),
+        ("c-3", "Allwalk-v0", (-0.3, -0.2), -0.5, -0.4),
+        ("d-3", "foreign:Env-v0", None, 1, 2),
+    ):
+        rows = [{"return": x} | ({"best_return": best[i]} if best else {}) for i, x in enumerate(returns)]
+        (tmp_path / name).mkdir()
+        results = {"env": env, "test": rows, "env_steps": 10**6, "seconds": 60.4}
+        (tmp_path / name / "results.json").write_text(json.dumps(results))
+    final_tests(study, dict.fromkeys("abcd", "train.py"), [3])
+    assert [row[2:6] for row in printed(capsys)[1:]] == [
+        ["38", "49", "60", "75.0 %"],
+        ["21.9", "32.85", "43.8", "50.0 %"],
+        ["-0.5", "-0.45", "-0.25", ""],
+        ["1", "1.5", "", ""],
+    ]
+    assert [job.command for job in study.started] == ["train.py --seed 3"] * 4
+
+
 def test_words_for_figures():
-    assert module.with_interval([7.0, 7.0, 7.0]) == "7.0 (7.0 to 7.0)"
-    assert module.spread([3000.0, np.inf, 1000.0]) == "3,000 (1,000 to never)"
+    assert study_parts.with_interval([7.0, 7.0, 7.0]) == "7.0 (7.0 to 7.0)"
+    assert study_parts.spread([3000.0, np.inf, 1000.0]) == "3,000 (1,000 to never)"
 
 
 def test_the_bandits_page_leaves_wandb_alone_and_chooses_on_seeds_that_it_does_not_report():
@@ -199,7 +213,7 @@ def test_the_whole_study_shrunken(command, tmp_path, monkeypatch, capfd):
                 assert code == 0, err
 
     monkeypatch.setattr(module.Jobs, "run", run_here)
-    monkeypatch.setattr(module, "SOLVED", 0)  # so small a run solves nothing
+    monkeypatch.setattr(study_parts, "SOLVED", 0)  # so small a run solves nothing
     monkeypatch.chdir(CODE)
     fewer = {(1, 2): "--updates 0", (2, 2): "--updates 2"}
     ways = {
@@ -217,7 +231,7 @@ def test_the_whole_study_shrunken(command, tmp_path, monkeypatch, capfd):
         parts=(
             partial(learning_curves, figure="training.png", panels=columns, columns=columns),
             partial(adaptation, figure="anew.png", panels=columns, ways=ways, compared=("MLSH, new master", "scratch")),
-            partial(final_tests, name="four", command=f"{tiny} --env MovementBandits4-v0", seeds=range(2), task="goal"),
+            partial(final_tests, commands={"four": f"{tiny} --env MovementBandits4-v0"}, seeds=range(2)),
             partial(
                 sweep, figure="map.png", name="sweep", method="MLSH", cells=cells, seeds=[0], title="", labels="KWW"
             ),
@@ -228,7 +242,7 @@ def test_the_whole_study_shrunken(command, tmp_path, monkeypatch, capfd):
     out = "".join(said) + capfd.readouterr().out
     rows = [line.split("|")[1].strip() for line in out.splitlines() if line.startswith("| ")]
     assert rows[:6] == ["method", *study.methods] and rows[6] == "method"
-    assert {*rows[7:-6]} == {*ways} and rows[-6:] == ["seed", "0", "1", "K", "1", "2"]
+    assert {*rows[7:-6]} == {*ways} and rows[-6:] == ["runs", "four", "four", "K", "1", "2"]
     assert out.count("(chosen)") == 6
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {"training.png", "anew.png", "map.png"}
     assert len(read_adaptation(study, module.Job("sweep-1-2-0/adapt", ""))[0]) == 1

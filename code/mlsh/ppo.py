@@ -211,7 +211,7 @@ class Adam(torch.optim.Adam):
 
         The moments are shared.
         """
-        part = Adam(policy, self.defaults["lr"], apart=True)
+        part = Adam(policy, self.param_groups[0]["lr"], apart=True)
         part._first, part.state = members.start, self.state
         rows = [rows[members.start : members.stop] for _, rows in self._apart]
         part._apart = list(zip(policy.parameters(), rows, strict=True))

@@ -9,7 +9,8 @@ from itertools import product
 from mlsh.envs.movement_bandits import BEST_RETURN
 from mlsh.errors import run_command
 from mlsh.settings import cli
-from mlsh.study import ALL, BEST_TASK, WORST_TASK, Study, Way, adaptation, final_tests, learning_curves, sweep
+from mlsh.study import Study, Way
+from mlsh.study_parts import ALL, BEST_TASK, WORST_TASK, adaptation, final_tests, learning_curves, sweep
 
 # Four groups in place of eight, so that many runs fit into two hours: an iteration has 8,000 env steps
 SMALL = "train.py --groups 4 --record 0 --wandb disabled"
@@ -46,7 +47,7 @@ ANEW = partial(
     compared=("MLSH, new master", "PPO from scratch"),
 )
 
-FOUR_GOALS = "train.py --env MovementBandits4-v0 --record 0 --wandb disabled"
+FOUR_GOALS = {"four-goals": "train.py --env MovementBandits4-v0 --record 0 --wandb disabled"}
 
 TASKS = {0: "375 --fade 250", 5: "62 --fade 41", 20: "18 --fade 12", 60: "6 --fade 4"}  # of a warm-up, in 3 M env steps
 CELLS = {
@@ -68,7 +69,7 @@ STUDY = Study(
     parts=(
         CURVES,
         ANEW,
-        partial(final_tests, name="four-goals", command=FOUR_GOALS, seeds=range(3), task="goal"),
+        partial(final_tests, commands=FOUR_GOALS, seeds=range(10)),
         partial(MAP, name="sweep", method="MLSH", cells=CELLS, seeds=range(3)),
     ),
 )
