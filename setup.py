@@ -20,7 +20,6 @@ setup(
         "tensorboard>=2.14",
         "tyro>=0.9",
         "filelock>=3.12",
-        "psutil>=5.9",
         "tqdm>=4.66",
         "matplotlib>=3.9",
         "scipy>=1.15",

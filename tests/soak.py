@@ -4,6 +4,7 @@ python tests/soak.py [RUNS] [KILLS A RUN]
 """
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -30,7 +31,11 @@ FLAGS = (
 def start(folder):
     flags = ["-c", "--out", folder] if (folder / "checkpoint.pt").exists() else [*FLAGS, "--out", folder]
     return subprocess.Popen(
-        [sys.executable, "train.py", *map(str, flags)], cwd=CODE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        [sys.executable, "train.py", *map(str, flags)],
+        cwd=CODE,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
     )
 
 

@@ -24,9 +24,11 @@ def test_arrows_run_down_only(drawings):
         TopologicalSorter(arrows | {"mlsh.errors": {"mlsh.files"}}).prepare()
     scripts = {name for name in arrows if not name.startswith("mlsh.")}
     assert {"train", "evaluate", "studies.bandits"} <= scripts and not scripts & set().union(*arrows.values())
-    assert not any(arrows[f"mlsh.{name}"] for name in ("networks", "minibatches", "compiled", "errors", "plots"))
-    assert arrows["mlsh.models"] == {"mlsh.networks"} and arrows["mlsh.ppo"] == {"mlsh.compiled", "mlsh.minibatches"}
-    assert not arrows["train"] & {"mlsh.parallel", "mlsh.checkpoint", "mlsh.files", "mlsh.tracking"}
+    leaves = ("networks", "normaliser", "minibatches", "compiled", "errors", "plots", "threads")
+    assert not any(arrows[f"mlsh.{name}"] for name in leaves)
+    assert arrows["mlsh.models"] == {"mlsh.networks", "mlsh.normaliser"}
+    assert arrows["mlsh.ppo"] == {"mlsh.compiled", "mlsh.minibatches"}
+    assert not arrows["train"] & {"mlsh.checkpoint", "mlsh.files", "mlsh.tracking"}
     assert arrows["mlsh.rollout"] == {"mlsh.play", "mlsh.ppo"} and not arrows["mlsh.play"]
 
 

@@ -14,7 +14,7 @@ from mlsh import checkpoint
 from mlsh.config import Config
 from mlsh.metrics import read_metrics
 
-FLAGS = [*TINY, "--groups", "4", "-U", "2", "--normalise", "--target_kl", "0.01"]
+FLAGS = [*TINY, "--groups", "4", "-U", "2", "--num_low", "3", "--normalise", "--target_kl", "0.01"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -99,6 +99,7 @@ def test_a_sub_policy_that_is_not_finite_ends_all(tmp_path):
     run = start(torchrun(2), *FLAGS, "--llr", 1e38, "--out", tmp_path)
     _, err = run.communicate(timeout=100)
     assert run.returncode != 0 and "sub-policy 0 is not finite after an update, in outer iteration 0" in err, err
+    assert "sub-policy 1" not in err and "has lost" not in err  # the other process has heard of it
 
 
 @pytest.mark.slow

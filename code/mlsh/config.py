@@ -48,7 +48,7 @@ class Config(RunSettings):
     llr: Positive = 3e-4
     """Adam's learning rate for the sub-policies φ."""
     target_kl: NotNegative = 0.0
-    """KL divergence with which a sub-policy's update makes no further epoch; 0 for none."""
+    """KL divergence above which a sub-policy's update makes no further epoch; 0 for none."""
     gamma: Fraction = 0.99
     """Discount γ, of a step for the sub-policies and of a decision for the master."""
     lam: Fraction = 0.95

@@ -93,7 +93,7 @@ class Log:
                 tracker.abandon()
 
     def _advance(self, doing):
-        """The progress bar after an inner iteration."""
+        """The progress bar, and the threads, after an inner iteration."""
         threads.follow()
         now = time.monotonic()
         steps, then = self._rate_from = self._rate_from or (self.env_steps, now)

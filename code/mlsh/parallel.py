@@ -1,4 +1,4 @@
-"""Task groups spread over the processes of torchrun. In a process of its own every function here is the identity."""
+"""Task groups, and sub-policies, spread over the processes of torchrun; a process of its own has nothing to share."""
 
 import functools
 import os
@@ -26,11 +26,10 @@ PATIENCE = timedelta(minutes=30)  # to wait for another process, which may be fi
 
 
 def start():
-    """Join the other processes: NCCL for tensors on a GPU, Gloo for all else."""
+    """Join the other processes, by Gloo: what they tell each other are tensors on the CPU."""
     if SIZE > 1:
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         try:
-            dist.init_process_group(backend, timeout=PATIENCE)
+            dist.init_process_group("gloo", timeout=PATIENCE)
         except (RuntimeError, ValueError) as error:
             raise UserError(
                 f"WORLD_SIZE is {SIZE}, but the processes do not meet ({str(error).splitlines()[0]:.150}); "
@@ -78,10 +77,15 @@ def gather(x):
 
 
 def _to_each(parts):
-    """Send every process its object of `parts`, with tensors on the CPU; returns a list of what all sent to this."""
-    received = [None] * SIZE
-    for rank, part in enumerate(parts):
-        _communicate(dist.gather_object, part, received if rank == RANK else None, dst=rank)
+    """Send each of some processes its object of `parts` (rank -> object), with tensors on the CPU.
+
+    Returns a list of what all sent to this one, or None if it is none of them.
+    """
+    received = None
+    for rank, part in parts.items():
+        mine = [None] * SIZE if rank == RANK else None
+        _communicate(dist.gather_object, part, mine, dst=rank)
+        received = mine or received
     return received
 
 
@@ -99,30 +103,30 @@ def update(policy, optimizer, batch, rngs, **settings):
     if SIZE == 1:
         return ppo.update(policy, optimizer, batch, rngs, **settings)
     owned = [range(policy.n)[a:b] for a, b in pairwise(policy.n * rank // SIZE for rank in range(SIZE + 1))]
-    mine, device = owned[RANK], batch.obs.device
-    everyones = gather((rngs, batch.member, batch.group))
+    everyones, own = gather((rngs, batch.member, batch.group)), owned[RANK]
     rngs = [rng for theirs, *_ in everyones for rng in theirs]
     begins = np.cumsum([0, *(len(theirs) for theirs, *_ in everyones)]).tolist()
-    member = torch.cat([member for _, member, _ in everyones]).numpy()
-    group = torch.cat([group + first for (*_, group), first in zip(everyones, begins, strict=False)]).numpy()
+    member = torch.cat([members for _, members, _ in everyones]).numpy()
+    group = torch.cat([groups + first for (*_, groups), first in zip(everyones, begins, strict=False)]).numpy()
     batch = batch._replace(group=batch.group + begins[RANK])
-    theirs = [torch.isin(batch.member, torch.arange(r.start, r.stop, device=device)) for r in owned]
-    received = _to_each([[x if x is None else x[which].cpu() for x in batch] for which in theirs])
-    batch = ppo.Batch(*(x[0] if x[0] is None else torch.cat(x).to(device) for x in zip(*received, strict=True)))
-    error, stats = None, {name: torch.full((len(mine),), torch.nan) for name in ppo.FIGURES}
-    if len(batch.obs):
-        rows = Rows(Minibatches(member, group, policy.n, settings["parts"]), member, mine)
-        batch, part = batch._replace(member=batch.member - mine.start), _part(policy, mine)
+    of = {r: (batch.member >= x.start) & (batch.member < x.stop) for r, x in enumerate(owned) if x}
+    received = _to_each({r: [x if x is None else x[which].cpu() for x in batch] for r, which in of.items()})
+    error, stats = None, {name: torch.full((len(own),), torch.nan) for name in ppo.FIGURES}
+    if np.isin(member, own).any():
+        fields = (x[0] if x[0] is None else torch.cat(x).to(batch.obs.device) for x in zip(*received, strict=True))
+        mine, part = ppo.Batch(*fields), _part(policy, own)
+        rows = Rows(Minibatches(member, group, policy.n, settings["parts"]), member, own)
+        mine, adam = mine._replace(member=mine.member - own.start), optimizer.part(part, own)
         try:
-            stats = ppo.update(part, optimizer.part(part, mine), batch, rngs, minibatches=rows, **settings)
-        except FloatingPointError as found:
+            stats = ppo.update(part, adam, mine, rngs, minibatches=rows, **settings)
+        except FloatingPointError as found:  # the others learn of it
             error = str(found)
-    errors, stats, members = zip(*gather((error, stats, {k: optimizer.member(k) for k in mine})), strict=True)
+    errors, stats, members = zip(*gather((error, stats, {k: optimizer.member(k) for k in own})), strict=True)
     if any(errors):
         raise FloatingPointError(next(filter(None, errors)))
-    for k, member in (item for theirs in members for item in theirs.items()):
-        optimizer.put(k, member)
-    return {name: torch.cat([x[name] for x in stats]).to(device) for name in ppo.FIGURES}
+    for k, learned in (item for theirs in members for item in theirs.items()):
+        optimizer.put(k, learned)
+    return {name: torch.cat([x[name] for x in stats]).to(batch.obs.device) for name in ppo.FIGURES}
 
 
 def from_first(call):
@@ -146,4 +150,6 @@ def _communicate(call, *args, **kwargs):
     try:
         return call(*args, **kwargs)
     except RuntimeError as error:
+        if "memory" in str(error):
+            raise
         raise Lost(f"process {RANK} has lost another one ({str(error).splitlines()[0]:.90})") from None

@@ -90,7 +90,7 @@ def update(policy, optimizer, batch, rngs, *, parts, epochs, epsilon, c1, c2, ta
     """PPO with the clipped objective: `epochs` passes over `batch` in `parts` minibatches each.
 
     With a `target_kl` a member's last pass is the first in which its mean KL divergence from the policy that played
-    exceeds it. `minibatches`: a `Minibatches` for `batch`, if not one of its own.
+    exceeds it, if the `optimizer` has members `apart`. `minibatches`: what deals out `batch`, in place of `parts`.
 
     Every sample moves its own member's parameters only; a minibatch without a sample of a member leaves its
     parameters and Adam moments alone, and so does a batch with a single one. Advantages are normalised within a group
@@ -212,15 +212,14 @@ class Adam(torch.optim.Adam):
         The moments are shared.
         """
         part = Adam(policy, self.param_groups[0]["lr"], apart=True)
-        part._first, part.state = members.start, self.state
-        rows = [rows[members.start : members.stop] for _, rows in self._apart]
-        part._apart = list(zip(policy.parameters(), rows, strict=True))
-        part.param_groups[0]["params"] = [row for of_parameter in rows for row in of_parameter]
+        part._first = members.start
+        for (_, theirs), (_, ours) in zip(part._apart, self._apart, strict=True):
+            part.state.update((row, self.state[ours[k]]) for k, row in zip(members, theirs, strict=True))
         return part
 
     def member(self, k):
         """What there is of member k, if `apart`: a list of its parameters and their moments."""
-        return [(row.detach(), self.state.get(row, {})) for row in (rows[k] for _, rows in self._apart)]
+        return [(row.clone(), self.state.get(row, {})) for row in (rows[k] for _, rows in self._apart)]
 
     @torch.no_grad()
     def put(self, k, member):
