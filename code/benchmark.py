@@ -58,13 +58,12 @@ def whole_loop(flags, tasks, launcher=(), copies=1, **environment):
     with tempfile.TemporaryDirectory() as folder:
         more = ["--record", 0, "--tasks", tasks, "--wandb", "offline", "--test_episodes", 2]
         command = [sys.executable, *launcher, Path(__file__).with_name("train.py"), *flags, *more, "--out"]
-        threads = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # on a busy machine, too
         outs = [Path(folder, str(copy)) for copy in range(copies)]
         started = []
         for out in outs:
             with open(f"{out}.log", "w") as log:
                 words = [str(word) for word in (*command, out)]
-                started.append(subprocess.Popen(words, stdout=log, stderr=log, env=threads | environment))
+                started.append(subprocess.Popen(words, stdout=log, stderr=log, env=os.environ | environment))
         for run, out in zip(started, outs, strict=True):
             if run.wait():
                 lines = Path(f"{out}.log").read_text().strip().splitlines() or ["train.py has failed without a word"]

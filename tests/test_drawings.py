@@ -24,7 +24,7 @@ def test_arrows_run_down_only(drawings):
         TopologicalSorter(arrows | {"mlsh.errors": {"mlsh.files"}}).prepare()
     scripts = {name for name in arrows if not name.startswith("mlsh.")}
     assert {"train", "evaluate", "studies.bandits"} <= scripts and not scripts & set().union(*arrows.values())
-    leaves = ("networks", "normaliser", "minibatches", "compiled", "errors", "plots", "threads")
+    leaves = ("networks", "normaliser", "minibatches", "compiled", "errors", "plots")
     assert not any(arrows[f"mlsh.{name}"] for name in leaves)
     assert arrows["mlsh.models"] == {"mlsh.networks", "mlsh.normaliser"}
     assert arrows["mlsh.ppo"] == {"mlsh.compiled", "mlsh.minibatches"}

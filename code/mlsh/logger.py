@@ -8,7 +8,7 @@ import time
 import torch
 from tqdm import tqdm
 
-from mlsh import parallel, threads
+from mlsh import parallel
 from mlsh.errors import UserError
 from mlsh.files import write_whole, writing
 from mlsh.metrics import Metrics, means_of, read_metrics
@@ -93,8 +93,7 @@ class Log:
                 tracker.abandon()
 
     def _advance(self, doing):
-        """The progress bar, and the threads, after an inner iteration."""
-        threads.follow()
+        """The progress bar after an inner iteration."""
         now = time.monotonic()
         steps, then = self._rate_from = self._rate_from or (self.env_steps, now)
         rate = f"{(self.env_steps - steps) / (now - then):,.0f} steps/s" if now > then else ""

@@ -2,7 +2,6 @@
 
 from tqdm import tqdm
 
-from mlsh import threads
 from mlsh.envs import make_env, most_episodes
 
 
@@ -38,6 +37,4 @@ class Stage:
         return [range(first, min(first + at_once, n)) for first in range(0, n, at_once)]
 
     def played(self, steps):
-        """The progress bar, and the threads, after so many env steps."""
-        threads.follow()
         self._bar.update(steps)
