@@ -7,7 +7,7 @@ from gymnasium.spaces import Box, Discrete
 
 from mlsh.minibatches import Minibatches, Rows
 from mlsh.models import ActorCritic
-from mlsh.ppo import Adam, Batch, Samples, figures, gae, gradients, named, normalise, update
+from mlsh.ppo import Adam, Batch, Samples, figures, gae, gradients, named, normalise, surrogate, update
 
 ALWAYS = dict(epsilon=0.2, c1=0.5, c2=0.01)
 
@@ -250,6 +250,21 @@ def test_a_ratio_beyond_the_clip_gives_the_policy_no_gradient():
     assert torch.equal(policy.policy_weight, weights[0])
     assert not torch.equal(policy.value_weight, weights[1])
     assert stats["clip_fraction"] == 1
+
+
+def test_a_bad_action_three_times_as_likely_as_before_gives_the_policy_no_gradient():
+    """Dual clip: −min(rA, clip(r)A) is −rA for A < 0, but at most −3A; below a ratio of 3 it has its gradient."""
+    for log_ratio, loss, gradient in ((1.0, 2 * math.e, 2 * math.e), (1.2, 6.0, 0.0), (500.0, 6.0, 0.0)):
+        logits = torch.tensor([[0.0, 0.0]], requires_grad=True)
+        new = torch.distributions.Categorical(logits=logits)
+        old = torch.tensor([0.5]).log() - log_ratio
+        samples = Samples(None, torch.tensor([0]), old, torch.tensor([-2.0]), 0.0)
+        objective = surrogate(new, torch.tensor([0.0]), samples, 0.2)
+        objective.policy_loss.sum().backward()
+        assert objective.policy_loss.item() == pytest.approx(loss, rel=1e-5)
+        assert logits.grad[0].tolist() == pytest.approx([gradient / 2, -gradient / 2], rel=1e-5)  # d log p0 = ½, −½
+        assert objective.log_ratio.item() == pytest.approx(log_ratio, rel=1e-5)
+    assert objective.kl.isinf()  # what is reported knows no limit
 
 
 def test_explained_variance_by_hand():

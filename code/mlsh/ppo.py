@@ -9,7 +9,7 @@ import torch
 from mlsh.compiled import compiled
 from mlsh.minibatches import Minibatches
 
-CAP = 20.0  # of the log ratio, where it is learned from
+DUAL_CLIP = 3.0  # the ratio beyond which a bad action is not made rarer either: dual-clip PPO (Ye et al. 2020)
 FIGURES = ("policy_loss", "value_loss", "entropy", "kl", "clip_fraction", "explained_variance")  # of an update
 
 
@@ -57,7 +57,7 @@ def gae(reward, value, following, goes_on, gamma, lam):
 class Surrogate(NamedTuple):
     """PPO's objective, sample by sample; every tensor has the samples' shape."""
 
-    policy_loss: torch.Tensor  # −min(rA, clip(r)A), r the ratio of the new policy's probability to the old one's
+    policy_loss: torch.Tensor  # −min(rA, clip(r)A), r the ratio of new to old probability, at most DUAL_CLIP here
     value_loss: torch.Tensor  # squared error
     ratio: torch.Tensor
     log_ratio: torch.Tensor
@@ -68,16 +68,16 @@ class Surrogate(NamedTuple):
         return self.ratio - 1 - self.log_ratio
 
 
-def surrogate(new, value, samples, epsilon, cap=math.inf):
+def surrogate(new, value, samples, epsilon):
     """The `Surrogate` of `Samples` under the distribution `new`, with the values that go with it.
 
-    `cap`: of the log ratio, within the ratio. What is learned from wants one (`CAP`): a random decision may have been
-    all but impossible, and exp would overflow.
+    Without the limit at DUAL_CLIP the gradient of a bad action grows with its ratio, and has now and then undone a
+    policy that was learned, in a single update; of an action that was all but impossible exp would overflow.
     """
     log_ratio = new.log_prob(samples.action) - samples.log_prob
-    ratio = torch.exp(log_ratio.clamp(max=cap))
+    ratio = torch.exp(log_ratio.clamp(max=math.log(DUAL_CLIP)))
     policy_loss = -torch.min(ratio * samples.advantage, ratio.clamp(1 - epsilon, 1 + epsilon) * samples.advantage)
-    return Surrogate(policy_loss, (value - samples.value_target).square(), ratio, log_ratio)
+    return Surrogate(policy_loss, (value - samples.value_target).square(), log_ratio.exp(), log_ratio)
 
 
 def total_loss(objective, new, c1, c2):
@@ -146,7 +146,7 @@ def gradients(policy, batch, index, weight, epsilon, c1, c2, measured=False):
     samples = samples_of(batch, index)
     params, value = policy(samples.obs)
     new = policy.distribution(params)
-    objective = surrogate(new, value, samples, epsilon, CAP)
+    objective = surrogate(new, value, samples, epsilon)
     kl = (objective.kl * weight).sum(1).detach() if measured else None
     if batch.weight is not None:
         weight = weight * batch.weight[index]

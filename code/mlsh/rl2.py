@@ -15,7 +15,7 @@ from mlsh.errors import UserError, run_command
 from mlsh.logger import RL2Logger
 from mlsh.models import RecurrentPolicy
 from mlsh.play import check_finite
-from mlsh.ppo import CAP, Samples, figures, named, samples_of, surrogate, total_loss
+from mlsh.ppo import Samples, figures, named, samples_of, surrogate, total_loss
 from mlsh.run import Run
 from mlsh.sampling import Streams, balanced_tasks
 from mlsh.settings import Count, CountOrNone, Finite, Fraction, NotNegative, Positive, RunSettings, short
@@ -162,7 +162,7 @@ def learn(policy, optimizer, trials, rng, *, parts, epochs, epsilon, c1, c2):
             samples = Samples(*(getattr(trials, name)[:, part] for name in Samples._fields))
             params, value, _ = policy(samples.obs)
             new = policy.distribution(params)
-            loss = total_loss(surrogate(new, value, samples, epsilon, CAP), new, c1, c2)
+            loss = total_loss(surrogate(new, value, samples, epsilon), new, c1, c2)
             optimizer.zero_grad()
             (loss * trials.weight[:, part]).sum().div(trials.weight[:, part].sum()).backward()
             nn.utils.clip_grad_norm_(policy.parameters(), 0.5)
