@@ -104,6 +104,6 @@ PRESET = {
     "reward_scale": 0.1,
     "test_episodes": 1000,
 }
-FOUR_GOALS = PRESET | {"W": 20, "U": 5, "tasks": 80, "num_low": 4, "c2_low": 0.05, "fade": 70}
+FOUR_GOALS = PRESET | {"W": 20, "U": 5, "tasks": 20, "num_low": 4, "c2_low": 0.05, "fade": 20}
 register("MovementBandits-v0", MovementBandits, 50, PRESET, BEST_RETURN, num_goals=2)
 register("MovementBandits4-v0", MovementBandits, 50, FOUR_GOALS, BEST_RETURN, num_goals=4)
