@@ -90,18 +90,19 @@ class Way:
         seeds = self.choosing_seeds if choosing else study.seeds
         return [Job(self.method, self.command)] if self.command else study.training(self.method, seeds)
 
-    def evaluations(self, study, setting, choosing=False):
-        """The jobs that learn with a setting, one from each run."""
+    def evaluations(self, study, setting, tasks="", choosing=False):
+        """The jobs that learn with a setting, one from each run; `tasks`: more flags, that say which are learned."""
         (episodes, rate), learners = setting, self.learners[choosing]
         updates = self.env_steps // (episodes * study.horizon)
         for i, job in enumerate(self.training(study, choosing)):
             seed = study.choosing_seed if choosing else i
             flags = self.flags.format(episodes=episodes, rate=rate, updates=updates, learners=learners, seed=seed)
-            yield study.evaluation(job, f"adapt-{episodes}-{rate:g}-{seed}", flags)
+            name = "-".join(["adapt", *tasks.replace("-", "").split(), str(episodes), f"{rate:g}", str(seed)])
+            yield study.evaluation(job, name, f"{flags} {tasks}".strip())
 
-    def read(self, study, setting, choosing=False):
+    def read(self, study, setting, tasks="", choosing=False):
         """Env steps [n] and returns [n, tasks, runs, learners], the task first that the run's training did worst."""
-        runs, jobs = [], self.evaluations(study, setting, choosing)
+        runs, jobs = [], self.evaluations(study, setting, tasks, choosing)
         for training, job in zip(self.training(study, choosing), jobs, strict=True):
             env_steps, returns, labels = read_adaptation(study, job)
             if self.command:

@@ -1,6 +1,7 @@
 """What a study may consist of: figures and tables of training, of learning a task anew, of final tests, of a sweep."""
 
 import json
+from typing import NamedTuple
 
 import numpy as np
 from tabulate import tabulate
@@ -13,6 +14,14 @@ from mlsh.study import read_adaptation, training_curve
 
 SOLVED, PASSED, LEARNED, SEPARATED = 0.95, 0.97, 0.9, 0.685  # parts of the best possible return
 ALL, WORST_TASK, BEST_TASK = slice(None), slice(0, 1), slice(-1, None)  # of tasks, ranked by the end of a run
+
+
+class Panel(NamedTuple):
+    """What one of the panels of `adaptation` is of."""
+
+    ranks: slice = ALL  # of tasks, the one first that the run's training did worst
+    tasks: str = ""  # flags of evaluate.py that say which these are
+    best_return: float = 0.0  # the best possible, the mean of these tasks; if 0 that of the study
 
 
 def learning_curves(study, figure, panels, columns):
@@ -38,36 +47,38 @@ def learning_curves(study, figure, panels, columns):
 
 
 def adaptation(study, figure, panels, ways, compared):
-    """Figure and table: learning one task anew. `panels`: title -> which tasks; `ways`: label -> Way.
+    """Figure and table: learning one task anew. `panels`: title -> Panel; `ways`: label -> Way.
 
-    The figure has each way's chosen setting, the table all learning rates with its rollout size. Curves and intervals
-    are of runs, a run the mean of its learners. `compared`: a way, and another one's env steps in multiples of its.
+    The figure has each way's chosen setting, the table all learning rates with its rollout size; what is chosen is best
+    on all tasks of training. Curves and intervals are of runs, a run the mean of its learners. `compared`: a way, and
+    another one's env steps in multiples of its.
     """
     study.run(*(way.training(study, choosing) for way in ways.values() for choosing in (True, False)))
     study.run(*(way.evaluations(study, x, choosing=True) for way in ways.values() for x in way.grid))
     best = {label: max(way.grid, key=lambda x: way.area(study, x)) for label, way in ways.items()}
     shown = [(label, x) for label, way in ways.items() for x in way.grid if x[0] == best[label][0]]
-    study.run(*(ways[label].evaluations(study, x) for label, x in shown))
+    kinds = dict.fromkeys(panel.tasks for panel in panels.values())
+    study.run(*(ways[label].evaluations(study, x, tasks) for label, x in shown for tasks in kinds))
     lines, rows, needed = {title: {} for title in panels}, [], {}
-    solved, learned = SOLVED * study.best_return, LEARNED * study.best_return
     for label, setting in shown:
-        env_steps, returns = ways[label].read(study, setting)
+        read = {tasks: ways[label].read(study, setting, tasks) for tasks in kinds}
         name = "{} episodes, {:g}".format(*setting) + " (chosen)" * (setting == best[label])
-        for title, ranks in panels.items():
+        for title, (ranks, tasks, most) in panels.items():
+            most = most or study.best_return
+            env_steps, returns = read[tasks]
             of_runs = returns[:, ranks].mean((1, 3))  # [n, runs]
             of_learners = returns[:, ranks].reshape(len(returns), -1).T  # [all learners, n]
             if setting == best[label]:
                 lines[title][label] = env_steps, of_runs
-            steps = np.array([steps_until(solved, env_steps, y) for y in of_learners])
-            counts = [f"{x.sum()} of {len(x)}" for x in (steps < np.inf, last_tenth(of_learners) >= learned)]
+            steps = np.array([steps_until(SOLVED * most, env_steps, y) for y in of_learners])
+            counts = [f"{x.sum()} of {len(x)}" for x in (steps < np.inf, last_tenth(of_learners) >= LEARNED * most)]
             ends = of_runs[0], last_tenth(of_runs.T)
-            part = f"{100 * ends[1].mean() / study.best_return:.0f} %"
-            rows.append([label, name, title, spread(steps), *counts, *map(with_interval, ends), part])
+            rows.append([label, name, title, spread(steps), *counts, *map(with_interval, ends), share(ends[1], most)])
             needed[label, setting, title] = np.median(steps)
     with writing(study.figures):
         draw_bands(study.figures / figure, lines, "env steps on the task", symlog=2 * study.horizon)
-    header = ["method", "setting", "", f"env steps to {solved:.1f}", "reached by", f"≥ {learned:.1f} in the end"]
-    print_table([*header, "before", "in the end", "of the best"], rows)
+    header = [f"env steps to {SOLVED:.0%} of the best", "reached by", f"≥ {LEARNED:.0%} in the end", "before"]
+    print_table(["method", "setting", "", *header, "in the end", "of the best"], rows)
     for (label, setting, title), few in needed.items():
         if label == compared[0] and 0 < few < np.inf:
             many = needed[compared[1], best[compared[1]], title]
@@ -95,28 +106,35 @@ def final_tests(study, commands, seeds):
     print_table(["runs", "seed", *columns], rows)
 
 
-def sweep(study, figure, name, method, cells, seeds, title, labels):
+def sweep(study, figure, name, method, cells, seeds, title, labels, of=np.min, best_return=0.0):
     """Figure and table: the return on the worst task, the mean of its learners, over a grid of two settings.
 
     `cells`: (row, column) -> command of a run, up to the learning rate, which is that of `method`, and flags of
-    evaluate.py. `labels`: of the rows, of the columns, and of a column in the table.
+    evaluate.py. `labels`: of the rows, of the columns, and of a column in the table. `of`: np.mean for that of all
+    tasks. `best_return`: the best possible, if it is not the study's.
     """
     runs = {x: Job.seeded(f"{name}-{x[0]}-{x[1]}", f"{c} {study.chosen[method]}", seeds) for x, (c, _) in cells.items()}
     study.run(*runs.values())
     jobs = {x: [study.evaluation(job, "adapt", flags) for job in runs[x]] for x, (_, flags) in cells.items()}
     study.run(*jobs.values())
-    worst = {x: [read_adaptation(study, job)[1][-1].mean(1).min() for job in jobs[x]] for x in cells}
+    ends = {x: [of(read_adaptation(study, job)[1][-1].mean(1)) for job in jobs[x]] for x in cells}
     rows, columns = ([*dict.fromkeys(x[axis] for x in cells)] for axis in (0, 1))
-    mean = np.array([[np.mean(worst[row, column]) for column in columns] for row in rows])
+    mean = np.array([[np.mean(ends[row, column]) for column in columns] for row in rows])
     with writing(study.figures):
-        draw_map(study.figures / figure, mean, rows, columns, study.best_return, labels[1], labels[0], title)
-    shown = [[row, *(" / ".join(f"{x:.1f}" for x in worst[row, column]) for column in columns)] for row in rows]
+        most = best_return or study.best_return
+        draw_map(study.figures / figure, mean, rows, columns, most, labels[1], labels[0], title)
+    shown = [[row, *(" / ".join(f"{x:.1f}" for x in ends[row, column]) for column in columns)] for row in rows]
     print_table([labels[0], *(f"{labels[2]} {column}" for column in columns)], shown)
 
 
 def with_interval(values):
     """Mean of values [runs], and the ends of its interval."""
     return "{:,.1f} ({:,.1f} to {:,.1f})".format(*(float(x) for x in interval(np.asarray(values))))
+
+
+def share(values, best):
+    """Mean of values [runs] in percent of the best possible, which is more than 0."""
+    return f"{100 * np.mean(values) / best:.0f} %"
 
 
 def spread(values):

@@ -10,7 +10,7 @@ from mlsh.envs.movement_bandits import BEST_RETURN
 from mlsh.errors import run_command
 from mlsh.settings import cli
 from mlsh.study import Study, Way
-from mlsh.study_parts import ALL, BEST_TASK, WORST_TASK, adaptation, final_tests, learning_curves, sweep
+from mlsh.study_parts import ALL, BEST_TASK, WORST_TASK, Panel, adaptation, final_tests, learning_curves, sweep
 
 # Four groups in place of eight, so that many runs fit into two hours: an iteration has 8,000 env steps
 SMALL = "train.py --groups 4 --record 0 --wandb disabled"
@@ -38,7 +38,7 @@ SCRATCH = "train.py --num_low 0 -W 1 -U 0 --tasks 1 --record 0 --wandb disabled"
 ANEW = partial(
     adaptation,
     figure="bandits-adaptation.png",
-    panels={"the run's worse task": WORST_TASK, "the run's better task": BEST_TASK},
+    panels={"the run's worse task": Panel(WORST_TASK), "the run's better task": Panel(BEST_TASK)},
     ways={
         "MLSH, new master": Way("MLSH", MASTERS, 6_000, (10, 10), range(100, 105)),
         "shared policy, fine-tuned": Way("shared policy", FINE_TUNING, 100_000, (2, 10), [100]),
