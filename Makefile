@@ -1,7 +1,7 @@
 # make train     install and run the headline command
 # make test      install and run the linter and the tests; make test-all: the slow ones, too
 # make soak      kill and continue runs, fifty times; watch the memory of a long one
-# make bandits   the study of the 2D bandits
+# make bandits   the study of the 2D bandits; likewise fourrooms, taxi, point-worlds; make paper: all of them
 # make drawings  the drawings of README and docs
 PYTHON ?= python3
 BIN := .venv/bin
@@ -11,7 +11,9 @@ W ?= 60
 U ?= 1
 endif
 
-.PHONY: train test test-all soak bandits drawings
+STUDIES := bandits point-worlds fourrooms taxi
+
+.PHONY: train test test-all soak paper drawings $(STUDIES)
 train: .venv/installed
 	cd code && ../$(BIN)/python train.py $(if $(W),-W $(W)) $(if $(U),-U $(U)) --env $(ENV) $(ARGS)
 
@@ -29,8 +31,10 @@ soak: .venv/installed
 	$(BIN)/python tests/soak.py
 	$(BIN)/python tests/memory.py
 
-bandits: .venv/installed
-	cd code && ../$(BIN)/python -m studies.bandits --figures ../assets
+$(STUDIES): .venv/installed
+	cd code && ../$(BIN)/python -m studies.$(subst -,_,$@) --figures ../assets
+
+paper: $(STUDIES)
 
 drawings: .venv/installed
 	cd code && ../$(BIN)/python drawings.py ../assets

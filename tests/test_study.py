@@ -1,6 +1,7 @@
 """A study: its parts by hand, and the whole of one, shrunken."""
 
 import dataclasses
+import importlib
 import json
 import subprocess
 import sys
@@ -11,9 +12,14 @@ import numpy as np
 import pytest
 
 from conftest import CODE, TINY
+from evaluate import Args
 from mlsh import study as module
 from mlsh import study_parts
+from mlsh.config import Config
 from mlsh.errors import UserError
+from mlsh.option_critic import OptionCriticConfig
+from mlsh.rl2 import RL2Config
+from mlsh.settings import cli, parse
 from mlsh.study import Study, Way, read_adaptation
 from mlsh.study_parts import ALL, BEST_TASK, WORST_TASK, Panel, adaptation, final_tests, learning_curves, sweep
 
@@ -205,19 +211,44 @@ def test_words_for_figures():
     assert study_parts.spread([3000.0, np.inf, 1000.0]) == "3,000 (1,000 to never)"
 
 
-def test_the_bandits_page_leaves_wandb_alone_and_chooses_on_seeds_that_it_does_not_report():
-    from studies.bandits import STUDY as bandits
+def jobs_of(study):
+    """A job of each kind that the study would start."""
+    study.chosen = dict.fromkeys(study.methods, 1e-3)
+    yield from (study.training(method, [0])[0] for method in study.methods)
+    for told in (part.keywords for part in study.parts):
+        for way in told.get("ways", {}).values():
+            yield way.training(study)[0]
+            yield from (next(way.evaluations(study, way.grid[0], panel.tasks)) for panel in told["panels"].values())
+        yield from (module.Job("run", command) for command in told.get("commands", {}).values())
+        for command, flags in told.get("cells", {}).values():
+            yield from (job := module.Job("cell", f"{command} 0.001"), study.evaluation(job, "adapt", flags))
 
-    assert all("--wandb disabled" in command for command in bandits.methods.values())
-    assert bandits.choosing_seed not in bandits.seeds and set(bandits.sharing) <= set(bandits.methods)
-    for way in bandits.parts[1].keywords["ways"].values():
-        assert not set(way.choosing_seeds) & set(bandits.seeds)
+
+@pytest.mark.parametrize("page", ["bandits", "fourrooms", "point_worlds", "taxi"])
+def test_a_page_has_flags_that_there_are_and_leaves_wandb_alone(page):
+    study = importlib.import_module(f"studies.{page}").STUDY
+    assert study.name == page.replace("_", "-") and set(study.sharing) <= set(study.methods)
+    kinds = {"train.py": Config, "train_rl2.py": RL2Config, "train_option_critic.py": OptionCriticConfig}
+    for job in jobs_of(study):
+        script, *flags = job.command.split()
+        if script == "evaluate.py":
+            cli(Args, args=flags).validate()
+        else:
+            assert parse(kinds[script], flags, None)[0].wandb == "disabled"
+
+
+@pytest.mark.parametrize("page", ["bandits", "fourrooms", "taxi"])
+def test_a_page_chooses_on_seeds_that_it_does_not_report(page):
+    study = importlib.import_module(f"studies.{page}").STUDY
+    assert study.choosing_seed not in study.seeds
+    for way in (way for part in study.parts for way in part.keywords.get("ways", {}).values()):
+        assert not set(way.choosing_seeds) & set(study.seeds)
 
 
 def test_help_starts_nothing():
     words = [sys.executable, "-m", "studies.bandits", "--help"]
     run = subprocess.run(words, cwd=CODE, capture_output=True, text=True)
-    assert run.returncode == 0 and "--figures" in run.stdout and "four hours" in run.stdout, run.stderr
+    assert run.returncode == 0 and "--figures" in run.stdout and "Stop it at will" in run.stdout, run.stderr
 
 
 @pytest.mark.slow

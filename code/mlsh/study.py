@@ -2,8 +2,9 @@
 
 import csv
 import os
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
@@ -25,14 +26,14 @@ class Study:
     """
 
     name: str
-    best_return: float  # the best possible, more than 0
-    horizon: int  # env steps an episode
-    methods: dict[str, str]  # name -> command, up to the value of the learning rate
-    rates: Sequence[float]
-    sharing: Sequence[str]
-    seeds: Sequence[int]
-    choosing_seed: int  # reported nowhere
     parts: Sequence[Callable]  # of `study_parts`, or others, with all arguments but the study
+    best_return: float = 0.0  # the best possible, more than 0
+    horizon: int = 0  # env steps an episode
+    methods: dict[str, str] = field(default_factory=dict)  # name -> command, up to the value of the learning rate
+    rates: Sequence[float] = ()
+    sharing: Sequence[str] = ()
+    seeds: Sequence[int] = ()
+    choosing_seed: int = 0  # reported nowhere
 
     def __post_init__(self):
         self.folder = self.figures = CODE / "runs" / self.name
@@ -44,6 +45,7 @@ class Study:
         Args:
             figures: Folder for the figures; default: that of the runs.
         """
+        begun = time.monotonic()
         self.figures = Path(figures or self.folder)
         make_folder(self.folder)
         make_folder(self.figures)
@@ -56,6 +58,7 @@ class Study:
             self.chosen[method] = max(self.rates, key=lambda rate: sum(ends.get((m, rate), 0) for m in together))
         for part in self.parts:
             part(self)
+        print(f"\n{self.name}: {(time.monotonic() - begun) / 60:.0f} minutes, without what was there already")
 
     def training(self, method, seeds, rate=None):
         """The jobs that train the method, with `rate` or else the chosen one."""

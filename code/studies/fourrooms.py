@@ -1,0 +1,91 @@
+"""The paper's Four rooms: cd code && python -m studies.fourrooms.
+
+Stop it at will: what is finished is not run again. Runs go to runs/fourrooms, tables to the screen.
+"""
+
+from functools import partial
+from itertools import product
+
+import numpy as np
+
+from mlsh.errors import run_command
+from mlsh.settings import cli
+from mlsh.study import Study, Way
+from mlsh.study_parts import ALL, Panel, adaptation, learning_curves, sweep
+
+OF_TRAINING, UNSEEN = 71.27, 83.96  # the best possible mean returns, see docs/environments.md
+ENV = "--env FourroomsUnseen-v0 --wandb disabled"
+CRITICS = f"train_option_critic.py {ENV}"
+METHODS = {
+    "MLSH": f"train.py {ENV} --record 0 --llr",
+    "shared policy": f"train.py {ENV} --record 0 --num_low 1 -W 0 -U 50 --llr",
+    "option-critic": f"{CRITICS} --lr",
+    "actor-critic": f"{CRITICS} --num_options 1 --shared all --lr",
+}
+CURVES = partial(learning_curves, figure="fourrooms-training.png", panels={"16 goals": ALL}, columns={"all goals": ALL})
+
+RATES = (1e-3, 3e-3, 1e-2)
+FLAGS = "-N {episodes} --hlr {rate:g} --bs 64 --updates {updates} --seeds {learners} --seed {seed} --look 20"
+SCRATCH = f"train.py {ENV} --num_low 0 -W 1 -U 0 --tasks 1 --record 0"  # for its settings
+NOTHING = f"{CRITICS} --num_options 1 --tasks 1 --rollouts 1"  # an actor-critic that has seen next to nothing
+LEARN = partial(Way, env_steps=100_000, learners=(2, 1), choosing_seeds=[100], flags=FLAGS)
+ANEW = partial(
+    adaptation,
+    figure="fourrooms-adaptation.png",
+    panels={"goals of training": Panel(), "unseen goals": Panel(tasks="--held_out", best_return=UNSEEN)},
+    ways={
+        "MLSH, new master": LEARN("MLSH", [*product((2, 10), (3e-3, 1e-2, 3e-2))]),
+        "shared policy, fine-tuned": LEARN("shared policy", [*product((10,), (3e-4, 1e-3, 3e-3))]),
+        "PPO from scratch": LEARN("scratch", [*product((5, 10), RATES)], command=SCRATCH),
+        "option-critic, transferred": LEARN("option-critic", [*product((10,), RATES)]),
+        "actor-critic, transferred": LEARN("actor-critic", [*product((10,), RATES)]),
+        "actor-critic from scratch": LEARN("actor-critic-scratch", [*product((10,), RATES)], command=NOTHING),
+    },
+    compared=("MLSH, new master", "PPO from scratch"),
+)
+
+ANEW_UNSEEN = "--env FourroomsUnseen-v0 --held_out --updates 20 --seeds 2 --look 50"
+OPTIONS = {
+    (K, high_len): (f"train.py {ENV} --record 0 --num_low {K} --high_len {high_len} --llr", ANEW_UNSEEN)
+    for K, high_len in product((4, 8, 16), (25, 10, 5))
+}
+FEWER = {4: "train.py --env Fourrooms-v0 --wandb disabled", 16: f"train.py {ENV}"}  # goals of training
+GOALS = {
+    (goals, K): (f"{command} --record 0 --num_low {K} --llr", ANEW_UNSEEN)
+    for (goals, command), K in product(FEWER.items(), (4, 16))
+}
+ON_UNSEEN = partial(
+    sweep, method="MLSH", seeds=range(3), title="return on unseen goals", of=np.mean, best_return=UNSEEN
+)
+
+STUDY = Study(
+    name="fourrooms",
+    best_return=OF_TRAINING,
+    horizon=100,
+    methods=METHODS,
+    rates=(3e-4, 1e-3, 3e-3),
+    sharing=(),
+    seeds=range(5),
+    choosing_seed=100,
+    parts=(
+        CURVES,
+        ANEW,
+        partial(
+            ON_UNSEEN,
+            figure="fourrooms-options.png",
+            name="options",
+            cells=OPTIONS,
+            labels=("sub-policies", "steps between decisions", "steps"),
+        ),
+        partial(
+            ON_UNSEEN,
+            figure="fourrooms-goals.png",
+            name="goals",
+            cells=GOALS,
+            labels=("goals of training", "sub-policies", "sub-policies"),
+        ),
+    ),
+)
+
+if __name__ == "__main__":
+    run_command(lambda: cli(STUDY.make, description=__doc__)())
