@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -31,8 +32,8 @@ SECONDS = 2  # to repeat a call for, at least
 class Args(Settings):
     """Print the env steps a second of train.py, and the seconds of each part of an outer iteration."""
 
-    env: str = "MovementBandits-v0"
-    """Gymnasium id of a task family."""
+    env: tuple[str, ...] = ("MovementBandits-v0",)
+    """Gymnasium ids of task families, one after the other."""
     groups: Counts = ()
     """Numbers of task groups to measure; the preset's if none is given."""
     device: str = "cpu"
@@ -72,7 +73,7 @@ def whole_loop(flags, tasks, launcher=(), copies=1, **environment):
     return [[(float(r[-1][name]) - float(r[0][name])) / (tasks - 1) for name in names] for r in rows]
 
 
-def scaling(flags, groups, args):
+def scaling(flags, cfg, args):
     """Print env steps a second of one process, of several at once that share nothing, and of as many by torchrun."""
     n = args.processes
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", n)
@@ -82,7 +83,7 @@ def scaling(flags, groups, args):
         for way, how in ways.items():
             loops = whole_loop([*flags, "--sim_threads", "1"], args.tasks, **how, OMP_NUM_THREADS="1")
             speeds[way].append(sum(steps / seconds for steps, seconds in loops))
-    print(f"{args.env} --groups {groups}, a thread each, env steps/s:")
+    print(f"{cfg.env} --groups {cfg.groups}, a thread each, env steps/s:")
     one, apart, together = (statistics.mean(x) for x in speeds.values())
     for (way, each), mean in zip(speeds.items(), (one, apart, together), strict=True):
         print(f"  {way:<24}{mean:10,.0f}  x {mean / one:.2f}  ({', '.join(f'{x:,.0f}' for x in each)})")
@@ -158,15 +159,15 @@ def against_the_simulator(cfg, spent):
 def main():
     args = cli(Args)
     args.validate()
-    for groups in args.groups or (None,):
-        flags = [*("--env", args.env, "--device", args.device, "--compile", args.compile)]
+    for name, groups in product(args.env, args.groups or (None,)):
+        flags = [*("--env", name, "--device", args.device, "--compile", args.compile)]
         flags += ["--sim_threads", str(args.sim_threads)]
         flags += ["--groups", str(groups)] if groups else []
         cfg, _ = parse(Config, flags, load=None)
         if args.processes:
             if not 1 < args.processes <= cfg.groups:
                 raise UserError(f"--processes is {args.processes}: use 2 to {cfg.groups}, the number of task groups")
-            scaling(flags, cfg.groups, args)
+            scaling(flags, cfg, args)
             continue
         env = make_env(cfg, 1)
         spent = {"bare MuJoCo": [], "collection": []}
@@ -176,9 +177,7 @@ def main():
             if isinstance(env, MujocoTasks):
                 against_the_simulator(cfg, spent)
         threads = f"{torch.get_num_threads()} threads"
-        print(
-            f"{args.env} --groups {cfg.groups}, {threads}, --compile {args.compile}: {steps / whole:,.0f} env steps/s"
-        )
+        print(f"{cfg.env} --groups {cfg.groups}, {threads}, --compile {args.compile}: {steps / whole:,.0f} env steps/s")
         if spent["collection"]:
             bare, collection = (1 / statistics.mean(x) for x in spent.values())
             print(

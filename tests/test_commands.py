@@ -289,7 +289,7 @@ def test_scaling(monkeypatch, capsys):
     monkeypatch.syspath_prepend(CODE)
     import benchmark
 
-    benchmark.scaling(TINY, 2, benchmark.Args(processes=2, tasks=2, repeats=1))
+    benchmark.scaling(TINY, Config(groups=2), benchmark.Args(processes=2, tasks=2, repeats=1))
     first, *rows, last = capsys.readouterr().out.splitlines()
     speeds = [float(row[26:36].replace(",", "")) for row in rows]
     assert first.startswith("MovementBandits-v0 --groups 2") and len(speeds) == 3 and min(speeds) > 0
