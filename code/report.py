@@ -94,16 +94,17 @@ def print_tasks(runs):
     """A row a run and task."""
     tests = [row for run in runs for row in run.results["test"]]
     final = dict.fromkeys(name for row in tests for name in row if name.startswith("final_"))
+    known = any("best_return" in row for row in tests)
     rows = []
     for _, results, _ in sorted(runs, key=lambda run: run.results["seed"]):
         for row in results["test"]:
             cells = [f"{row['task']} ({row['label']})", f"{row['return']:.4f} ± {row['standard_error']:.4f}"]
-            cells += [f"{row['best_return']:.4f}"] if "best_return" in row else []
+            cells += [f"{row['best_return']:.4f}" if "best_return" in row else ""] if known else []
             cells += ["" if row.get(name) is None else f"{row[name]:.2f}" for name in final]
             cells += [" / ".join(f"{x:.2f}" for x in row["share"])]
             cells += [" / ".join(f"{x:.3f}" for x in row["sub_policy_returns"])]
             rows.append([results["seed"], *cells, *in_all(results, 3600)])
-    header = ["seed", "task", "return", *["at best"] * ("best_return" in tests[0])]
+    header = ["seed", "task", "return", *["at best"] * known]
     header += [*(name.replace("_", " ") for name in final)]
     print_table([*header, "shares", "each alone", "env steps", "hours"], rows)
 
@@ -176,7 +177,7 @@ def main():
         raise UserError(f"a figure is of one environment, and these runs are of {', '.join(of_env)}; name those of one")
     for env, runs in of_env.items():
         best = best_return(env)
-        if not best or best < 0 or "best_return" in runs[0].results["test"][0]:  # there is no one part to reach
+        if not best or best < 0 or any("best_return" in run.results["test"][0] for run in runs):  # no one part to reach
             print_tasks(runs)
             continue
         variants = defaultdict(list)
