@@ -12,11 +12,11 @@ from mlsh.settings import cli
 from mlsh.study import Study, Way
 from mlsh.study_parts import ALL, BEST_TASK, WORST_TASK, Panel, adaptation, final_tests, learning_curves, sweep
 
-# Four groups in place of eight, so that many runs fit into an hour: an iteration has 8,000 env steps
+# Four groups in place of eight, so that many runs fit into an hour: an iteration has 4,000 env steps
 SMALL = "train.py --groups 4 --record 0 --wandb disabled"
 # 4 M env steps to learn from; without a warm-up all iterations are joint, as many a task, each with half the updates
-WARMED = f"{SMALL} -W 20 -U 1 --tasks 24 --fade 16"
-JOINT = f"{SMALL} -W 0 -U 21 --tasks 24 --fade 16"
+WARMED = f"{SMALL} -W 20 -U 1 --tasks 48 --fade 32"
+JOINT = f"{SMALL} -W 0 -U 21 --tasks 48 --fade 32"
 METHODS = {
     "MLSH": f"{WARMED} --llr",
     "no warm-up": f"{JOINT} --parts_low 15 --llr",
@@ -51,7 +51,8 @@ ANEW = partial(
 
 FOUR_GOALS = {"four-goals": "train.py --env MovementBandits4-v0 --record 0 --wandb disabled"}
 
-TASKS = {0: "375 --fade 250", 5: "62 --fade 41", 20: "18 --fade 12", 60: "6 --fade 4"}  # of a warm-up, in 3 M env steps
+# of a warm-up, in 3 M env steps
+TASKS = {0: "750 --fade 500", 5: "125 --fade 83", 20: "36 --fade 24", 60: "12 --fade 8"}
 CELLS = {
     (K, W): (f"{SMALL} --num_low {K} -W {W} -U 1 --tasks {tasks} --llr", "--updates 20 --seeds 5 --look 200")
     for K, (W, tasks) in product((2, 4, 8), TASKS.items())
