@@ -156,39 +156,46 @@ def against_the_simulator(cfg, spent):
     env.close()
 
 
+def one_process(flags, cfg, args):
+    """Print env steps a second of the whole loop, what MuJoCo alone could do, and where the time goes."""
+    env = make_env(cfg, 1)
+    spent = {"bare MuJoCo": [], "collection": []}
+    for again in range(6):  # before and after the loop, as a machine's speed may change
+        if again == 3:
+            ((steps, whole),) = whole_loop(flags, args.tasks)
+        if isinstance(env, MujocoTasks):
+            against_the_simulator(cfg, spent)
+    threads = f"{torch.get_num_threads()} threads"
+    print(f"{cfg.env} --groups {cfg.groups}, {threads}, --compile {args.compile}: {steps / whole:,.0f} env steps/s")
+    if spent["collection"]:
+        bare, collection = (1 / statistics.mean(x) for x in spent.values())
+        print(
+            f"  bare MuJoCo {bare:,.0f}, collection {collection:,.0f} ({100 * collection / bare:.0f} %), "
+            f"the whole loop {steps / whole:,.0f} ({100 * steps / whole / bare:.0f} %)"
+        )
+    shares = parts(cfg)
+    shares["log, wandb, new masters, the rest"] = whole - sum(shares.values())
+    for part, seconds in shares.items():
+        print(f"  {part:<34}{seconds:7.2f} s {100 * seconds / whole:4.0f} %")
+    print(f"  {'an outer iteration':<34}{whole:7.2f} s  100 %", flush=True)
+
+
 def main():
     args = cli(Args)
     args.validate()
-    for name, groups in product(args.env, args.groups or (None,)):
-        flags = [*("--env", name, "--device", args.device, "--compile", args.compile)]
-        flags += ["--sim_threads", str(args.sim_threads)]
-        flags += ["--groups", str(groups)] if groups else []
+    of_all = [*("--device", args.device, "--compile", args.compile, "--sim_threads", str(args.sim_threads))]
+    measured = []  # all before the first, so that mistakes are told at once
+    for env, groups in product(args.env, args.groups or (None,)):
+        flags = ["--env", env, *of_all, *(("--groups", str(groups)) if groups else ())]
         cfg, _ = parse(Config, flags, load=None)
-        if args.processes:
-            if not 1 < args.processes <= cfg.groups:
-                raise UserError(f"--processes is {args.processes}: use 2 to {cfg.groups}, the number of task groups")
-            scaling(flags, cfg, args)
-            continue
-        env = make_env(cfg, 1)
-        spent = {"bare MuJoCo": [], "collection": []}
-        for again in range(6):  # before and after the loop, as a machine's speed may change
-            if again == 3:
-                ((steps, whole),) = whole_loop(flags, args.tasks)
-            if isinstance(env, MujocoTasks):
-                against_the_simulator(cfg, spent)
-        threads = f"{torch.get_num_threads()} threads"
-        print(f"{cfg.env} --groups {cfg.groups}, {threads}, --compile {args.compile}: {steps / whole:,.0f} env steps/s")
-        if spent["collection"]:
-            bare, collection = (1 / statistics.mean(x) for x in spent.values())
-            print(
-                f"  bare MuJoCo {bare:,.0f}, collection {collection:,.0f} ({100 * collection / bare:.0f} %), "
-                f"the whole loop {steps / whole:,.0f} ({100 * steps / whole / bare:.0f} %)"
-            )
-        shares = parts(cfg)
-        shares["log, wandb, new masters, the rest"] = whole - sum(shares.values())
-        for part, seconds in shares.items():
-            print(f"  {part:<34}{seconds:7.2f} s {100 * seconds / whole:4.0f} %")
-        print(f"  {'an outer iteration':<34}{whole:7.2f} s  100 %", flush=True)
+        if args.processes and not 1 < args.processes <= cfg.groups:
+            raise UserError(f"--processes is {args.processes}: use 2 to {cfg.groups}, the number of task groups")
+        make_env(cfg, 1).close()
+        measured.append((flags, cfg))
+    if not measured:
+        raise UserError("--env names no task family; name one or more")
+    for flags, cfg in measured:
+        (scaling if args.processes else one_process)(flags, cfg, args)
 
 
 if __name__ == "__main__":

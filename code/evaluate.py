@@ -31,7 +31,8 @@ COLUMNS = """Columns of the table, of mean returns over the seeds:
 
 Columns of adaptation.csv, a row a run, task, seed and update:
     env_steps           that the master has had on the task by then
-    return              mean of its episodes after them"""
+    return              mean of its episodes after them
+    best_return         the best possible of the task, where it is known"""
 SHOWN = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # updates in the table
 
 
@@ -86,7 +87,8 @@ class Args(Settings):
 def evaluate(run, args):
     """Learn the tasks anew from a run folder or checkpoint.
 
-    Returns env steps [n] on a task, returns [n, tasks, seeds] from the untrained on, and the tasks' labels.
+    Returns env steps [n] on a task, returns [n, tasks, seeds] from the untrained on, the tasks' labels, and the best
+    possible return of each, or "" where it is not known.
     """
     data = checkpoint.load(run, LEARNERS)
     cfg = dataclasses.replace(data["config"], **args.only("seed", "device", "sim_threads", "copies"))
@@ -98,8 +100,9 @@ def evaluate(run, args):
         tasks = drawn_tasks(env, Streams(args.seed, range(args.sample))(0, "evaluate: task"), args.held_out)
     if not tasks:
         raise UserError(f"--held_out: {cfg.env} holds no tasks out; give it test_tasks, or sample_test_task(rng)")
-    labels = [f"task {task} ({env.task_label(task)})" for task in tasks]
-    return *LEARNERS[type(cfg)](data, cfg, env, tasks, args), labels
+    labels, optimal = [f"task {task} ({env.task_label(task)})" for task in tasks], env.optimal_returns(cfg.T)
+    best = [optimal[task] if optimal else "" for task in tasks]
+    return *LEARNERS[type(cfg)](data, cfg, env, tasks, args), labels, best
 
 
 def print_table(results):
@@ -110,7 +113,7 @@ def print_table(results):
     last = max(len(steps) for steps, *_ in results.values()) - 1
     shown = sorted({last, *(n for n in SHOWN if n < last)})
     rows = []
-    for name, (steps, returns, labels) in results.items():
+    for name, (steps, returns, labels, _) in results.items():
         for j, label in enumerate(labels):
             mean = returns[:, j].mean(1)
             cells = [f"{mean[n]:.4g}" if n < len(mean) else "" for n in shown]
@@ -127,12 +130,12 @@ def write(results, out):
     """Write adaptation.csv and adaptation.png of `results` (name -> what `evaluate` gave) to the folder `out`."""
     panels, text = defaultdict(dict), io.StringIO(newline="")
     writer = csv.writer(text)
-    writer.writerow(["run", "task", "seed", "update", "env_steps", "return"])
-    for name, (steps, returns, labels) in results.items():
+    writer.writerow(["run", "task", "seed", "update", "env_steps", "return", "best_return"])
+    for name, (steps, returns, labels, best) in results.items():
         for j, label in enumerate(labels):
             panels[label][name] = steps, returns[:, j]
             for (n, seed), x in np.ndenumerate(returns[:, j]):
-                writer.writerow([name, label, seed, n, f"{steps[n]:.0f}", f"{x:.6g}"])
+                writer.writerow([name, label, seed, n, f"{steps[n]:.0f}", f"{x:.6g}", best[j]])
     with writing(out):
         draw_bands(out / "adaptation.png", panels, "env steps on the new task")
     write_whole(out / "adaptation.csv", text.getvalue())

@@ -307,3 +307,5 @@ def test_benchmark(command):
         assert code == 2 and f"{flag} is {value}: use {least} or more" in err
     code, _, err = command("benchmark.py", "--groups", 2, "--processes", 3)
     assert code == 2 and "use 2 to 2" in err
+    code, out, err = command("benchmark.py", "--env", "MovementBandits-v0", "Nonsense-v0")
+    assert code == 2 and not out and "Nonsense" in err

@@ -252,19 +252,26 @@ def test_a_ratio_beyond_the_clip_gives_the_policy_no_gradient():
     assert stats["clip_fraction"] == 1
 
 
-def test_a_bad_action_three_times_as_likely_as_before_gives_the_policy_no_gradient():
-    """Dual clip: −min(rA, clip(r)A) is −rA for A < 0, but at most −3A; below a ratio of 3 it has its gradient."""
-    for log_ratio, loss, gradient in ((1.0, 2 * math.e, 2 * math.e), (1.2, 6.0, 0.0), (500.0, 6.0, 0.0)):
-        logits = torch.tensor([[0.0, 0.0]], requires_grad=True)
-        new = torch.distributions.Categorical(logits=logits)
-        old = torch.tensor([0.5]).log() - log_ratio
-        samples = Samples(None, torch.tensor([0]), old, torch.tensor([-2.0]), 0.0)
-        objective = surrogate(new, torch.tensor([0.0]), samples, 0.2)
-        objective.policy_loss.sum().backward()
-        assert objective.policy_loss.item() == pytest.approx(loss, rel=1e-5)
-        assert logits.grad[0].tolist() == pytest.approx([gradient / 2, -gradient / 2], rel=1e-5)  # d log p0 = ½, −½
-        assert objective.log_ratio.item() == pytest.approx(log_ratio, rel=1e-5)
-    assert objective.kl.isinf()  # what is reported knows no limit
+@pytest.mark.parametrize(
+    ("advantage", "log_ratio", "epsilon", "loss", "gradient"),
+    [
+        (-2.0, 1.0, 0.2, 2 * math.e, 2 * math.e),  # −rA, with its gradient
+        (-2.0, 1.2, 0.2, 6.0, 0.0),  # −3A, without
+        (-2.0, 500.0, 0.2, 6.0, 0.0),
+        (2.0, 1.2, 0.2, -2.4, 0.0),  # −(1 + ε)A
+        (2.0, 1.2, 3.0, -2 * math.exp(1.2), -2 * math.exp(1.2)),  # −rA, as 1 + ε is more than 3
+    ],
+)
+def test_a_bad_action_three_times_as_likely_as_before_teaches_nothing(advantage, log_ratio, epsilon, loss, gradient):
+    logits = torch.tensor([[0.0, 0.0]], requires_grad=True)
+    new, old = torch.distributions.Categorical(logits=logits), torch.tensor([0.5]).log() - log_ratio
+    samples = Samples(None, torch.tensor([0]), old, torch.tensor([advantage]), 0.0)
+    objective = surrogate(new, torch.tensor([0.0]), samples, epsilon)
+    objective.policy_loss.sum().backward()
+    assert objective.policy_loss.item() == pytest.approx(loss, rel=1e-5)
+    assert logits.grad[0].tolist() == pytest.approx([gradient / 2, -gradient / 2], rel=1e-5)  # d log p = ½, −½
+    reported = min(log_ratio, 20)
+    assert objective.kl.item() == pytest.approx(math.exp(reported) - 1 - reported, rel=1e-4)
 
 
 def test_explained_variance_by_hand():
@@ -307,6 +314,15 @@ def test_a_sample_that_was_all_but_impossible_gives_no_nan():
     flags = {"parts": 2, "epochs": 3, "epsilon": 0.2, "c1": 0.5, "c2": 0.0}
     update(policy, Adam(policy, 1e-2), data, rngs(1), **flags)
     assert all(p.isfinite().all() for p in policy.parameters())
+
+
+def test_a_sample_that_was_all_but_impossible_ends_no_other_members_update():
+    """It fills the row of a member that has none in a minibatch, where it weighs nothing."""
+    policy = actor_critic(2, Discrete(4))
+    data, optimizer = batch(policy, [0] * 8 + [1] * 2), Adam(policy, 1e-4, apart=True)
+    data.log_prob[0] = -200.0
+    update(policy, optimizer, data, rngs(1), parts=4, epochs=3, **ALWAYS, target_kl=1.0)
+    assert [int(optimizer.member(k)[0][1]["step"]) for k in (0, 1)] == [4, 6]
 
 
 def test_a_loss_that_is_infinite_is_noticed():

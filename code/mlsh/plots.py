@@ -94,13 +94,13 @@ def draw_curves(path, rows, rewards):
     figure.savefig(path, dpi=110)
 
 
-def draw_map(path, values, rows, columns, best, xlabel, ylabel, title):
-    """Write a figure of values [rows, columns] as colours, from 0 to `best`, and numbers; the first row is below."""
+def draw_map(path, percent, rows, columns, xlabel, ylabel, title):
+    """Write a figure of percentages [rows, columns] as colours and numbers; the first row is below."""
     figure = Figure(figsize=(5, 3.4), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(values, vmin=0, vmax=best, origin="lower", aspect="auto")
-    for (i, j), x in np.ndenumerate(values):
-        axes.text(j, i, f"{x:.1f}", ha="center", va="center", color="w" if x < 0.57 * best else "k")
+    image = axes.imshow(percent, vmin=0, vmax=100, origin="lower", aspect="auto")
+    for (i, j), x in np.ndenumerate(percent):
+        axes.text(j, i, f"{x:.0f}", ha="center", va="center", color="w" if x < 57 else "k")
     axes.set(xticks=range(len(columns)), xticklabels=columns, yticks=range(len(rows)), yticklabels=rows)
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
     figure.colorbar(image)

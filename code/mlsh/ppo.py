@@ -9,7 +9,8 @@ import torch
 from mlsh.compiled import compiled
 from mlsh.minibatches import Minibatches
 
-DUAL_CLIP = 3.0  # the ratio beyond which a bad action is not made rarer either: dual-clip PPO (Ye et al. 2020)
+DUAL_CLIP = 3.0  # the ratio beyond which a bad action teaches nothing: dual-clip PPO (Ye et al. 2020)
+CAP = 20.0  # of the log ratio, where it is reported: nothing times infinity is not a number
 FIGURES = ("policy_loss", "value_loss", "entropy", "kl", "clip_fraction", "explained_variance")  # of an update
 
 
@@ -57,27 +58,31 @@ def gae(reward, value, following, goes_on, gamma, lam):
 class Surrogate(NamedTuple):
     """PPO's objective, sample by sample; every tensor has the samples' shape."""
 
-    policy_loss: torch.Tensor  # −min(rA, clip(r)A), r the ratio of new to old probability, at most DUAL_CLIP here
+    policy_loss: torch.Tensor  # −min(rA, clip(r)A), r the ratio up to DUAL_CLIP
     value_loss: torch.Tensor  # squared error
-    ratio: torch.Tensor
     log_ratio: torch.Tensor
+
+    @property
+    def ratio(self):
+        """Of the new policy's probability to the old one's."""
+        return self.log_ratio.clamp(max=CAP).exp()
 
     @property
     def kl(self):
         """An estimate of the KL divergence of the new policy from the old one, never negative: r − 1 − log r."""
-        return self.ratio - 1 - self.log_ratio
+        return self.ratio - 1 - self.log_ratio.clamp(max=CAP)
 
 
 def surrogate(new, value, samples, epsilon):
     """The `Surrogate` of `Samples` under the distribution `new`, with the values that go with it.
 
-    Without the limit at DUAL_CLIP the gradient of a bad action grows with its ratio, and has now and then undone a
-    policy that was learned, in a single update; of an action that was all but impossible exp would overflow.
+    Without the limit at DUAL_CLIP (or 1 + ε, if that is more) the gradient of a bad action grows with its ratio, and
+    has now and then undone a policy that was learned, in a single update.
     """
-    log_ratio = new.log_prob(samples.action) - samples.log_prob
-    ratio = torch.exp(log_ratio.clamp(max=math.log(DUAL_CLIP)))
+    log_ratio, limit = new.log_prob(samples.action) - samples.log_prob, max(DUAL_CLIP, 1 + epsilon)
+    ratio = log_ratio.clamp(max=math.log(limit)).exp()
     policy_loss = -torch.min(ratio * samples.advantage, ratio.clamp(1 - epsilon, 1 + epsilon) * samples.advantage)
-    return Surrogate(policy_loss, (value - samples.value_target).square(), log_ratio.exp(), log_ratio)
+    return Surrogate(policy_loss, (value - samples.value_target).square(), log_ratio)
 
 
 def total_loss(objective, new, c1, c2):

@@ -1,6 +1,7 @@
 """A study as data: its runs side by side and none twice, settings chosen on other seeds, and what they have written."""
 
 import csv
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -27,7 +28,8 @@ class Study:
 
     name: str
     parts: Sequence[Callable]  # of `study_parts`, or others, with all arguments but the study
-    best_return: float = 0.0  # the best possible, more than 0
+    best_return: float = math.nan  # the best possible of all tasks, where that of each is not known
+    unit: float = math.nan  # by which what is missing to the best is measured; the best itself, if there is none
     horizon: int = 0  # env steps an episode
     methods: dict[str, str] = field(default_factory=dict)  # name -> command, up to the value of the learning rate
     rates: Sequence[float] = ()
@@ -59,6 +61,17 @@ class Study:
         for part in self.parts:
             part(self)
         print(f"\n{self.name}: {(time.monotonic() - begun) / 60:.0f} minutes, without what was there already")
+
+    @property
+    def decimals(self):
+        """Of returns, in tables: three figures of what is possible."""
+        best = abs(self.best_return)
+        return max(0, 2 - math.floor(math.log10(best))) if best > 0 else 1
+
+    def part(self, returns, best):
+        """What part of the best possible return these are: 1 − what is missing ÷ unit. NaN in `best`: the study's."""
+        best = np.where(np.isnan(best), self.best_return, best)
+        return 1 - (best - returns) / (best if math.isnan(self.unit) else self.unit)
 
     def training(self, method, seeds, rate=None):
         """The jobs that train the method, with `rate` or else the chosen one."""
@@ -104,21 +117,24 @@ class Way:
             yield study.evaluation(job, name, f"{flags} {tasks}".strip())
 
     def read(self, study, setting, tasks="", choosing=False):
-        """Env steps [n] and returns [n, tasks, runs, learners], the task first that the run's training did worst."""
+        """Env steps [n], returns [n, tasks, runs, learners], and what part they are of the best possible.
+
+        The first task is that which the run's training did worst.
+        """
         runs, jobs = [], self.evaluations(study, setting, tasks, choosing)
         for training, job in zip(self.training(study, choosing), jobs, strict=True):
-            env_steps, returns, labels = read_adaptation(study, job)
+            env_steps, returns, labels, best = read_adaptation(study, job)
             if self.command:
-                return env_steps, returns[..., None]
-            _, trained, tasks = training_curve(study, training)
-            ends = dict(zip(tasks, last_tenth(trained), strict=True))
+                return env_steps, returns[..., None], study.part(returns, best[:, None])[..., None]
+            _, trained, of_training = training_curve(study, training)
+            ends = dict(zip(of_training, last_tenth(trained), strict=True))
             order = sorted(range(len(labels)), key=lambda i: ends.get(labels[i].split()[1], 0))  # "task 0 (orange)"
-            runs.append(returns[:, order])
-        return env_steps, np.stack(runs, 2)
+            runs.append((returns[:, order], study.part(returns, best[:, None])[:, order]))
+        return env_steps, *(np.stack(x, 2) for x in zip(*runs, strict=True))
 
     def area(self, study, setting):
         """The mean return over env steps, of the evaluations for choosing."""
-        env_steps, returns = self.read(study, setting, choosing=True)
+        env_steps, returns, _ = self.read(study, setting, choosing=True)
         return np.trapezoid(returns.mean((1, 2, 3)), env_steps) / env_steps[-1]
 
 
@@ -139,8 +155,10 @@ def training_curve(study, job):
 
 
 def read_adaptation(study, job):
-    """Env steps [n], returns [n, tasks, seeds] and the tasks' labels of an evaluation."""
+    """Of an evaluation: env steps [n], returns [n, tasks, seeds], labels of the tasks, their best returns or NaN."""
     rows = [*csv.DictReader((study.folder / job.name / "adaptation.csv").read_text().splitlines())]
     labels, seeds, updates = ([*dict.fromkeys(row[key] for row in rows)] for key in ("task", "seed", "update"))
     returns = np.array([float(row["return"]) for row in rows]).reshape(len(labels), len(updates), len(seeds))
-    return np.unique([float(row["env_steps"]) for row in rows]), returns.swapaxes(0, 1), labels
+    best = {row["task"]: float(row["best_return"] or "nan") for row in rows}
+    env_steps = np.unique([float(row["env_steps"]) for row in rows])
+    return env_steps, returns.swapaxes(0, 1), labels, np.array([*best.values()])

@@ -21,7 +21,6 @@ class Panel(NamedTuple):
 
     ranks: slice = ALL  # of tasks, the one first that the run's training did worst
     tasks: str = ""  # flags of evaluate.py that say which these are
-    best_return: float = 0.0  # the best possible, the mean of these tasks; if 0 that of the study
 
 
 def learning_curves(study, figure, panels, columns):
@@ -31,27 +30,29 @@ def learning_curves(study, figure, panels, columns):
     """
     jobs = {method: study.training(method, study.seeds) for method in study.methods}
     study.run(*jobs.values())
-    lines, rows, learned = {title: {} for title in panels}, [], LEARNED * study.best_return
+    lines, rows = {title: {} for title in panels}, []
     for method, runs in jobs.items():
         curves = [training_curve(study, job) for job in runs]
         steps, returns = curves[0][0], np.stack([y[last_tenth(y).argsort()] for _, y, _ in curves])  # [runs, tasks, n]
         for title, ranks in panels.items():
             lines[title][method] = steps, returns[:, ranks].mean(1).T
         ends = [last_tenth(returns[:, ranks].mean(1)) for ranks in columns.values()]  # [runs] each
-        count = f"{(ends[-1] >= learned).sum()} of {len(runs)}"
-        rows.append([method, f"{study.chosen[method]:g}", *map(with_interval, ends), count, f"{steps[-1]:.1f} M"])
+        learned = study.part(ends[-1], np.nan) >= LEARNED
+        shown = [with_interval(x, study.decimals) for x in ends]
+        counted = f"{learned.sum()} of {len(runs)}"
+        rows.append([method, f"{study.chosen[method]:g}", *shown, counted, f"{steps[-1]:.1f} M"])
     with writing(study.figures):
         draw_bands(study.figures / figure, lines, "million env steps")
-    counted = f"{[*columns][-1].split()[0]} ≥ {learned:.1f}"  # "worse ≥ 39.4"
-    print_table(["method", "learning rate", *columns, counted, "env steps"], rows)
+    last = f"{[*columns][-1]} ≥ {LEARNED:.0%}"  # "worse task ≥ 90%"
+    print_table(["method", "learning rate", *columns, last, "env steps"], rows)
 
 
 def adaptation(study, figure, panels, ways, compared):
     """Figure and table: learning one task anew. `panels`: title -> Panel; `ways`: label -> Way.
 
     The figure has each way's chosen setting, the table all learning rates with its rollout size; what is chosen is best
-    on all tasks of training. Curves and intervals are of runs, a run the mean of its learners. `compared`: a way, and
-    another one's env steps in multiples of its.
+    on all tasks of training. Curves and intervals are of runs, a run the mean of its learners; counted are learners,
+    each by the best of its own task. `compared`: a way, and another one's env steps in multiples of its.
     """
     study.run(*(way.training(study, choosing) for way in ways.values() for choosing in (True, False)))
     study.run(*(way.evaluations(study, x, choosing=True) for way in ways.values() for x in way.grid))
@@ -63,17 +64,18 @@ def adaptation(study, figure, panels, ways, compared):
     for label, setting in shown:
         read = {tasks: ways[label].read(study, setting, tasks) for tasks in kinds}
         name = "{} episodes, {:g}".format(*setting) + " (chosen)" * (setting == best[label])
-        for title, (ranks, tasks, most) in panels.items():
-            most = most or study.best_return
-            env_steps, returns = read[tasks]
-            of_runs = returns[:, ranks].mean((1, 3))  # [n, runs]
-            of_learners = returns[:, ranks].reshape(len(returns), -1).T  # [all learners, n]
+        for title, (ranks, tasks) in panels.items():
+            env_steps, *both = read[tasks]
+            returns, parts = (x[:, ranks] for x in both)
+            of_runs = returns.mean((1, 3))  # [n, runs]
+            of_learners = parts.reshape(len(parts), -1).T  # [all learners, n]
             if setting == best[label]:
                 lines[title][label] = env_steps, of_runs
-            steps = np.array([steps_until(SOLVED * most, env_steps, y) for y in of_learners])
-            counts = [f"{x.sum()} of {len(x)}" for x in (steps < np.inf, last_tenth(of_learners) >= LEARNED * most)]
-            ends = of_runs[0], last_tenth(of_runs.T)
-            rows.append([label, name, title, spread(steps), *counts, *map(with_interval, ends), share(ends[1], most)])
+            steps = np.array([steps_until(SOLVED, env_steps, y) for y in of_learners])
+            counts = [f"{x.sum()} of {len(x)}" for x in (steps < np.inf, last_tenth(of_learners) >= LEARNED)]
+            ends = [with_interval(x, study.decimals) for x in (of_runs[0], last_tenth(of_runs.T))]
+            in_the_end = f"{last_tenth(of_learners).mean():.0%}"
+            rows.append([label, name, title, spread(steps), *counts, *ends, in_the_end])
             needed[label, setting, title] = np.median(steps)
     with writing(study.figures):
         draw_bands(study.figures / figure, lines, "env steps on the task", symlog=2 * study.horizon)
@@ -106,35 +108,35 @@ def final_tests(study, commands, seeds):
     print_table(["runs", "seed", *columns], rows)
 
 
-def sweep(study, figure, name, method, cells, seeds, title, labels, of=np.min, best_return=0.0):
-    """Figure and table: the return on the worst task, the mean of its learners, over a grid of two settings.
+def sweep(study, figure, name, method, cells, seeds, title, labels, of=np.min):
+    """Figure and table: percent of the best return on the worst task, the mean of its learners, over two settings.
 
     `cells`: (row, column) -> command of a run, up to the learning rate, which is that of `method`, and flags of
     evaluate.py. `labels`: of the rows, of the columns, and of a column in the table. `of`: np.mean for that of all
-    tasks. `best_return`: the best possible, if it is not the study's.
+    tasks.
     """
     runs = {x: Job.seeded(f"{name}-{x[0]}-{x[1]}", f"{c} {study.chosen[method]}", seeds) for x, (c, _) in cells.items()}
     study.run(*runs.values())
     jobs = {x: [study.evaluation(job, "adapt", flags) for job in runs[x]] for x, (_, flags) in cells.items()}
     study.run(*jobs.values())
-    ends = {x: [of(read_adaptation(study, job)[1][-1].mean(1)) for job in jobs[x]] for x in cells}
+    percent = {x: [100 * of(last_part(study, job)) for job in jobs[x]] for x in cells}
     rows, columns = ([*dict.fromkeys(x[axis] for x in cells)] for axis in (0, 1))
-    mean = np.array([[np.mean(ends[row, column]) for column in columns] for row in rows])
+    mean = np.array([[np.mean(percent[row, column]) for column in columns] for row in rows])
     with writing(study.figures):
-        most = best_return or study.best_return
-        draw_map(study.figures / figure, mean, rows, columns, most, labels[1], labels[0], title)
-    shown = [[row, *(" / ".join(f"{x:.1f}" for x in ends[row, column]) for column in columns)] for row in rows]
+        draw_map(study.figures / figure, mean, rows, columns, labels[1], labels[0], title)
+    shown = [[row, *(" / ".join(f"{x:.0f}" for x in percent[row, column]) for column in columns)] for row in rows]
     print_table([labels[0], *(f"{labels[2]} {column}" for column in columns)], shown)
 
 
-def with_interval(values):
+def last_part(study, job):
+    """What part of the best possible return an evaluation ends with [tasks]."""
+    _, returns, _, best = read_adaptation(study, job)
+    return study.part(returns[-1].mean(1), best)
+
+
+def with_interval(values, decimals):
     """Mean of values [runs], and the ends of its interval."""
-    return "{:,.1f} ({:,.1f} to {:,.1f})".format(*(float(x) for x in interval(np.asarray(values))))
-
-
-def share(values, best):
-    """Mean of values [runs] in percent of the best possible, which is more than 0."""
-    return f"{100 * np.mean(values) / best:.0f} %"
+    return "{} ({} to {})".format(*(f"{float(x):,.{decimals}f}" for x in interval(np.asarray(values))))
 
 
 def spread(values):

@@ -58,7 +58,7 @@ CELLS = {
     for K, (W, tasks) in product((2, 4), TASKS.items())
 }
 LABELS = ("sub-policies", "warm-up iterations W", "W")
-MAP = partial(sweep, figure="bandits-sweep.png", title="return on the worse task", labels=LABELS)
+MAP = partial(sweep, figure="bandits-sweep.png", title="worse task, percent of the best", labels=LABELS)
 
 STUDY = Study(
     name="bandits",

@@ -11,34 +11,36 @@ from mlsh.settings import cli
 from mlsh.study import Study, Way
 from mlsh.study_parts import ALL, Panel, adaptation, learning_curves
 
-OF_TRAINING, HELD_OUT = 0.75, 0.33  # the best possible mean returns, see docs/environments.md
 MLSH = "train.py --env TaxiFAMP-v0 --record 0 --wandb disabled"
 METHODS = {
     "MLSH": f"{MLSH} --llr",
     "shared policy": f"{MLSH} --num_low 1 -W 0 -U 20 --llr",
 }
 SCRATCH = f"{MLSH} --num_low 0 -W 1 -U 0 --tasks 1"  # for its settings
-FLAGS = "-N {episodes} --hlr {rate:g} --bs 64 --updates {updates} --seeds {learners} --seed {seed} --look 20"
+FLAGS = "-N {episodes} --hlr {rate:g} --bs 64 --updates {updates} --seeds {learners} --seed {seed} --look 10"
 LEARN = partial(Way, env_steps=100_000, learners=(2, 1), choosing_seeds=[100], flags=FLAGS)
+RATES = (1e-3, 3e-3, 1e-2)
+TRIPS = {"mean of the trips": ALL}
 
 STUDY = Study(
     name="taxi",
-    best_return=OF_TRAINING,
+    best_return=0.75,  # of the trips of training, see docs/environments.md
+    unit=2.0,  # what a delivery pays: a step too many is 5 %
     horizon=500,
     methods=METHODS,
     rates=(3e-4, 1e-3, 3e-3),
     seeds=range(5),
     choosing_seed=100,
     parts=(
-        partial(learning_curves, figure="taxi-training.png", panels={"48 trips": ALL}, columns={"all trips": ALL}),
+        partial(learning_curves, figure="taxi-training.png", panels=TRIPS, columns=TRIPS),
         partial(
             adaptation,
             figure="taxi-adaptation.png",
-            panels={"held-out trips": Panel(tasks="--held_out", best_return=HELD_OUT)},
+            panels={"held-out trips": Panel(tasks="--held_out")},
             ways={
                 "MLSH, new master": LEARN("MLSH", [*product((2, 5), (3e-3, 1e-2, 3e-2))]),
                 "shared policy, fine-tuned": LEARN("shared policy", [*product((2, 5), (3e-4, 1e-3, 3e-3))]),
-                "PPO from scratch": LEARN("scratch", [*product((2, 5), (1e-3, 3e-3, 1e-2))], command=SCRATCH),
+                "PPO from scratch": LEARN("scratch", [*product((2, 5), RATES)], learners=(10, 2), command=SCRATCH),
             },
             compared=("MLSH, new master", "PPO from scratch"),
         ),

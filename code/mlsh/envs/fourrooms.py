@@ -112,4 +112,5 @@ PRESET = {
     "normalise": False,
 }
 register("Fourrooms-v0", Fourrooms, 100, PRESET, 66.73)
-register("FourroomsUnseen-v0", Fourrooms, 100, PRESET, 71.27, goals=ROOM, held_out=HELD_OUT)
+UNSEEN = PRESET | {"N": 10, "groups": 16}  # a group for each of the 16 goals
+register("FourroomsUnseen-v0", Fourrooms, 100, UNSEEN, 71.27, goals=ROOM, held_out=HELD_OUT)
