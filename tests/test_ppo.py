@@ -253,20 +253,22 @@ def test_a_ratio_beyond_the_clip_gives_the_policy_no_gradient():
 
 
 @pytest.mark.parametrize(
-    ("advantage", "log_ratio", "epsilon", "loss", "gradient"),
+    ("dual_clip", "advantage", "log_ratio", "epsilon", "loss", "gradient"),
     [
-        (-2.0, 1.0, 0.2, 2 * math.e, 2 * math.e),  # −rA, with its gradient
-        (-2.0, 1.2, 0.2, 6.0, 0.0),  # −3A, without
-        (-2.0, 500.0, 0.2, 6.0, 0.0),
-        (2.0, 1.2, 0.2, -2.4, 0.0),  # −(1 + ε)A
-        (2.0, 1.2, 3.0, -2 * math.exp(1.2), -2 * math.exp(1.2)),  # −rA, as 1 + ε is more than 3
+        (3.0, -2.0, 1.0, 0.2, 2 * math.e, 2 * math.e),  # −rA, with its gradient
+        (3.0, -2.0, 1.2, 0.2, 6.0, 0.0),  # −3A, without
+        (3.0, -2.0, 500.0, 0.2, 6.0, 0.0),
+        (3.0, 2.0, 1.2, 0.2, -2.4, 0.0),  # −(1 + ε)A
+        (3.0, 2.0, 1.2, 3.0, -2 * math.exp(1.2), -2 * math.exp(1.2)),  # −rA, as 1 + ε is more than 3
+        (0.0, -2.0, 1.2, 0.2, 2 * math.exp(1.2), 2 * math.exp(1.2)),  # no limit
+        (0.0, -2.0, 500.0, 0.2, 2 * math.exp(20), 0.0),  # but what exp can bear
     ],
 )
-def test_a_bad_action_three_times_as_likely_as_before_teaches_nothing(advantage, log_ratio, epsilon, loss, gradient):
+def test_a_bad_action_beyond_the_dual_clip_teaches_nothing(dual_clip, advantage, log_ratio, epsilon, loss, gradient):
     logits = torch.tensor([[0.0, 0.0]], requires_grad=True)
     new, old = torch.distributions.Categorical(logits=logits), torch.tensor([0.5]).log() - log_ratio
     samples = Samples(None, torch.tensor([0]), old, torch.tensor([advantage]), 0.0)
-    objective = surrogate(new, torch.tensor([0.0]), samples, epsilon)
+    objective = surrogate(new, torch.tensor([0.0]), samples, epsilon, dual_clip)
     objective.policy_loss.sum().backward()
     assert objective.policy_loss.item() == pytest.approx(loss, rel=1e-5)
     assert logits.grad[0].tolist() == pytest.approx([gradient / 2, -gradient / 2], rel=1e-5)  # d log p = ½, −½
@@ -356,6 +358,8 @@ def test_a_sample_without_weight_teaches_nothing():
     policy = actor_critic(1)
     samples, index = batch(policy, [0, 0, 0]), torch.tensor([[0, 1, 2]])
     weight = torch.full((1, 3), 1 / 3)
-    told, _ = gradients(policy, samples._replace(weight=torch.tensor([1.5, 1.5, 0.0])), index, weight, 0.2, 0.5, 0.01)
-    of_two, _ = gradients(policy, samples, index[:, :2], torch.full((1, 2), 1 / 2), 0.2, 0.5, 0.01)
+    told, _ = gradients(
+        policy, samples._replace(weight=torch.tensor([1.5, 1.5, 0.0])), index, weight, 0.2, 0.0, 0.5, 0.01
+    )
+    of_two, _ = gradients(policy, samples, index[:, :2], torch.full((1, 2), 1 / 2), 0.2, 0.0, 0.5, 0.01)
     torch.testing.assert_close(told, of_two)

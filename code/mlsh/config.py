@@ -1,12 +1,24 @@
 """The settings of MLSH, each with its constraint and the paper's symbol."""
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from mlsh.compiled import possible
 from mlsh.envs import preset
 from mlsh.errors import UserError
-from mlsh.settings import Count, CountOrNone, Finite, Fraction, NotNegative, Positive, RunSettings, at_least, short
+from mlsh.settings import (
+    Constraint,
+    Count,
+    CountOrNone,
+    Finite,
+    Fraction,
+    NotNegative,
+    Positive,
+    RunSettings,
+    at_least,
+    short,
+)
 
 MANY = 10_000  # minibatches, to learn from which takes as long as to compile
 
@@ -57,6 +69,8 @@ class Config(RunSettings):
     """Bootstrap the master's value at the time limit; without, the episode ends there for it."""
     epsilon: Positive = 0.2
     """ε of PPO's clipped ratio."""
+    dual_clip: Annotated[float, Constraint(lambda x: x == 0 or 1 < x < math.inf, "use 0 or more than 1")] = 0.0
+    """Ratio beyond which a bad action teaches nothing (Ye et al. 2020 have 3); 0 for none."""
     c1: NotNegative = 0.5
     """Weight of the value loss."""
     c2: NotNegative = 0.0
@@ -111,12 +125,13 @@ class Config(RunSettings):
     def master_ppo(self):
         """Keyword arguments of `update` for the masters."""
         decisions = self.N * -(-self.T // self.play["high_len"])
-        return {"parts": -(-decisions // self.bs), **self.only("epochs", "epsilon", "c1", "c2")}
+        return {"parts": -(-decisions // self.bs), **self.only("epochs", "epsilon", "dual_clip", "c1", "c2")}
 
     def low_ppo(self, iteration):
         """Keyword arguments of `update` for the sub-policies at an outer iteration."""
         c2 = self.c2_low * self.faded(iteration)
-        return {"parts": self.parts_low, "c2": c2, **self.only("epochs", "epsilon", "c1", "target_kl")}
+        same = self.only("epochs", "epsilon", "dual_clip", "c1", "target_kl")
+        return {"parts": self.parts_low, "c2": c2, **same}
 
     @property
     def minibatches(self):

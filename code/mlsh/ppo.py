@@ -9,8 +9,7 @@ import torch
 from mlsh.compiled import compiled
 from mlsh.minibatches import Minibatches
 
-DUAL_CLIP = 3.0  # the ratio beyond which a bad action teaches nothing: dual-clip PPO (Ye et al. 2020)
-CAP = 20.0  # of the log ratio, where it is reported: nothing times infinity is not a number
+CAP = 20.0  # of the log ratio: nothing times infinity is not a number
 FIGURES = ("policy_loss", "value_loss", "entropy", "kl", "clip_fraction", "explained_variance")  # of an update
 
 
@@ -58,7 +57,7 @@ def gae(reward, value, following, goes_on, gamma, lam):
 class Surrogate(NamedTuple):
     """PPO's objective, sample by sample; every tensor has the samples' shape."""
 
-    policy_loss: torch.Tensor  # −min(rA, clip(r)A), r the ratio up to DUAL_CLIP
+    policy_loss: torch.Tensor  # −min(rA, clip(r)A), r the ratio, within dual clip
     value_loss: torch.Tensor  # squared error
     log_ratio: torch.Tensor
 
@@ -73,14 +72,14 @@ class Surrogate(NamedTuple):
         return self.ratio - 1 - self.log_ratio.clamp(max=CAP)
 
 
-def surrogate(new, value, samples, epsilon):
+def surrogate(new, value, samples, epsilon, dual_clip=0.0):
     """The `Surrogate` of `Samples` under the distribution `new`, with the values that go with it.
 
-    Without the limit at DUAL_CLIP (or 1 + ε, if that is more) the gradient of a bad action grows with its ratio, and
-    has now and then undone a policy that was learned, in a single update.
+    With a `dual_clip` (Ye et al. 2020) a bad action with a ratio beyond it teaches nothing. Without, its gradient grows
+    with the ratio, which now and then has undone a policy that was learned, in a single update.
     """
-    log_ratio, limit = new.log_prob(samples.action) - samples.log_prob, max(DUAL_CLIP, 1 + epsilon)
-    ratio = log_ratio.clamp(max=math.log(limit)).exp()
+    log_ratio = new.log_prob(samples.action) - samples.log_prob
+    ratio = log_ratio.clamp(max=math.log(max(dual_clip, 1 + epsilon)) if dual_clip else CAP).exp()
     policy_loss = -torch.min(ratio * samples.advantage, ratio.clamp(1 - epsilon, 1 + epsilon) * samples.advantage)
     return Surrogate(policy_loss, (value - samples.value_target).square(), log_ratio)
 
@@ -91,7 +90,9 @@ def total_loss(objective, new, c1, c2):
     return loss - c2 * new.entropy() if c2 else loss
 
 
-def update(policy, optimizer, batch, rngs, *, parts, epochs, epsilon, c1, c2, target_kl=0.0, minibatches=None):
+def update(
+    policy, optimizer, batch, rngs, *, parts, epochs, epsilon, c1, c2, dual_clip=0.0, target_kl=0.0, minibatches=None
+):
     """PPO with the clipped objective: `epochs` passes over `batch` in `parts` minibatches each.
 
     With a `target_kl` a member's last pass is the first in which its mean KL divergence from the policy that played
@@ -125,7 +126,7 @@ def update(policy, optimizer, batch, rngs, *, parts, epochs, epsilon, c1, c2, ta
             kl.zero_()
         index = torch.from_numpy(minibatches.shuffle(rngs)).to(device)
         for rows, w, awake in zip(index, weight, learns, strict=True):
-            learned, divergence = learn(policy, batch, rows, w, epsilon, c1, c2, measured=target_kl > 0)
+            learned, divergence = learn(policy, batch, rows, w, epsilon, dual_clip, c1, c2, measured=target_kl > 0)
             for parameter, gradient in zip(parameters, learned, strict=True):
                 parameter.grad = gradient
             optimizer.step(np.flatnonzero(~awake))
@@ -142,7 +143,7 @@ def samples_of(batch, index):
     return Samples(*(getattr(batch, name)[index] for name in Samples._fields))
 
 
-def gradients(policy, batch, index, weight, epsilon, c1, c2, measured=False):
+def gradients(policy, batch, index, weight, epsilon, dual_clip, c1, c2, measured=False):
     """What a minibatch, at `index` [n, width] of a batch, teaches each parameter of the policy: a list of gradients.
 
     `weight` [n, width]: of its samples in the loss, beside the batch's own. If `measured`, each member's sum of KL
@@ -151,7 +152,7 @@ def gradients(policy, batch, index, weight, epsilon, c1, c2, measured=False):
     samples = samples_of(batch, index)
     params, value = policy(samples.obs)
     new = policy.distribution(params)
-    objective = surrogate(new, value, samples, epsilon)
+    objective = surrogate(new, value, samples, epsilon, dual_clip)
     kl = (objective.kl * weight).sum(1).detach() if measured else None
     if batch.weight is not None:
         weight = weight * batch.weight[index]

@@ -13,7 +13,7 @@ from mlsh.study import Study, Way
 from mlsh.study_parts import ALL, BEST_TASK, WORST_TASK, Panel, adaptation, final_tests, learning_curves, sweep
 
 # Four groups in place of eight, so that many runs fit into an hour: an iteration has 8,000 env steps
-SMALL = "train.py --groups 4 -N 40 --bs 200 --record 0 --wandb disabled"
+SMALL = "train.py --groups 4 --record 0 --wandb disabled"
 # 4 M env steps to learn from; without a warm-up all iterations are joint, as many a task, of a quarter of the updates
 WARMED = f"{SMALL} -W 20 -U 1 --tasks 24 --fade 16"
 JOINT = f"{SMALL} -W 0 -U 21 --tasks 24 --fade 16 --parts_low 8"
