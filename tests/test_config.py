@@ -51,6 +51,10 @@ def test_derived_values():
     assert dataclasses.replace(cfg, T=51).master_ppo["parts"] == 4  # 240
     assert [cfg.faded(i) for i in (0, 5, 10, 99)] == [1, 0.5, 0, 0]
     assert cfg.low_ppo(5)["c2"] == 0.25
+    cfg = dataclasses.replace(cfg, epochs=3, epsilon=0.3, dual_clip=5.0, target_kl=0.1)
+    same = {"epochs": 3, "epsilon": 0.3, "dual_clip": 5.0, "c1": 0.5}
+    assert cfg.master_ppo == same | {"parts": 4, "c2": 0.0}
+    assert cfg.low_ppo(10) == same | {"parts": 15, "c2": 0.0, "target_kl": 0.1}
     assert dataclasses.replace(cfg, fade=0).faded(99) == 1
 
 

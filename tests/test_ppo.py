@@ -240,14 +240,18 @@ def test_a_bandit_is_learned():
     assert stats["value_loss"].max() < 0.1
 
 
-def test_a_ratio_beyond_the_clip_gives_the_policy_no_gradient():
+@pytest.mark.parametrize(
+    ("log_ratios", "dual_clip", "learns"), [((1, -1), 0, False), ((1, 1.2), 0, True), ((1, 1.2), 3, False)]
+)
+def test_a_ratio_beyond_the_clip_gives_the_policy_no_gradient(log_ratios, dual_clip, learns):
+    """Of a good action upwards, of a bad one downwards, and with a dual clip upwards, too."""
     policy = actor_critic(1)
     data = batch(policy, [0, 0])._replace(advantage=torch.tensor([1.0, -1.0]))
-    data = data._replace(log_prob=data.log_prob - torch.tensor([1.0, -1.0]))  # ratio e with A > 0, 1/e with A < 0
+    data = data._replace(log_prob=data.log_prob - torch.tensor(log_ratios))
     weights = policy.policy_weight.detach().clone(), policy.value_weight.detach().clone()
-    optimizer = Adam(policy, 0.1)
-    stats = update(policy, optimizer, data, rngs(1), parts=1, epochs=1, epsilon=0.2, c1=0.5, c2=0)
-    assert torch.equal(policy.policy_weight, weights[0])
+    flags = dict(parts=1, epochs=1, epsilon=0.2, dual_clip=dual_clip, c1=0.5, c2=0)
+    stats = update(policy, Adam(policy, 0.1), data, rngs(1), **flags)
+    assert torch.equal(policy.policy_weight, weights[0]) != learns
     assert not torch.equal(policy.value_weight, weights[1])
     assert stats["clip_fraction"] == 1
 
