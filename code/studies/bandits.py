@@ -31,9 +31,9 @@ CURVES = partial(
     columns={"both tasks": ALL, "better task": BEST_TASK, "worse task": WORST_TASK},
 )
 
-MASTERS = [*product((1, 2, 5), (1e-3, 3e-3, 1e-2, 3e-2))]
+MASTERS = [*product((1, 2), (1e-3, 3e-3, 1e-2, 3e-2))]
 FINE_TUNING = [*product((10,), (3e-4, 1e-3, 3e-3))]
-FROM_SCRATCH = [*product((5, 10, 20), (3e-4, 1e-3, 3e-3))]
+FROM_SCRATCH = [*product((10, 20), (3e-4, 1e-3, 3e-3))]
 SCRATCH = "train.py --num_low 0 -W 1 -U 0 --tasks 1 --record 0 --wandb disabled"  # for its settings
 USUAL = f"{SCRATCH} --gamma 0.99 --epsilon 0.2"
 ANEW = partial(
