@@ -76,8 +76,9 @@ def test_returns_are_of_the_master_after_so_many_updates(cfg, tmp_path, monkeypa
     parts = {"subs": agent.subs, "normaliser": agent.normaliser}
     checkpoint.save(checkpoint.snapshot(cfg, progress, **parts), tmp_path / "checkpoint.pt")
     for look in (0, 4):
-        steps, returns, labels = evaluate(tmp_path, Args(updates=2, seeds=2, seed=5, look=look))
-        assert steps.tolist() == [0, 21, 42] and returns.shape == (3, 2, 2) and labels[1] == "task 1 (blue)"
+        steps, returns, labels, best = evaluate(tmp_path, Args(updates=2, seeds=2, seed=5, look=look))
+        assert steps.tolist() == [0, 21, 42] and returns.shape == (3, 2, 2)
+        assert labels[1] == "task 1 (blue)" and best == ["", ""]
         masters, _ = adapt.adapt(agent, make_env(cfg, 12), [0, 0, 1, 1], cfg, 2)
         purpose, episodes, i = ("evaluate: look", 4, 2) if look else ("test: warm-up", 3, 2)
         env = make_env(cfg, 4 * episodes)

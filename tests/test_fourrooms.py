@@ -1,4 +1,5 @@
 import functools
+import csv
 import json
 import random
 from collections import Counter
@@ -172,6 +173,11 @@ def test_the_final_test_tells_what_is_possible_of_each_task(command, tmp_path):
     for name in ("test", "held_out"):
         assert {row["task"]: row["best_return"] for row in results[name]}.items() <= optimal.items()
     assert len(results["held_out"]) == 5 and "± 0 of at best" in out
+    code, _, err = command("evaluate.py", tmp_path / "run", "--held_out", "--updates", 0, "--seeds", 1)
+    assert code == 0, err
+    with open(tmp_path / "run/adaptation.csv", newline="") as file:
+        told = {int(row["task"].split()[1]): float(row["best_return"]) for row in csv.DictReader(file)}
+    assert told == {row["task"]: row["best_return"] for row in results["held_out"]}
 
 
 def test_held_out_tasks_are_spread_and_never_trained():
