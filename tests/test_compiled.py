@@ -48,7 +48,7 @@ def test_other_widths_and_coefficients_are_not_compiled_again():
     samples = batch(policy, [0, 1] * 20)
     for width, c2 in ((3, 0.02), (5, 0.019), (9, 0.018), (7, 0.017), (8, 0.016)):
         index, weight = torch.zeros(2, width, dtype=torch.long), torch.full((2, width), 1 / width)
-        compiled.compiled(gradients)(policy, samples, index, weight, 0.2, 0.5, c2)
+        compiled.compiled(gradients)(policy, samples, index, weight, 0.2, 3.0, 0.5, c2)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
 
 
