@@ -1,4 +1,4 @@
-"""The paper's study of its 2D bandits: cd code && python -m studies.bandits. It takes four hours of one core.
+"""The paper's study of its 2D bandits: cd code && python -m studies.bandits. It takes two hours of one core.
 
 Stop it at will: what is finished is not run again. Runs go to runs/bandits, tables to the screen.
 """
