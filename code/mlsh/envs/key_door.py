@@ -82,5 +82,15 @@ class KeyDoor(SingleEnv):
     vector_class = KeyDoorVector
 
 
-PRESET = OF_BANDITS | {"T": 100}
+# Two decisions an episode: with more a master makes do with one sub-policy for the key and the other for the goal
+PRESET = OF_BANDITS | {
+    "N": 20,
+    "W": 5,
+    "tasks": 130,
+    "fade": 90,
+    "T": 100,
+    "high_len": 50,
+    "gamma": 0.95,
+    "dual_clip": 3.0,
+}
 register("KeyDoor-v0", KeyDoor, 100, PRESET, BEST_RETURN)
