@@ -128,15 +128,23 @@ def written_out(trunk, strides, padding, k, net):
         conv = nn.Conv2d(kernel.shape[1], kernel.shape[0], kernel.shape[2], stride, padding)
         conv.weight.data, conv.bias.data = kernel.data, bias.data
         layers += [conv, nn.ReLU()]
-    return nn.Sequential(*layers, nn.Flatten())
+    return nn.Sequential(*layers)
+
+
+def features(x):
+    """Of images [B, C, H, W]: all numbers, and the moments of each channel along rows and columns."""
+    height, width = x.shape[2:]
+    rows = sum(x[:, :, i].sum(2) * (2 * i / (height - 1) - 1 if height > 1 else -1) for i in range(height))
+    columns = sum(x[:, :, :, j].sum(2) * (2 * j / (width - 1) - 1 if width > 1 else -1) for j in range(width))
+    return torch.cat((x.flatten(1), rows, columns), 1)
 
 
 @pytest.mark.parametrize(
     ("shape", "dtype", "strides", "padding", "size"),
     [
-        ((16, 16, 3), np.uint8, (2, 2), 1, 32 * 4 * 4),
-        ((35, 9, 1), np.float32, (2, 2), 1, 32 * 9 * 3),
-        ((36, 84, 4), np.uint8, (4, 2, 1), 0, 64 * 1 * 7),
+        ((16, 16, 3), np.uint8, (2, 2), 1, 32 * (4 * 4 + 2)),
+        ((35, 9, 1), np.float32, (2, 2), 1, 32 * (9 * 3 + 2)),
+        ((36, 84, 4), np.uint8, (4, 2, 1), 0, 64 * (1 * 7 + 2)),
     ],
 )
 def test_images_pass_convolutions_of_every_network_s_own(shape, dtype, strides, padding, size):
@@ -154,7 +162,7 @@ def test_images_pass_convolutions_of_every_network_s_own(shape, dtype, strides, 
         outputs = []
         for net, head in enumerate(("policy", "value")):
             seen = obs[k].permute(0, 3, 1, 2).float() / (200 if dtype == np.uint8 else 1)
-            x = written_out(policy.trunk, strides, padding, k, net)(seen)
+            x = features(written_out(policy.trunk, strides, padding, k, net)(seen))
             x = linear(x, policy.weight1[k, net].T, policy.bias1[k, net, 0]).tanh()
             x = linear(x, policy.weight2[k, net].T, policy.bias2[k, net, 0]).tanh()
             weight, bias = getattr(policy, f"{head}_weight")[k], getattr(policy, f"{head}_bias")[k, 0]
@@ -202,7 +210,7 @@ def test_members_with_trunks_are_reset_copied_and_joined():
 def test_an_agent_of_images_convolves_and_leaves_integers_to_the_trunk():
     env = make_env(Config(env="MovementBanditsConv-v0"), 1)
     agent = Hierarchy.build(Config(), env)
-    assert agent.master.trunk.size == agent.subs.trunk.size == 512
+    assert agent.master.trunk.size == agent.subs.trunk.size == 576
     assert not agent.normaliser.enabled  # though normalise is on
     agent.normaliser.update(torch.ones(5, 768, dtype=torch.uint8))
     obs = torch.ones(2, 768, dtype=torch.uint8)

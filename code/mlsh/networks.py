@@ -51,7 +51,9 @@ class Trunk(nn.Module):
 
     Where both sides are 36 or more they are those of Mnih et al. 2015: 32 channels of 8 × 8 every 4 pixels, 64 of 4 × 4
     every 2, 64 of 3 × 3. On smaller images they are 16 and then 32 channels of 3 × 3 every 2 pixels, padded by one.
-    After each is a ReLU. `size` is the number of features. Integers are divided by `image.scale`.
+    After each is a ReLU. The features, `size` of them, are the last layer's and, for each of its channels, two moments:
+    its sum weighted by the row and by the column, from −1 to 1, as a place is learned much sooner from these than from
+    one weight a cell. Integers are divided by `image.scale`.
 
     One network after the other: on a CPU that takes half the time of one convolution in groups, and a third of unfolded
     images in one batched matmul.
@@ -66,7 +68,7 @@ class Trunk(nn.Module):
             self.register_parameter(f"kernel{i}", nn.Parameter(torch.zeros(n, 2, channels, before, kernel, kernel)))
             self.register_parameter(f"bias{i}", nn.Parameter(torch.zeros(n, 2, channels)))
             before, sides = channels, [(side + 2 * padding - kernel) // stride + 1 for side in sides]
-        self.size = before * math.prod(sides)
+        self.size = before * (math.prod(sides) + 2)
 
     def reset(self, i, generator):
         """Draw member i's kernels, orthogonal, with a torch generator."""
@@ -94,4 +96,7 @@ class Trunk(nn.Module):
     def _convolved(self, x, parameters):
         for (_, _, stride, padding), kernel, bias in zip(self._layers, parameters[::2], parameters[1::2], strict=True):
             x = conv2d(x, kernel, bias, stride, padding).relu()
-        return x.flatten(1)
+        height, width = x.shape[2:]
+        by_row = x.sum(3) @ torch.linspace(-1, 1, height, device=x.device)
+        by_column = x.sum(2) @ torch.linspace(-1, 1, width, device=x.device)
+        return torch.cat((x.flatten(1), by_row, by_column), 1)
