@@ -91,5 +91,15 @@ class Allwalk(SingleEnv):
     vector_class = AllwalkVector
 
 
-PRESET = OF_BANDITS | {"num_low": 4, "reward_scale": 5.0}
+PRESET = OF_BANDITS | {
+    "N": 10,
+    "W": 10,
+    "tasks": 60,
+    "fade": 40,
+    "num_low": 4,
+    "groups": 32,  # goals at a time, few of a continuous family all the same
+    "gamma": 0.95,
+    "dual_clip": 3.0,
+    "reward_scale": 5.0,
+}
 register("Allwalk-v0", Allwalk, 50, PRESET, BEST_RETURN)

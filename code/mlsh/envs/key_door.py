@@ -82,15 +82,17 @@ class KeyDoor(SingleEnv):
     vector_class = KeyDoorVector
 
 
-# Two decisions an episode: with more a master makes do with one sub-policy for the key and the other for the goal
+# One decision an episode: with more, masters make do with one sub-policy for the key and the other for the goal
 PRESET = OF_BANDITS | {
     "N": 20,
-    "W": 5,
-    "tasks": 130,
-    "fade": 90,
+    "W": 20,
+    "U": 5,
+    "tasks": 36,
+    "fade": 24,
     "T": 100,
-    "high_len": 50,
-    "gamma": 0.95,
+    "high_len": 100,
+    "gamma": 0.97,
+    "c2_low": 0.05,
     "dual_clip": 3.0,
 }
 register("KeyDoor-v0", KeyDoor, 100, PRESET, BEST_RETURN)

@@ -70,5 +70,5 @@ class MovementBanditsConv(SingleEnv):
     vector_class = MovementBanditsConvVector
 
 
-PRESET = OF_BANDITS | {}
+PRESET = OF_BANDITS | {"W": 5, "U": 3, "tasks": 80, "fade": 40, "groups": 4, "dual_clip": 3.0}
 register("MovementBanditsConv-v0", MovementBanditsConv, 50, PRESET, BEST_RETURN)
