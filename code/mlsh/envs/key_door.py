@@ -87,7 +87,7 @@ PRESET = OF_BANDITS | {
     "N": 20,
     "W": 20,
     "U": 5,
-    "tasks": 36,
+    "tasks": 48,
     "fade": 24,
     "T": 100,
     "high_len": 100,
