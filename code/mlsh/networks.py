@@ -52,7 +52,7 @@ class Trunk(nn.Module):
     Where both sides are 36 or more they are those of Mnih et al. 2015: 32 channels of 8 × 8 every 4 pixels, 64 of 4 × 4
     every 2, 64 of 3 × 3. On smaller images they are 16 and then 32 channels of 3 × 3 every 2 pixels, padded by one.
     After each is a ReLU. The features, `size` of them, are the last layer's and, for each of its channels, two moments:
-    its sum weighted by the row and by the column, from −1 to 1, as a place is learned much sooner from these than from
+    its sum weighted by the row and by the column, from −1 to 1, as a place may be learned sooner from these than from
     one weight a cell. Integers are divided by `image.scale`.
 
     One network after the other: on a CPU that takes half the time of one convolution in groups, and a third of unfolded

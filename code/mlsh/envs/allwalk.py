@@ -97,7 +97,7 @@ PRESET = OF_BANDITS | {
     "tasks": 60,
     "fade": 40,
     "num_low": 4,
-    "groups": 32,  # goals at a time; a continuous family wants many
+    "groups": 32,  # goals at a time
     "gamma": 0.95,
     "dual_clip": 3.0,
     "reward_scale": 5.0,
