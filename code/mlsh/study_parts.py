@@ -115,7 +115,8 @@ def sweep(study, figure, name, method, cells, seeds, title, labels, of=np.min):
     evaluate.py. `labels`: of the rows, of the columns, and of a column in the table. `of`: np.mean for that of all
     tasks.
     """
-    runs = {x: Job.seeded(f"{name}-{x[0]}-{x[1]}", f"{c} {study.chosen[method]}", seeds) for x, (c, _) in cells.items()}
+    names = {x: f"{name}-{x[0]}-{x[1]}".replace(" ", "-") for x in cells}
+    runs = {x: Job.seeded(names[x], f"{c} {study.chosen[method]}", seeds) for x, (c, _) in cells.items()}
     study.run(*runs.values())
     jobs = {x: [study.evaluation(job, "adapt", flags) for job in runs[x]] for x, (_, flags) in cells.items()}
     study.run(*jobs.values())

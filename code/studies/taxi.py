@@ -28,7 +28,7 @@ STUDY = Study(
     unit=2.0,  # what a delivery pays: a step too many is 5 %
     horizon=500,
     methods=METHODS,
-    rates=(3e-4, 1e-3, 3e-3),
+    rates=(1e-3, 3e-3),
     seeds=range(5),
     choosing_seed=100,
     parts=(
@@ -38,9 +38,9 @@ STUDY = Study(
             figure="taxi-adaptation.png",
             panels={"held-out trips": Panel(tasks="--held_out")},
             ways={
-                "MLSH, new master": LEARN("MLSH", [*product((2, 5), (3e-3, 1e-2, 3e-2))]),
-                "shared policy, fine-tuned": LEARN("shared policy", [*product((2, 5), (3e-4, 1e-3, 3e-3))]),
-                "PPO from scratch": LEARN("scratch", [*product((2, 5), RATES)], learners=(10, 2), command=SCRATCH),
+                "MLSH, new master": LEARN("MLSH", [*product((5,), (3e-3, 1e-2, 3e-2))]),
+                "shared policy, fine-tuned": LEARN("shared policy", [*product((5,), (3e-4, 1e-3, 3e-3))]),
+                "PPO from scratch": LEARN("scratch", [*product((5,), RATES)], learners=(5, 1), command=SCRATCH),
             },
             compared=("MLSH, new master", "PPO from scratch"),
         ),

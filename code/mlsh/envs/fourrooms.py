@@ -100,7 +100,7 @@ PRESET = {
     "N": 20,
     "W": 20,
     "U": 30,
-    "tasks": 10,
+    "tasks": 4,
     "T": 100,
     "high_len": 25,
     "num_low": 4,
@@ -108,7 +108,7 @@ PRESET = {
     "llr": 1e-3,
     "explore": 0.1,
     "c2_low": 0.02,
-    "fade": 6,
+    "fade": 3,
     "normalise": False,
 }
 register("Fourrooms-v0", Fourrooms, 100, PRESET, 66.73)

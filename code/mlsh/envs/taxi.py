@@ -129,6 +129,7 @@ PRESET = {
     "N": 10,
     "W": 10,
     "U": 10,
+    "tasks": 16,
     "T": 500,
     "high_len": 4,
     "num_low": 4,
