@@ -21,6 +21,7 @@ def train(cfg, env, agent, low_optimizer, streams, look, log, start=0):
         env.set_task(tasks)
         agent.master.reset(streams(i, "master"))  # a new θ
         master_optimizer = Adam(agent.master, cfg.hlr)
+        low_optimizer.param_groups[0]["lr"] = cfg.low_rate(i)
 
         look(i, "pretrain")
         for w in range(cfg.W):  # warm-up: only θ learns

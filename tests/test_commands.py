@@ -103,8 +103,9 @@ def test_ablations_run(command, tmp_path, flags):
 
 def test_continuing_ends_where_an_uninterrupted_run_ends(command, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert command("train.py", *TINY, "--tasks", 4, "--out", whole)[0] == 0
-    assert command("train.py", *TINY, "--tasks", 2, "--out", parts)[0] == 0
+    flags = (*TINY, "--llr_decay", 0.5)
+    assert command("train.py", *flags, "--tasks", 4, "--out", whole)[0] == 0
+    assert command("train.py", *flags, "--tasks", 2, "--out", parts)[0] == 0
     code, _, err = command("train.py", "-c", "--tasks", 4, "--out", parts)
     assert code == 0, err
     assert rows(whole) == rows(parts)
@@ -112,6 +113,7 @@ def test_continuing_ends_where_an_uninterrupted_run_ends(command, tmp_path):
     assert same(a["subs"], b["subs"]) and same(a["normaliser"], b["normaliser"])
     for one, two in zip(a["optimizer"]["state"].values(), b["optimizer"]["state"].values(), strict=True):
         assert same(one, two)
+    assert a["optimizer"]["param_groups"][0]["lr"] == a["config"]["llr"] * 0.5**3  # which its updates had
     tests = [json.loads((folder / "results.json").read_text())["test"] for folder in (whole, parts)]
     assert tests[0] == tests[1]
 

@@ -56,6 +56,7 @@ def test_derived_values():
     assert cfg.master_ppo == same | {"parts": 4, "c2": 0.0}
     assert cfg.low_ppo(10) == same | {"parts": 15, "c2": 0.0, "target_kl": 0.1}
     assert dataclasses.replace(cfg, fade=0).faded(99) == 1
+    assert [dataclasses.replace(cfg, llr=0.8, llr_decay=0.5).low_rate(i) for i in (0, 1, 3)] == [0.8, 0.4, 0.1]
 
 
 def test_the_horizon_is_the_environments_own_limit_where_nothing_else_is_said():

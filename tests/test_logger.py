@@ -127,7 +127,7 @@ def test_metrics_curves_and_results(cfg, folder):
 
 
 def test_what_the_tracker_gets_of_an_outer_iteration(cfg, folder, monkeypatch):
-    cfg.explore, cfg.c2_low, cfg.fade = 0.2, 0.04, 4
+    cfg.explore, cfg.c2_low, cfg.fade, cfg.llr, cfg.llr_decay = 0.2, 0.04, 4, 0.1, 0.5
     life = Life(cfg, folder)
     life.trackers = [Seen(), Seen()]
     write_task(Logger(life), 1)
@@ -141,6 +141,7 @@ def test_what_the_tracker_gets_of_an_outer_iteration(cfg, folder, monkeypatch):
     assert logged["tasks/1_share_1"] == 0.75 and logged["losses/master_kl"] == 0.5 and logged["losses/sub1_kl"] == 1
     assert logged["losses/master_explained_variance"] == 0.5 and logged["charts/diverged"] == 2
     assert logged["charts/explore"] == pytest.approx(0.15) and logged["charts/c2_low"] == pytest.approx(0.03)
+    assert logged["charts/llr"] == 0.05
 
 
 @pytest.mark.parametrize("tasks", [[0.25, -1.5], [[0.5, 1.0], [2.0, 0.0]], [10, 499], ["left", "right"]])

@@ -58,7 +58,9 @@ class Config(RunSettings):
     hlr: Positive = 1e-2
     """Adam's learning rate for the masters θ."""
     llr: Positive = 3e-4
-    """Adam's learning rate for the sub-policies φ."""
+    """Adam's learning rate for the sub-policies φ, at first."""
+    llr_decay: Annotated[float, Constraint(lambda x: 0 < x <= 1, "use more than 0, at most 1")] = 1.0
+    """Factor on --llr after each outer iteration."""
     target_kl: NotNegative = 0.0
     """KL divergence above which a sub-policy's update makes no further epoch; 0 for none."""
     gamma: Fraction = 0.99
@@ -132,6 +134,10 @@ class Config(RunSettings):
         c2 = self.c2_low * self.faded(iteration)
         same = self.only("epochs", "epsilon", "dual_clip", "c1", "target_kl")
         return {"parts": self.parts_low, "c2": c2, **same}
+
+    def low_rate(self, iteration):
+        """The sub-policies' learning rate at an outer iteration."""
+        return self.llr * self.llr_decay**iteration
 
     @property
     def minibatches(self):

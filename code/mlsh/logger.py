@@ -191,6 +191,7 @@ class Logger(Log):
         port = {name: charts[name] for name in rewards}  # the earlier port's names
         port |= {name: x for name, x in of_task.items() if name.endswith("_reward")}
         fading = {"explore": self.cfg.training_rollout(i)["explore"], "c2_low": self.cfg.low_ppo(i)["c2"]}
+        fading["llr"] = self.cfg.low_rate(i)
         more = {"diverged": int(self._diverged.sum()), **fading}
         last = f"trained reward {charts['trained_reward']:.2f}"
         self._iteration_done(i, of_group, last, port, charts=charts | more, losses=subs | means, tasks=of_task)
