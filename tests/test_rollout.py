@@ -1,7 +1,11 @@
+from dataclasses import replace
+from itertools import count
+
 import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mlsh.config import Config
 from mlsh.envs import make_env
@@ -377,3 +381,48 @@ def test_outcomes_are_put_side_by_side():
     assert out.final_means() == {"final_up": [1, 0], "final_at": [7, 7]}
     assert joined([a, a]).final_means() == {"final_up": [1, 0, 1, 0]}
     assert joined([a, one([[3.0]], [[0.0, 1]])]).final_means() == {"final_up": [1, 0, None]}
+
+
+class Waits(TorchDispatchMode):
+    """Counts what a CPU would have to wait for, were the tensors on a GPU."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func._opname in ("_local_scalar_dense", "nonzero", "masked_select", "equal")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("env_id", ["MovementBandits-v0", "KeyDoor-v0", "Allwalk-v0", "Fourrooms-v0"])
+@pytest.mark.parametrize("play", [collect, measure])
+def test_no_step_but_the_last_waits_for_a_device(env_id, play):
+    counts = []
+    for T in (4, 40):
+        cfg = Config.defaults(env_id)
+        env = make_env(replace(cfg, T=T), 2)
+        settings = SETTINGS if play is collect else {"high_len": 3}
+        agent = agent_for(env, groups=1)
+        with Waits() as waits:
+            play(env, agent, Streams(1, range(1))(0, "x"), **settings | {"T": T})
+        counts.append(waits.count)
+    assert counts[0] == counts[1] > 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_no_step_but_the_last_waits_for_a_gpu():
+    cfg = replace(Config.defaults("MovementBandits-v0"), T=20, groups=2, device="cuda")
+    env = make_env(cfg, 4)
+    agent = Hierarchy.build(cfg, env)
+    done = count()
+
+    def on_step():  # after the reset, and after each step
+        torch.cuda.set_sync_debug_mode("error" if next(done) < cfg.T - 1 else "default")
+
+    collect(env, agent, Streams(1, range(2))(0, "x"), **SETTINGS | {"T": cfg.T}, on_step=on_step)
+
+
+def test_an_environment_that_terminates_has_to_say_so():
+    env = Ladder([5, 99])
+    env.terminates = False
+    with pytest.raises(RuntimeError, match="Ladder has terminated an episode"):
+        collect(env, agent_for(env, groups=1), Streams(1, range(1))(0, "x"), **SETTINGS)

@@ -78,7 +78,7 @@ def play(env, agent, rngs, T, high_len, explore=0.0, again=True, on_step=None):
             if isinstance(x, torch.Tensor) and x.shape == alive.shape:
                 final[name] = torch.where(alive, x, final.get(name, x))
         ended = terminated | truncated
-        if again and not ended.any():
+        if not env.may_have_ended() or again and not ended.any():
             obs = new_obs
         else:
             obs = torch.where((alive & ~terminated)[:, None], new_obs, obs)  # what comes after a termination stays out
@@ -92,12 +92,14 @@ def play(env, agent, rngs, T, high_len, explore=0.0, again=True, on_step=None):
                 phases.add((t + 1) % high_len)
         if on_step:
             on_step()
-        if not (again or alive.any()):
+        if not again and env.may_have_ended() and not alive.any():
             break
     record[t + 1] = obs
     at, due = torch.tensor([t for t, _ in dues], device=env.device), torch.stack([due for _, due in dues])
     steps, none = stacked(steps), (due.new_empty(0, dtype=torch.long),) * 2
     cuts = tuple(map(torch.cat, zip((*none, obs[:0]), *cuts, strict=True)))
+    if not env.terminates and steps.terminated.any():
+        raise RuntimeError(f"{type(env).__name__} has terminated an episode, and `terminates` says that it never does")
     check_finite(env, steps.reward, record[: t + 2])
     if len(cuts[0]) and not cuts[2].isfinite().all():
         t, e, _ = (x[~cuts[2].isfinite().all(-1)][0] for x in cuts)

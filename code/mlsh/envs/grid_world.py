@@ -72,6 +72,7 @@ class GridWorld(FlatWorld):
         super().__init__(num_envs, max_episode_steps, render_mode, device)
         self.dynamics = Dynamics(*(x.to(self.device) for x in dynamics))
         self.cells = cells
+        self._one_hot = torch.eye(states, device=self.device)  # one_hot() has a GPU tell the CPU that all is in range
         self._slots = np.arange(num_envs)
         self._outcome = torch.zeros(num_envs, dtype=torch.long, device=self.device)
         self._playing, self.state = self._outcome.clone(), self._outcome.clone()  # [E], task and state
@@ -88,7 +89,7 @@ class GridWorld(FlatWorld):
         return self._observation()
 
     def _observation(self):
-        return torch.nn.functional.one_hot(self.state, len(self.cells)).float()
+        return self._one_hot[self.state]
 
     def _step(self, actions):
         if self._outcomes > 1:  # drawn for all slots at every step, so that no slot's depend on when another resets
