@@ -288,6 +288,7 @@ def test_the_whole_study_shrunken(command, tmp_path, monkeypatch, capfd):
     columns = {"both": ALL, "worse": WORST_TASK}
     panels = {"both": Panel(), "orange": Panel(tasks="--tasks 0"), "blue": Panel(tasks="--tasks 1")}
     cells = {x: (f"{tiny} --num_low {x[0]} -W {x[1]} --llr", f"{flags} --seeds 2") for x, flags in fewer.items()}
+    cells[3, 2] = "no warm-up", "--updates 1 --seeds 2"
     study = dataclasses.replace(
         STUDY,
         methods=methods | {"RL2": "train_rl2.py --iterations 2 -N 4 -T 7 --wandb disabled --lr"},
@@ -307,8 +308,10 @@ def test_the_whole_study_shrunken(command, tmp_path, monkeypatch, capfd):
     out = "".join(said) + capfd.readouterr().out
     rows = [line.split("|")[1].strip() for line in out.splitlines() if line.startswith("| ")]
     assert rows[:6] == ["method", *study.methods] and rows[6] == "method"
-    assert {*rows[7:-6]} == {*ways} and rows[-6:] == ["runs", "four", "four", "K", "1", "2"]
+    assert {*rows[7:-7]} == {*ways} and rows[-7:] == ["runs", "four", "four", "K", "1", "2", "3"]
     assert out.count("(chosen)") == 9
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {"training.png", "anew.png", "map.png"}
     assert len(read_adaptation(study, module.Job("sweep-1-2-0/adapt", ""))[0]) == 1
     assert len(read_adaptation(study, module.Job("sweep-2-2-0/adapt", ""))[0]) == 3
+    (of_method,) = study.training("no warm-up", [0])
+    assert len(read_adaptation(study, module.Job(f"{of_method.name}/adapt", ""))[0]) == 2

@@ -111,12 +111,17 @@ def final_tests(study, commands, seeds):
 def sweep(study, figure, name, method, cells, seeds, title, labels, of=np.min):
     """Figure and table: percent of the best return on the worst task, the mean of its learners, over two settings.
 
-    `cells`: (row, column) -> command of a run, up to the learning rate, which is that of `method`, and flags of
-    evaluate.py. `labels`: of the rows, of the columns, and of a column in the table. `of`: np.mean for that of all
-    tasks.
+    `cells`: (row, column) -> command of a run, up to the learning rate, which is that of `method`, or the name of
+    another method, whose runs these are; and flags of evaluate.py. `labels`: of the rows, of the columns, and of a
+    column in the table. `of`: np.mean for that of all tasks.
     """
     names = {x: f"{name}-{x[0]}-{x[1]}".replace(" ", "-") for x in cells}
-    runs = {x: Job.seeded(names[x], f"{c} {study.chosen[method]}", seeds) for x, (c, _) in cells.items()}
+    runs = {
+        x: study.training(what, seeds)
+        if what in study.methods
+        else Job.seeded(names[x], f"{what} {study.chosen[method]}", seeds)
+        for x, (what, _) in cells.items()
+    }
     study.run(*runs.values())
     jobs = {x: [study.evaluation(job, "adapt", flags) for job in runs[x]] for x, (_, flags) in cells.items()}
     study.run(*jobs.values())

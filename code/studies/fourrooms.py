@@ -50,14 +50,17 @@ ANEW = partial(
 
 # Tasks of FourroomsUnseen-v0 whose goals, cells 88, 93 and 100, none of these is trained on.
 UNSEEN = "--env FourroomsUnseen-v0 --tasks 10 15 17 --updates 20 --seeds 2 --look 50"
-TRAINED = {
-    "16 goals, 25 steps": f"train.py {ENV}",
+OTHERS = {
     "16 goals, 5 steps": f"train.py {ENV} --high_len 5",
     "4 goals, 25 steps": "train.py --env Fourrooms-v0 --wandb disabled",
 }
 OPTIONS = {
-    (trained, K): (f"{command} --record 0 --num_low {K} --llr", UNSEEN)
-    for (trained, command), K in product(TRAINED.items(), (4, 16))
+    ("16 goals, 25 steps", 4): ("MLSH", UNSEEN),
+    ("16 goals, 25 steps", 16): ("MLSH, 16 sub-policies", UNSEEN),
+    **{
+        (trained, K): (f"{command} --record 0 --num_low {K} --llr", UNSEEN)
+        for (trained, command), K in product(OTHERS.items(), (4, 16))
+    },
 }
 
 STUDY = Study(
