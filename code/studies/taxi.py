@@ -29,7 +29,7 @@ STUDY = Study(
     horizon=500,
     methods=METHODS,
     rates=(1e-3, 3e-3),
-    seeds=range(3),
+    seeds=range(5),
     choosing_seed=100,
     parts=(
         partial(learning_curves, figure="taxi-training.png", panels=TRIPS, columns=TRIPS),
