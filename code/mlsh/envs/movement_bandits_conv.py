@@ -70,5 +70,16 @@ class MovementBanditsConv(SingleEnv):
     vector_class = MovementBanditsConvVector
 
 
-PRESET = OF_BANDITS | {"W": 5, "U": 3, "tasks": 80, "fade": 40, "groups": 4, "dual_clip": 3.0}
+PRESET = OF_BANDITS | {
+    "W": 5,
+    "U": 3,
+    "tasks": 45,
+    "epochs": 2,
+    "groups": 4,
+    "bs": 40,
+    "parts_low": 100,
+    "llr_decay": 0.96,
+    "fade": 25,
+    "dual_clip": 3.0,
+}
 register("MovementBanditsConv-v0", MovementBanditsConv, 50, PRESET, BEST_RETURN)
