@@ -47,17 +47,23 @@ def learning_curves(study, figure, panels, columns):
     print_table(["method", "learning rate", *columns, last, "env steps"], rows)
 
 
-def adaptation(study, figure, panels, ways, compared):
+def adaptation(study, figure, panels, ways, compared, chosen_only=False):
     """Figure and table: learning one task anew. `panels`: title -> Panel; `ways`: label -> Way.
 
-    The figure has each way's chosen setting, the table all learning rates with its rollout size; what is chosen is best
-    on all tasks of training. Curves and intervals are of runs, a run the mean of its learners; counted are learners,
-    each by the best of its own task. `compared`: a way, and another one's env steps in multiples of its.
+    The figure has each way's chosen setting, the table all learning rates with its rollout size, unless `chosen_only`.
+    What is chosen is best on all tasks of training. Curves and intervals are of runs, a run the mean of its learners;
+    counted are learners, each by the best of its own task. `compared`: a way, and another one's env steps in multiples
+    of its.
     """
     study.run(*(way.training(study, choosing) for way in ways.values() for choosing in (True, False)))
     study.run(*(way.evaluations(study, x, choosing=True) for way in ways.values() for x in way.grid))
     best = {label: max(way.grid, key=lambda x: way.area(study, x)) for label, way in ways.items()}
-    shown = [(label, x) for label, way in ways.items() for x in way.grid if x[0] == best[label][0]]
+    shown = [
+        (label, x)
+        for label, way in ways.items()
+        for x in way.grid
+        if (x == best[label] if chosen_only else x[0] == best[label][0])
+    ]
     kinds = dict.fromkeys(panel.tasks for panel in panels.values())
     study.run(*(ways[label].evaluations(study, x, tasks) for label, x in shown for tasks in kinds))
     lines, rows, needed = {title: {} for title in panels}, [], {}

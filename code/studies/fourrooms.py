@@ -46,6 +46,7 @@ ANEW = partial(
         "actor-critic from scratch": ALONE("actor-critic-scratch", [*product((10,), RATES)], command=NOTHING),
     },
     compared=("of 16 sub-policies", "PPO from scratch"),
+    chosen_only=True,
 )
 
 # Tasks of FourroomsUnseen-v0 whose goals, cells 88, 93 and 100, none of these is trained on.

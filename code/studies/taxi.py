@@ -17,8 +17,8 @@ METHODS = {
     "shared policy": f"{MLSH} --num_low 1 -W 0 -U 20 --llr",
 }
 SCRATCH = f"{MLSH} --num_low 0 -W 1 -U 0 --tasks 1"  # for its settings
-FLAGS = "-N {episodes} --hlr {rate:g} --bs 64 --updates {updates} --seeds {learners} --seed {seed} --look 10"
-LEARN = partial(Way, env_steps=100_000, learners=(2, 1), choosing_seeds=[100], flags=FLAGS)
+FLAGS = "-N {episodes} --hlr {rate:g} --bs 64 --updates {updates} --seeds {learners} --seed {seed} --look 5"
+LEARN = partial(Way, env_steps=50_000, learners=(2, 1), choosing_seeds=[100], flags=FLAGS)
 RATES = (1e-3, 3e-3, 1e-2)
 TRIPS = {"mean of the trips": ALL}
 
@@ -43,6 +43,7 @@ STUDY = Study(
                 "PPO from scratch": LEARN("scratch", [*product((5,), RATES)], learners=(5, 1), command=SCRATCH),
             },
             compared=("MLSH, new master", "PPO from scratch"),
+            chosen_only=True,
         ),
     ),
 )
