@@ -90,7 +90,8 @@ def adaptation(study, figure, panels, ways, compared, chosen_only=False):
     for (label, setting, title), few in needed.items():
         if label == compared[0] and 0 < few < np.inf:
             many = needed[compared[1], best[compared[1]], title]
-            print(f"{label}, {setting[1]:g}, {title}: {many / few:.1f} times fewer env steps than {compared[1]}")
+            setting = "{} episodes, {:g}".format(*setting)
+            print(f"{compared[1]}: {many / few:.1f} times the env steps of {label}, {setting}, {title}")
 
 
 def final_tests(study, commands, seeds):

@@ -31,7 +31,7 @@ SCRATCH = f"train.py {ENV} --num_low 0 -W 1 -U 0 --tasks 1 --record 0"  # for it
 NOTHING = f"{CRITICS} --num_options 1 --shared nothing --tasks 1 --rollouts 1"  # likewise
 LEARN = partial(Way, env_steps=50_000, learners=(2, 1), choosing_seeds=[100], flags=FLAGS)
 ALONE = partial(Way, env_steps=50_000, learners=(10, 2), flags=FLAGS)  # learners count as runs
-MASTERS = [*product((10,), (3e-3, 1e-2, 3e-2))]
+MASTERS = [*product((2, 10), (3e-3, 1e-2, 3e-2))]
 ANEW = partial(
     adaptation,
     figure="fourrooms-adaptation.png",
@@ -40,7 +40,7 @@ ANEW = partial(
         "MLSH, new master": LEARN("MLSH", MASTERS),
         "of 16 sub-policies": LEARN("MLSH, 16 sub-policies", MASTERS),
         "shared policy, fine-tuned": LEARN("shared policy", [*product((10,), (3e-4, 1e-3, 3e-3))]),
-        "PPO from scratch": ALONE("scratch", [*product((10,), RATES)], command=SCRATCH),
+        "PPO from scratch": ALONE("scratch", [*product((2, 10), RATES)], command=SCRATCH),
         "option-critic, transferred": LEARN("option-critic", [*product((10,), RATES)]),
         "actor-critic, transferred": LEARN("actor-critic", [*product((10,), RATES)]),
         "actor-critic from scratch": ALONE("actor-critic-scratch", [*product((10,), RATES)], command=NOTHING),
