@@ -229,8 +229,9 @@ def jobs_of(study):
             yield way.training(study)[0]
             yield from (next(way.evaluations(study, way.grid[0], panel.tasks)) for panel in told["panels"].values())
         yield from (module.Job("run", command) for command in told.get("commands", {}).values())
-        for command, flags in told.get("cells", {}).values():
-            yield from (job := module.Job("cell", f"{command} 0.001"), study.evaluation(job, "adapt", flags))
+        for what, flags in told.get("cells", {}).values():
+            job = module.Job("cell", f"{study.methods.get(what, what)} 0.001")
+            yield from (job, study.evaluation(job, "adapt", flags))
 
 
 @pytest.mark.parametrize("page", PAGES)
