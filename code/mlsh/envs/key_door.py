@@ -89,7 +89,6 @@ PRESET = OF_BANDITS | {
     "U": 5,
     "tasks": 36,
     "epochs": 4,
-    "bs": 20,
     "parts_low": 60,
     "llr_decay": 0.96,
     "fade": 24,
