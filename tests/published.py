@@ -24,8 +24,6 @@ GOALS = (62, *ROOM)
 class WalkToGoal(FourroomsVector):
     """Four rooms in which an episode begins anywhere, and ends at the goal."""
 
-    terminates = True
-
     def __init__(self, num_envs):
         self.goals, self.train_tasks = GOALS, list(range(len(GOALS)))
         dynamics = build_dynamics(GOALS)

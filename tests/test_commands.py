@@ -101,6 +101,13 @@ def test_ablations_run(command, tmp_path, flags):
         assert float(row["env_steps"]) > 0 and 0 <= float(row["trained_reward"]) <= 7
 
 
+def test_a_learning_rate_that_falls_counts_from_the_second_outer_iteration_on(command, tmp_path):
+    for name, decay, tasks in (("a", 1, 1), ("b", 0.5, 1), ("c", 1, 2), ("d", 0.5, 2)):
+        flags = ("--llr_decay", decay, "--tasks", tasks, "--out", tmp_path / name)
+        assert command("train.py", *TINY, *flags, "--record", 0)[0] == 0
+    assert same(subs(tmp_path / "a"), subs(tmp_path / "b")) and not same(subs(tmp_path / "c"), subs(tmp_path / "d"))
+
+
 def test_continuing_ends_where_an_uninterrupted_run_ends(command, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     flags = (*TINY, "--llr_decay", 0.5)
@@ -113,7 +120,7 @@ def test_continuing_ends_where_an_uninterrupted_run_ends(command, tmp_path):
     assert same(a["subs"], b["subs"]) and same(a["normaliser"], b["normaliser"])
     for one, two in zip(a["optimizer"]["state"].values(), b["optimizer"]["state"].values(), strict=True):
         assert same(one, two)
-    assert a["optimizer"]["param_groups"][0]["lr"] == a["config"]["llr"] * 0.5**3  # which its updates had
+    assert a["optimizer"]["param_groups"][0]["lr"] == a["config"]["llr"] * 0.5**3
     tests = [json.loads((folder / "results.json").read_text())["test"] for folder in (whole, parts)]
     assert tests[0] == tests[1]
 

@@ -15,6 +15,7 @@ from mlsh.config import Config
 from mlsh.metrics import read_metrics
 
 FLAGS = [*TINY, "--groups", "4", "-U", "2", "--num_low", "3", "--normalise", "--target_kl", "0.01"]
+FLAGS += ["--llr_decay", "0.5"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 

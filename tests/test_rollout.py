@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mlsh.config import Config
 from mlsh.envs import make_env
 from mlsh.envs.base import VectorTasks
+from mlsh.errors import EnvironmentFailed
 from mlsh.models import Hierarchy
 from mlsh.ppo import gae
 from mlsh.rollout import Outcome, collect, extended, joined, measure
@@ -393,7 +394,7 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("env_id", ["MovementBandits-v0", "KeyDoor-v0", "Allwalk-v0", "Fourrooms-v0"])
+@pytest.mark.parametrize("env_id", ["MovementBandits-v0", "KeyDoor-v0", "Allwalk-v0", "MovementBanditsConv-v0"])
 @pytest.mark.parametrize("play", [collect, measure])
 def test_no_step_but_the_last_waits_for_a_device(env_id, play):
     counts = []
@@ -418,11 +419,31 @@ def test_no_step_but_the_last_waits_for_a_gpu():
     def on_step():  # after the reset, and after each step
         torch.cuda.set_sync_debug_mode("error" if next(done) < cfg.T - 1 else "default")
 
-    collect(env, agent, Streams(1, range(2))(0, "x"), **SETTINGS | {"T": cfg.T}, on_step=on_step)
+    try:
+        collect(env, agent, Streams(1, range(2))(0, "x"), **SETTINGS | {"T": cfg.T}, on_step=on_step)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
-def test_an_environment_that_terminates_has_to_say_so():
-    env = Ladder([5, 99])
+@pytest.mark.parametrize("play", [collect, measure])
+@pytest.mark.parametrize("T", [2, 3, 10])
+def test_to_say_that_nothing_terminates_changes_nothing(play, T):
+    seen = []
+    for terminates in (True, False):
+        env = make_env(replace(Config.defaults("MovementBandits-v0"), T=3), 4)
+        env.terminates = terminates
+        settings = SETTINGS if play is collect else {"high_len": 3}
+        out = play(env, agent_for(env, groups=2), Streams(1, range(2))(0, "x"), **settings | {"T": T})
+        seen.append((out.obs, *out.low[:-1], *out.outcome[:3]) if play is collect else out[:4])
+    for a, b in zip(*seen, strict=True):
+        assert a == b if isinstance(a, int) else torch.equal(a, b)
+
+
+@pytest.mark.parametrize("play", [collect, measure])
+@pytest.mark.parametrize("lifetime", [[5, 99], [99, 6]])
+def test_an_environment_that_terminates_has_to_say_so(play, lifetime):
+    env = Ladder(lifetime)
     env.terminates = False
-    with pytest.raises(RuntimeError, match="Ladder has terminated an episode"):
-        collect(env, agent_for(env, groups=1), Streams(1, range(1))(0, "x"), **SETTINGS)
+    settings = SETTINGS if play is collect else {"T": 7, "high_len": 3}
+    with pytest.raises(EnvironmentFailed, match="Ladder has ended an episode before its limit"):
+        play(env, agent_for(env, groups=1), Streams(1, range(1))(0, "x"), **settings)

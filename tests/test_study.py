@@ -298,6 +298,14 @@ def test_the_whole_study_shrunken(command, tmp_path, monkeypatch, capfd):
         parts=(
             partial(learning_curves, figure="training.png", panels=columns, columns=columns),
             partial(adaptation, figure="anew.png", panels=panels, ways=ways, compared=("MLSH, new master", "scratch")),
+            partial(
+                adaptation,
+                figure="few.png",
+                panels={"all": Panel()},
+                ways=ways,
+                compared=("scratch", "scratch"),
+                chosen_only=True,
+            ),
             partial(final_tests, commands={"four": f"{tiny} --env MovementBandits4-v0"}, seeds=range(2)),
             partial(
                 sweep, figure="map.png", name="sweep", method="MLSH", cells=cells, seeds=[0], title="", labels="KWW"
@@ -309,10 +317,20 @@ def test_the_whole_study_shrunken(command, tmp_path, monkeypatch, capfd):
     out = "".join(said) + capfd.readouterr().out
     rows = [line.split("|")[1].strip() for line in out.splitlines() if line.startswith("| ")]
     assert rows[:6] == ["method", *study.methods] and rows[6] == "method"
-    assert {*rows[7:-7]} == {*ways} and rows[-7:] == ["runs", "four", "four", "K", "1", "2", "3"]
-    assert out.count("(chosen)") == 9
-    assert {path.name for path in (tmp_path / "figures").iterdir()} == {"training.png", "anew.png", "map.png"}
-    assert len(read_adaptation(study, module.Job("sweep-1-2-0/adapt", ""))[0]) == 1
-    assert len(read_adaptation(study, module.Job("sweep-2-2-0/adapt", ""))[0]) == 3
+    few = rows.index("method", 7)
+    assert (
+        {*rows[7:few]} == {*ways}
+        and rows[few + 1 : -7] == [*ways]
+        and rows[-7:] == ["runs", "four", "four", "K", "1", "2", "3"]
+    )
+    assert out.count("(chosen)") == 12
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {
+        "training.png",
+        "anew.png",
+        "few.png",
+        "map.png",
+    }
+    assert len(read_adaptation(study, module.Job("sweep-1-2-0/sweep", ""))[0]) == 1
+    assert len(read_adaptation(study, module.Job("sweep-2-2-0/sweep", ""))[0]) == 3
     (of_method,) = study.training("no warm-up", [0])
-    assert len(read_adaptation(study, module.Job(f"{of_method.name}/adapt", ""))[0]) == 2
+    assert len(read_adaptation(study, module.Job(f"{of_method.name}/sweep", ""))[0]) == 2

@@ -60,7 +60,7 @@ class Config(RunSettings):
     llr: Positive = 3e-4
     """Adam's learning rate for the sub-policies φ, at first."""
     llr_decay: Annotated[float, Constraint(lambda x: 0 < x <= 1, "use more than 0, at most 1")] = 1.0
-    """Factor on --llr after each outer iteration."""
+    """Factor by which --llr falls with every outer iteration, however many there are."""
     target_kl: NotNegative = 0.0
     """KL divergence above which a sub-policy's update makes no further epoch; 0 for none."""
     gamma: Fraction = 0.99

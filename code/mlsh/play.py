@@ -5,6 +5,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from mlsh.errors import EnvironmentFailed
+
 NOT_FINITE = "the environment gave {} that is not finite at step {}, task {}"
 
 
@@ -52,6 +54,7 @@ def play(env, agent, rngs, T, high_len, explore=0.0, again=True, on_step=None):
     noise = Noise(agent, rngs, T, env.num_envs // len(rngs), high_len, explore)
     record = obs.new_empty(T + 1, *obs.shape)
     alive = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
+    soonest = 1 if env.terminates else min(T, env.max_episode_steps or T)  # steps after which an episode may have ended
     taken = begun = z = diverged = torch.zeros_like(alive, dtype=torch.long)  # decisions; when the episode began
     phases = {0}  # of decisions, among the steps modulo high_len
     steps, choices, dues, acts, active, cuts, final = [], [], [], [], [], [], {}
@@ -78,7 +81,7 @@ def play(env, agent, rngs, T, high_len, explore=0.0, again=True, on_step=None):
             if isinstance(x, torch.Tensor) and x.shape == alive.shape:
                 final[name] = torch.where(alive, x, final.get(name, x))
         ended = terminated | truncated
-        if not env.may_have_ended() or again and not ended.any():
+        if t + 1 < soonest or again and not ended.any():  # not asked, a GPU need not be waited for
             obs = new_obs
         else:
             obs = torch.where((alive & ~terminated)[:, None], new_obs, obs)  # what comes after a termination stays out
@@ -92,14 +95,16 @@ def play(env, agent, rngs, T, high_len, explore=0.0, again=True, on_step=None):
                 phases.add((t + 1) % high_len)
         if on_step:
             on_step()
-        if not again and env.may_have_ended() and not alive.any():
+        if not again and t + 1 >= soonest and not alive.any():
             break
     record[t + 1] = obs
     at, due = torch.tensor([t for t, _ in dues], device=env.device), torch.stack([due for _, due in dues])
     steps, none = stacked(steps), (due.new_empty(0, dtype=torch.long),) * 2
     cuts = tuple(map(torch.cat, zip((*none, obs[:0]), *cuts, strict=True)))
-    if not env.terminates and steps.terminated.any():
-        raise RuntimeError(f"{type(env).__name__} has terminated an episode, and `terminates` says that it never does")
+    if (steps.terminated | steps.truncated)[: soonest - 1].any():
+        raise EnvironmentFailed(
+            f"{type(env).__name__} has ended an episode before its limit; it should say `terminates = True`"
+        )
     check_finite(env, steps.reward, record[: t + 2])
     if len(cuts[0]) and not cuts[2].isfinite().all():
         t, e, _ = (x[~cuts[2].isfinite().all(-1)][0] for x in cuts)

@@ -58,8 +58,7 @@ def draw_bands(path, panels, xlabel, ylabel="mean episode return", symlog=0.0):
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel(ylabel)
     handles = {line.get_label(): line for axes in figure.axes for line in axes.lines}
-    columns = 5 if len(panels) > 1 else 2
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, fontsize=8)
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=2 * len(panels), fontsize=8)
     figure.savefig(path, dpi=110)
 
 

@@ -50,10 +50,10 @@ def learning_curves(study, figure, panels, columns):
 def adaptation(study, figure, panels, ways, compared, chosen_only=False):
     """Figure and table: learning one task anew. `panels`: title -> Panel; `ways`: label -> Way.
 
-    The figure has each way's chosen setting, the table all learning rates with its rollout size, unless `chosen_only`.
-    What is chosen is best on all tasks of training. Curves and intervals are of runs, a run the mean of its learners;
-    counted are learners, each by the best of its own task. `compared`: a way, and another one's env steps in multiples
-    of its.
+    The figure has each way's chosen setting, and so has the table if `chosen_only`, else all learning rates with its
+    rollout size. What is chosen is best on all tasks of training. Curves and intervals are of runs, a run the mean of
+    its learners; counted are learners, each by the best of its own task. `compared`: a way, and another one's env steps
+    in multiples of its.
     """
     study.run(*(way.training(study, choosing) for way in ways.values() for choosing in (True, False)))
     study.run(*(way.evaluations(study, x, choosing=True) for way in ways.values() for x in way.grid))
@@ -90,8 +90,9 @@ def adaptation(study, figure, panels, ways, compared, chosen_only=False):
     for (label, setting, title), few in needed.items():
         if label == compared[0] and 0 < few < np.inf:
             many = needed[compared[1], best[compared[1]], title]
-            setting = "{} episodes, {:g}".format(*setting)
-            print(f"{compared[1]}: {many / few:.1f} times the env steps of {label}, {setting}, {title}")
+            print(
+                f"{title}, median: {label}, {setting[1]:g}, {few:,.0f} env steps; {compared[1]} {many / few:.1f} times"
+            )
 
 
 def final_tests(study, commands, seeds):
@@ -118,19 +119,19 @@ def final_tests(study, commands, seeds):
 def sweep(study, figure, name, method, cells, seeds, title, labels, of=np.min):
     """Figure and table: percent of the best return on the worst task, the mean of its learners, over two settings.
 
-    `cells`: (row, column) -> command of a run, up to the learning rate, which is that of `method`, or the name of
-    another method, whose runs these are; and flags of evaluate.py. `labels`: of the rows, of the columns, and of a
+    `cells`: (row, column) -> command of a run, up to the learning rate, which is that of `method`, or the name of a
+    method, whose own runs these are; and flags of evaluate.py. `labels`: of the rows, of the columns, and of a
     column in the table. `of`: np.mean for that of all tasks.
     """
-    names = {x: f"{name}-{x[0]}-{x[1]}".replace(" ", "-") for x in cells}
-    runs = {
-        x: study.training(what, seeds)
-        if what in study.methods
-        else Job.seeded(names[x], f"{what} {study.chosen[method]}", seeds)
-        for x, (what, _) in cells.items()
-    }
+
+    def runs_of(cell, what):
+        if what in study.methods:
+            return study.training(what, seeds)
+        return Job.seeded(f"{name}-{cell[0]}-{cell[1]}".replace(" ", "-"), f"{what} {study.chosen[method]}", seeds)
+
+    runs = {x: runs_of(x, what) for x, (what, _) in cells.items()}
     study.run(*runs.values())
-    jobs = {x: [study.evaluation(job, "adapt", flags) for job in runs[x]] for x, (_, flags) in cells.items()}
+    jobs = {x: [study.evaluation(job, name, flags) for job in runs[x]] for x, (_, flags) in cells.items()}
     study.run(*jobs.values())
     percent = {x: [100 * of(last_part(study, job)) for job in jobs[x]] for x in cells}
     rows, columns = ([*dict.fromkeys(x[axis] for x in cells)] for axis in (0, 1))

@@ -38,22 +38,23 @@ ANEW = partial(
     panels={"goals of training": Panel(tasks="--tasks 1 6 12 19"), "unseen goals": Panel(tasks="--held_out")},
     ways={
         "MLSH, new master": LEARN("MLSH", MASTERS),
-        "of 16 sub-policies": LEARN("MLSH, 16 sub-policies", MASTERS),
+        "MLSH, 16 sub-policies": LEARN("MLSH, 16 sub-policies", MASTERS),
         "shared policy, fine-tuned": LEARN("shared policy", [*product((10,), (3e-4, 1e-3, 3e-3))]),
         "PPO from scratch": ALONE("scratch", [*product((2, 10), RATES)], command=SCRATCH),
         "option-critic, transferred": LEARN("option-critic", [*product((10,), RATES)]),
         "actor-critic, transferred": LEARN("actor-critic", [*product((10,), RATES)]),
         "actor-critic from scratch": ALONE("actor-critic-scratch", [*product((10,), RATES)], command=NOTHING),
     },
-    compared=("of 16 sub-policies", "PPO from scratch"),
+    compared=("MLSH, 16 sub-policies", "PPO from scratch"),
     chosen_only=True,
 )
 
-# Tasks of FourroomsUnseen-v0 whose goals, cells 88, 93 and 100, none of these is trained on.
+# Held-out tasks of FourroomsUnseen-v0 whose goals (cells 88, 93, 100) are none of Fourrooms-v0 either. All cells have
+# as many env steps, groups, and minibatches of a master.
 UNSEEN = "--env FourroomsUnseen-v0 --tasks 10 15 17 --updates 20 --seeds 2 --look 50"
 OTHERS = {
-    "16 goals, 5 steps": f"train.py {ENV} --high_len 5",
-    "4 goals, 25 steps": "train.py --env Fourrooms-v0 --wandb disabled",
+    "16 goals, 5 steps": f"train.py {ENV} --high_len 5 --bs 200",
+    "4 goals, 25 steps": "train.py --env Fourrooms-v0 -N 10 --groups 16 --wandb disabled",
 }
 OPTIONS = {
     ("16 goals, 25 steps", 4): ("MLSH", UNSEEN),

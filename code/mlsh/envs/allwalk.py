@@ -52,6 +52,8 @@ class AllwalkVector(PointWorld):
     single_observation_space = Box(-np.inf, np.inf, (2,), np.float32)
     single_action_space = Discrete(len(MOVES))
 
+    terminates = False
+
     def __init__(self, num_envs=1, max_episode_steps=None, render_mode=None, device="cpu"):
         super().__init__(num_envs, max_episode_steps, render_mode, device)
         self._moves = torch.tensor(MOVES, device=self.device)

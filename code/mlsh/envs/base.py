@@ -1,7 +1,6 @@
 """What every task family shares: a batched environment on torch tensors, and its view as an ordinary one."""
 
 import contextlib
-import math
 
 import gymnasium as gym
 import numpy as np
@@ -21,8 +20,8 @@ class VectorTasks(VectorEnv):
     a list of ints) or `sample_task`. Tasks that are kept out of training, for tests, it has as `test_tasks` (other
     ints) or `sample_test_task(rng)`. It defines `_reset(which)`, which begins episodes in the slots `which` (an
     int array, ascending; the first time all) and returns the observations of all, `_step(actions)` -> observation,
-    reward, terminated and info, as `step`, and `render`. If no episode of it is ever terminated, it says so, by
-    `terminates`.
+    reward, terminated and info, as `step`, and `render`. If its episodes end by the limit alone it may say so, by
+    `terminates = False`: then a GPU is not waited for after every step.
     """
 
     metadata = {"autoreset_mode": AutoresetMode.DISABLED, "render_modes": ["human", "rgb_array"], "render_fps": 10}
@@ -79,7 +78,6 @@ class VectorTasks(VectorEnv):
             self._rngs = [np.random.default_rng(s) for s in seeds]
         mask = (options or {}).get("reset_mask")
         if mask is None:
-            self._steps = 0  # since all began together
             self._elapsed = torch.zeros(self.num_envs, dtype=torch.long, device=self.device)
             return self._reset(np.arange(self.num_envs)), {}
         mask = torch.as_tensor(mask)
@@ -92,13 +90,8 @@ class VectorTasks(VectorEnv):
         Tensors [E] in the info of an episode's last step are reported as means, by the final test and in metrics.csv.
         """
         self._elapsed += 1
-        self._steps += 1
         observation, reward, terminated, info = self._step(actions)
         return observation, reward, terminated, self._elapsed == (self.max_episode_steps or -1), info
-
-    def may_have_ended(self):
-        """Whether any episode may be over by now, as far as that can be told without waiting for a GPU."""
-        return self.terminates or self._steps >= (self.max_episode_steps or math.inf)
 
     def simulating(self):
         """A context for as long as episodes are played, in which the environment may settle what its speed wants."""

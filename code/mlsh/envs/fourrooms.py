@@ -75,7 +75,6 @@ class FourroomsVector(GridWorld):
     """
 
     plan = PLAN
-    terminates = False
 
     def __init__(self, num_envs=1, goals=GOALS, held_out=(), max_episode_steps=None, render_mode=None, device="cpu"):
         self.goals = goals

@@ -38,6 +38,8 @@ class MovementBanditsVector(PointWorld):
     orange, blue, yellow and pink. Within the black circle around the right goal a step pays.
     """
 
+    terminates = False
+
     def __init__(self, num_envs=1, num_goals=2, max_episode_steps=None, render_mode=None, device="cpu"):
         self.train_tasks = list(range(num_goals))
         self.single_observation_space = self._space()

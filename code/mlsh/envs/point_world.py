@@ -61,13 +61,11 @@ class FlatWorld(VectorTasks):
 class PointWorld(FlatWorld):
     """A family of tasks drawn as circles, y upwards, on the square of the world and a margin, a pixel a unit.
 
-    Episodes end by the limit alone. A subclass defines `_circles(e)` -> the circles of episode e, from the lowest to
-    the topmost: position [2] in pixels (a tensor), radius, colour ("#RRGGBB"), and the width of the line, 0 for a
-    filled one.
+    A subclass defines `_circles(e)` -> the circles of episode e, from the lowest to the topmost: position [2] in pixels
+    (a tensor), radius, colour ("#RRGGBB"), and the width of the line, 0 for a filled one.
     """
 
     picture = SIZE
-    terminates = False
 
     def _circles(self, e):
         raise NotImplementedError
