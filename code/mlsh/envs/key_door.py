@@ -87,7 +87,7 @@ PRESET = OF_BANDITS | {
     "N": 20,
     "W": 20,
     "U": 5,
-    "tasks": 36,
+    "tasks": 56,
     "epochs": 4,
     "parts_low": 60,
     "llr_decay": 0.96,
