@@ -8,6 +8,8 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from mlsh.errors import EnvironmentFailed
+
 
 class VectorTasks(VectorEnv):
     """A family of tasks as a batch of episodes; arrays are torch tensors on `device`.
@@ -92,6 +94,12 @@ class VectorTasks(VectorEnv):
         self._elapsed += 1
         observation, reward, terminated, info = self._step(actions)
         return observation, reward, terminated, self._elapsed == (self.max_episode_steps or -1), info
+
+    def refuse_ends(self, ended):
+        """Raise an EnvironmentFailed if an episode ended, bool tensor, where `terminates` says that none can have."""
+        if ended.any():
+            name = type(self).__name__
+            raise EnvironmentFailed(f"{name} has ended an episode before its limit; it should say `terminates = True`")
 
     def simulating(self):
         """A context for as long as episodes are played, in which the environment may settle what its speed wants."""
