@@ -16,7 +16,7 @@ from tabulate import tabulate
 from mlsh import checkpoint
 from mlsh import option_critic as option_critic  # it registers itself in LEARNERS, as every method
 from mlsh import rl2 as rl2
-from mlsh.adapt import LEARNERS
+from mlsh.adapt import LEARNERS, transferred
 from mlsh.envs import make_env
 from mlsh.errors import UserError, run_command
 from mlsh.files import make_folder, write_whole, writing
@@ -32,7 +32,9 @@ COLUMNS = """Columns of the table, of mean returns over the seeds:
 Columns of adaptation.csv, a row a run, task, seed and update:
     env_steps           that the master has had on the task by then
     return              mean of its episodes after them
-    best_return         the best possible of the task, where it is known"""
+    best_return         the best possible of the task, where it is known
+    final_…             with --look, of MLSH and option-critic: means of what the info of their last step reports, which
+                        the table has after the last update"""
 SHOWN = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # updates in the table
 
 
@@ -52,7 +54,8 @@ class Args(Settings):
     out: str = ""
     """Folder for the files; default: the first run's. There must be no adaptation.csv in it."""
     env: str = ""
-    """Another environment than the run's own, with the same spaces (transfer)."""
+    """Another environment than the run's own, with the same spaces (transfer); with its own preset's -T and
+    --high_len."""
     tasks: tuple[str, ...] = ()
     """Tasks: numbers in a finite family, else JSON. Default: all, or a sample of --sample."""
     held_out: bool = False
@@ -70,7 +73,7 @@ class Args(Settings):
     N: Annotated[CountOrNone, short("-N")] = 0
     """Episodes a rollout; 0 for the run's (of RL²: trials a seed, 10)."""
     T: Annotated[CountOrNone, short("-T")] = 0
-    """Env steps of an episode; 0 for the run's."""
+    """Env steps of an episode; 0 for the run's, or those of --env."""
     hlr: NotNegative = 0.0
     """Learning rate; 0 for the run's."""
     bs: CountOrNone = 0
@@ -87,12 +90,13 @@ class Args(Settings):
 def evaluate(run, args):
     """Learn the tasks anew from a run folder or checkpoint.
 
-    Returns env steps [n] on a task, returns [n, tasks, seeds] from the untrained on, the tasks' labels, and the best
-    possible return of each, or "" where it is not known.
+    Returns env steps [n] on a task, measures [n, tasks, seeds] by name from the untrained on, the tasks' labels, and
+    the best possible return of each, or "" where it is not known.
     """
     data = checkpoint.load(run, LEARNERS)
     cfg = dataclasses.replace(data["config"], **args.only("seed", "device", "sim_threads", "copies"))
-    cfg.env, cfg.T = args.env or cfg.env, args.T or cfg.T
+    cfg = transferred(cfg, args.env)
+    cfg.T = args.T or cfg.T
     env = make_env(cfg, 1)
     family = env.test_tasks if args.held_out else env.train_tasks
     tasks = distinct(find_task(env, text, "--tasks") for text in args.tasks) or family
@@ -112,30 +116,39 @@ def print_table(results):
     """
     last = max(len(steps) for steps, *_ in results.values()) - 1
     shown = sorted({last, *(n for n in SHOWN if n < last)})
-    rows = []
-    for name, (steps, returns, labels, _) in results.items():
+    rows, finals = [], final_names(results)
+    for name, (steps, measured, labels, _) in results.items():
+        returns = measured["return"]
         for j, label in enumerate(labels):
             mean = returns[:, j].mean(1)
             cells = [f"{mean[n]:.4g}" if n < len(mean) else "" for n in shown]
             cells += [f"{steps_to(part, steps, returns[:, j]):,.0f}" for part in (0.9, 0.95)]
             cells.append(f"{np.trapezoid(mean, steps) / steps[-1]:.4g}" if steps[-1] else "")
+            cells += [f"{measured[x][-1, j].mean():.4g}" if x in measured else "" for x in finals]
             rows.append([name, label, *cells])
-    headers = ["run", "task", *(f"after {n}" for n in shown), "to 90 %", "to 95 %", "area"]
+    headers = ["run", "task", *(f"after {n}" for n in shown), "to 90 %", "to 95 %", "area", *finals]
     align = ["left", "left", *["right"] * (len(headers) - 2)]
     print(tabulate(rows, headers, "plain", disable_numparse=True, colalign=align))
     print(f"\n{COLUMNS}")
+
+
+def final_names(results):
+    """Of what there is beside returns."""
+    return [x for x in dict.fromkeys(x for _, measured, *_ in results.values() for x in measured) if x != "return"]
 
 
 def write(results, out):
     """Write adaptation.csv and adaptation.png of `results` (name -> what `evaluate` gave) to the folder `out`."""
     panels, text = defaultdict(dict), io.StringIO(newline="")
     writer = csv.writer(text)
-    writer.writerow(["run", "task", "seed", "update", "env_steps", "return", "best_return"])
-    for name, (steps, returns, labels, best) in results.items():
+    finals = final_names(results)
+    writer.writerow(["run", "task", "seed", "update", "env_steps", "return", "best_return", *finals])
+    for name, (steps, measured, labels, best) in results.items():
         for j, label in enumerate(labels):
-            panels[label][name] = steps, returns[:, j]
-            for (n, seed), x in np.ndenumerate(returns[:, j]):
-                writer.writerow([name, label, seed, n, f"{steps[n]:.0f}", f"{x:.6g}", best[j]])
+            panels[label][name] = steps, measured["return"][:, j]
+            for n, seed in np.ndindex(len(steps), measured["return"].shape[2]):
+                x, *more = (f"{measured[k][n, j, seed]:.6g}" if k in measured else "" for k in ("return", *finals))
+                writer.writerow([name, label, seed, n, f"{steps[n]:.0f}", x, best[j], *more])
     with writing(out):
         draw_bands(out / "adaptation.png", panels, "env steps on the new task")
     write_whole(out / "adaptation.csv", text.getvalue())

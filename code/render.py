@@ -7,19 +7,19 @@ from typing import Annotated
 import tyro
 
 from mlsh import checkpoint
-from mlsh.adapt import adapt, load_agent
+from mlsh.adapt import adapt, load_agent, transferred
 from mlsh.config import Config
 from mlsh.envs import make_env
 from mlsh.errors import UserError, run_command
 from mlsh.files import safe_name
 from mlsh.film import film
 from mlsh.sampling import Streams, find_task
-from mlsh.settings import Count, Settings, cli
+from mlsh.settings import Count, CountOrNone, NotNegative, Settings, cli, short
 
 
 @dataclass
 class Args(Settings):
-    """Write two videos of one task: the master newly initialised, and after the run's W updates (or else U)."""
+    """Write two videos of one task: the master newly initialised, and trained."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """Run folder or checkpoint."""
@@ -30,6 +30,14 @@ class Args(Settings):
     checkpoint that is in none, in the current one."""
     episodes: Count = 1
     """Episodes in a video."""
+    env: str = ""
+    """Another environment than the run's own, as of evaluate.py."""
+    updates: CountOrNone = 0
+    """PPO updates of the master; 0 for the run's W, or without a warm-up U."""
+    N: Annotated[CountOrNone, short("-N")] = 0
+    """Episodes a rollout of its training; 0 for the run's."""
+    hlr: NotNegative = 0.0
+    """Its learning rate; 0 for the run's."""
     device: str = "cpu"
     """Torch device."""
 
@@ -38,8 +46,8 @@ def main():
     args = cli(Args)
     args.validate()
     data = checkpoint.load(args.run, [Config])
-    cfg = data["config"]
-    cfg.device = args.device
+    cfg = transferred(data["config"], args.env)
+    cfg.device, cfg.N, cfg.hlr = args.device, args.N or cfg.N, args.hlr or cfg.hlr
     env = make_env(cfg, cfg.N)
     task = find_task(env, args.task, "--task")
     in_its_folder = args.run.name == "checkpoint.pt"  # where runs have it
@@ -50,7 +58,7 @@ def main():
     if not out.parent.is_dir():
         raise UserError(f"--out is {out}, but there is no folder {out.parent}; make it first")
     agent = load_agent(data, env)
-    for name, updates in (("initialised", 0), ("trained", cfg.W or cfg.U)):
+    for name, updates in (("initialised", 0), ("trained", args.updates or cfg.W or cfg.U)):
         pupil, _ = adapt(agent, env, [task], cfg, updates)
         path = out.with_stem(f"{out.stem}-{name}")
         film(cfg, pupil, [task], Streams(cfg.seed, [0])(0, "render"), lambda task, path=path: path, args.episodes)

@@ -46,6 +46,24 @@ def test_model_constants():
     assert len(drawn) == 4 and model.geom("target_geom").size[0] == 0.4
 
 
+def test_upright_is_what_the_torso_shows_to_the_sky(monkeypatch):
+    env = ants(50)
+    env.reset(seed=0)
+    model, draw = build_model(), np.random.default_rng(0)
+    env._state[:, 3] = 20  # falling, it cannot turn in a step
+    env._state[:, 4:8] = draw.normal(size=(50, 4))
+    env._state[:, 4:8] /= np.linalg.norm(env._state[:, 4:8], axis=1, keepdims=True)
+    *_, info = env.step(torch.zeros(50, 8))
+    skywards = []
+    for state in env.state:
+        data = mujoco.MjData(model)
+        data.qpos[:] = state[1:18]
+        mujoco.mj_kinematics(model, data)
+        skywards.append(data.body("torso").xmat[8])  # of its z axis, the z
+    assert 15 < sum(x > 0 for x in skywards) < 35
+    assert info["upright"].tolist() == [x > 0 for x in skywards]
+
+
 def test_physics_is_the_originals_whatever_mujoco_is_installed():
     model = build_model()
     of_ant = [i for i in range(model.ngeom) if model.body_rootid[model.geom_bodyid[i]] == model.body("torso").id]

@@ -271,6 +271,8 @@ def test_rendering(command, tmp_path):
         ("--out", tmp_path / "x.jpeg"): ".gif or .mp4",
         ("--out", tmp_path / "no" / "x.gif"): "no folder",
         ("--episodes", 0): "--episodes is 0",
+        ("--env", "MovementBandits4-v0"): "does not fit",
+        ("--updates", -1): "--updates is -1",
     }
     for flags, reason in refused.items():
         code, _, err = command("render.py", tmp_path / "alone.pt", *flags)

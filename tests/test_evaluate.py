@@ -76,7 +76,8 @@ def test_returns_are_of_the_master_after_so_many_updates(cfg, tmp_path, monkeypa
     parts = {"subs": agent.subs, "normaliser": agent.normaliser}
     checkpoint.save(checkpoint.snapshot(cfg, progress, **parts), tmp_path / "checkpoint.pt")
     for look in (0, 4):
-        steps, returns, labels, best = evaluate(tmp_path, Args(updates=2, seeds=2, seed=5, look=look))
+        steps, measured, labels, best = evaluate(tmp_path, Args(updates=2, seeds=2, seed=5, look=look))
+        returns = measured["return"]
         assert steps.tolist() == [0, 21, 42] and returns.shape == (3, 2, 2)
         assert labels[1] == "task 1 (blue)" and best == ["", ""]
         masters, _ = adapt.adapt(agent, make_env(cfg, 12), [0, 0, 1, 1], cfg, 2)
@@ -121,6 +122,28 @@ def test_help_explains_the_columns(command):
     assert code == 0 and "to 90 %, to 95 %    env steps on the task until" in out
 
 
+def test_another_environment_has_its_own_horizon_and_decisions(command, tmp_path, monkeypatch):
+    """And what its episodes report is in the table and the file, where there are episodes that only measure."""
+    monkeypatch.syspath_prepend(CODE)
+    from evaluate import Args, evaluate
+
+    flags = ["--env", "AntMovement-v1", "-T", 7, "--high_len", 3]
+    run = train(command, tmp_path / "run", *flags)
+    played = []
+    monkeypatch.setattr(adapt, "collect", lambda *args, **kwargs: played.append(kwargs) or collect(*args, **kwargs))
+    for env, T, wanted in (("", 0, (7, 3)), ("AntObstacles-v1", 0, (2000, 200)), ("AntObstacles-v1", 9, (9, 200))):
+        evaluate(run, Args(env=env, T=T, updates=0, seeds=1, N=1))
+        assert (played[-1]["T"], played[-1]["high_len"]) == wanted
+    transfer = ["--env", "AntObstacles-v1", "-T", 9, "--updates", 1, "--seeds", 2]
+    code, out, err = command("evaluate.py", run, *transfer, "--look", 2, "--out", tmp_path / "look")
+    assert code == 0, err
+    assert out.splitlines()[0].split()[-2:] == ["final_distance", "final_reached"]
+    rows = adaptation(tmp_path / "look")
+    assert all(40 < float(row["final_distance"]) < 60 and row["final_reached"] == "0" for row in rows)
+    assert command("evaluate.py", run, *transfer, "--out", tmp_path / "x")[0] == 0
+    assert "final_distance" not in adaptation(tmp_path / "x")[0]
+
+
 def test_another_environment_and_sampled_tasks(command, tmp_path):
     run = train(command, tmp_path / "run", "--env", "foreign:Listed-v0")
     flags = ["--env", "foreign:Sampled-v0", "-N", 2, "-T", 3, "--updates", 1, "--seeds", 2]
@@ -132,6 +155,9 @@ def test_another_environment_and_sampled_tasks(command, tmp_path):
         assert {task for task, *_ in keys} == expected
         assert {row["env_steps"] for row in adaptation(out)} == {"0", "6"}
         assert len(keys) == len(set(keys)) == len(expected) * 2 * 2  # a task drawn or named twice is learned once
+    film = ["--env", "foreign:Sampled-v0", "--task", "-1", "--updates", 1, "-N", 2, "--out", tmp_path / "x.gif"]
+    code, _, err = command("render.py", run, *film)
+    assert code == 0 and (tmp_path / "x-trained.gif").exists(), err
 
 
 def test_runs_are_named_by_their_folders(command, tmp_path, monkeypatch):

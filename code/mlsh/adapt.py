@@ -8,6 +8,7 @@ import torch
 
 from mlsh import checkpoint
 from mlsh.config import Config
+from mlsh.envs import preset
 from mlsh.models import Hierarchy
 from mlsh.ppo import Adam, update
 from mlsh.rollout import collect, extended, joined, measure, settle
@@ -20,6 +21,13 @@ def load_agent(data, env):
     agent = Hierarchy.build(data["config"], env)
     checkpoint.restore(data, subs=agent.subs, normaliser=agent.normaliser)
     return agent
+
+
+def transferred(cfg, env):
+    """A run's settings for the family named `env`, with its horizon and time between decisions; "": as they are."""
+    its = preset(env) if env else {}
+    taken = {name: its[name] for name in ("T", "high_len") if name in its and hasattr(cfg, name)}
+    return dataclasses.replace(cfg, env=env or cfg.env, **taken)
 
 
 def with_new_masters(agent, groups, seed):
@@ -152,8 +160,9 @@ def test(agent, env, tasks, cfg):
 
 
 def learn_anew(data, cfg, env, tasks, ev):
-    """How fast a checkpoint's agent learns: env steps [updates + 1] a task, and returns [updates + 1, tasks, seeds].
+    """How fast a checkpoint's agent learns: env steps [updates + 1] a task, and measures [updates + 1, tasks, seeds].
 
+    These are a dict of arrays: `return`, and, of what only measures, what the environment reports, as `final_NAME`.
     MLSH trains `ev.seeds` fresh masters a task over frozen sub-policies; a shared policy (num_low 1) is fine-tuned; a
     run without sub-policies (num_low 0) is PPO from scratch. The first returns are of the untrained. `ev`: the settings
     of evaluate.py.
@@ -169,31 +178,37 @@ def learn_anew(data, cfg, env, tasks, ev):
     episodes = cfg.N + ev.look
     with Stage(cfg, "evaluate", len(blocks) * cfg.T * episodes * (ev.updates + 1)) as stage:
         parts = [learn_some(agent, blocks, some, stage, ev) for some in stage.parts(len(blocks), episodes)]
-    steps, returns = zip(*parts, strict=True)
-    return sum(steps) / len(blocks), np.concatenate(returns, 1).reshape(-1, len(tasks), ev.seeds)
+    steps, outcomes = zip(*parts, strict=True)
+    return sum(steps) / len(blocks), measures(outcomes, len(tasks), ev.seeds)
+
+
+def measures(parts, tasks, seeds):
+    """`learn_anew`'s, of parts of the learners, which have a list of `Outcome`s each, one an update."""
+    updates = [joined(outcomes).means() for outcomes in zip(*parts, strict=True)]
+    return {name: np.stack([x[name] for x in updates]).reshape(-1, tasks, seeds) for name in updates[0]}
 
 
 def learn_some(agent, blocks, some, stage, ev):
-    """`learn_anew` of some of the `blocks` (a task a master): env steps [updates + 1] in all, returns [updates + 1, n].
+    """`learn_anew` of some of the `blocks` (a task a master): env steps [updates + 1] in all, an `Outcome` an update.
 
     A normaliser that has to learn, too, begins anew for these.
     """
     cfg, tasks = stage.cfg, [blocks[j] for j in some]
     agent = agent._replace(master=agent.master.only(list(some)), normaliser=copy.deepcopy(agent.normaliser))
     env = stage.env(cfg.N * len(some), tasks)
-    streams, returns, steps = Streams(ev.seed, some), [], [0]
+    streams, outcomes, steps = Streams(ev.seed, some), [], [0]
 
     def look(rollout):
         outcome = rollout.outcome
         if ev.look:
             measured = stage.env(ev.look * len(some), tasks, "look")
-            outcome = measure(measured, agent, streams(len(returns), "evaluate: look"), **cfg.play)
-        returns.append(outcome.episode_return.mean(1).numpy(force=True))
+            outcome = measure(measured, agent, streams(len(outcomes), "evaluate: look"), **cfg.play)
+        outcomes.append(outcome)
 
     for rollout in learn(agent, env, tasks, cfg, ev.updates + 1, look, some):  # the last update is for nothing
         steps.append(steps[-1] + rollout.outcome.steps)
         stage.played(len(some) * cfg.T * (cfg.N + ev.look))
-    return np.array(steps[:-1]), np.stack(returns)
+    return np.array(steps[:-1]), outcomes
 
 
 LEARNERS = {Config: learn_anew}  # kind of settings -> how evaluate.py learns anew with what such a run has learned

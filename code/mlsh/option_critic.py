@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from mlsh import checkpoint, parallel
-from mlsh.adapt import LEARNERS
+from mlsh.adapt import LEARNERS, measures
 from mlsh.envs import make_env, preset
 from mlsh.errors import UserError, run_command
 from mlsh.logger import Log, has_curves
@@ -196,12 +196,12 @@ def learn_anew(data, cfg, env, tasks, ev):
     blocks, episodes = [task for task in tasks for _ in range(ev.seeds)], cfg.N + ev.look
     with Stage(cfg, "evaluate", len(blocks) * cfg.T * episodes * (ev.updates + 1)) as stage:
         parts = [learn_some(agent, blocks, some, stage, ev) for some in stage.parts(len(blocks), episodes)]
-    steps, returns = zip(*parts, strict=True)
-    return sum(steps) / len(blocks), np.concatenate(returns, 1).reshape(-1, len(tasks), ev.seeds)
+    steps, outcomes = zip(*parts, strict=True)
+    return sum(steps) / len(blocks), measures(outcomes, len(tasks), ev.seeds)
 
 
 def learn_some(agent, blocks, some, stage, ev):
-    """`learn_anew` of some of the `blocks`: env steps [updates + 1] in all, mean returns [updates + 1, n].
+    """`learn_anew` of some of the `blocks`: env steps [updates + 1] in all, an `Outcome` an update.
 
     The returns of a rollout are of what learned within it; with --look nobody learns from the episodes measured.
     """
@@ -213,18 +213,18 @@ def learn_some(agent, blocks, some, stage, ev):
     if scratch := cfg.shared == "nothing":
         agent.normaliser.load_state_dict(Normaliser(len(agent.normaliser.mean)).state_dict())
         settle(env, agent, streams, cfg)
-    returns, steps = [], [0]
+    outcomes, steps = [], [0]
     for i in range(ev.updates + 1):  # the last learns for nothing
         if ev.look:
             measured = stage.env(ev.look * len(some), tasks, "look")
             looked, _ = play(measured, agent, streams(i, "evaluate: look"), **cfg.playing)
         played, obs, _ = learn(env, agent, optimizers, streams(i, "evaluate: option-critic"), cfg)
-        returns.append((looked if ev.look else played).episode_return.mean(1).numpy(force=True))
+        outcomes.append(looked if ev.look else played)
         steps.append(steps[-1] + played.steps)
         if scratch:
             agent.normaliser.update(obs)
         stage.played(len(some) * cfg.T * (cfg.N + ev.look))
-    return np.array(steps[:-1]), np.stack(returns)
+    return np.array(steps[:-1]), outcomes
 
 
 LEARNERS[OptionCriticConfig] = learn_anew

@@ -206,7 +206,7 @@ def play_on(data, cfg, env, tasks, ev):
             steps += trials.steps
     steps /= len(blocks) * trials_a_seed * cfg.episodes
     returns = torch.cat(returns, 1).view(cfg.episodes, len(tasks), ev.seeds)
-    return np.arange(cfg.episodes) * steps, returns.numpy(force=True)
+    return np.arange(cfg.episodes) * steps, {"return": returns.numpy(force=True)}
 
 
 LEARNERS[RL2Config] = play_on

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from mlsh.play import Decision, play
@@ -25,6 +26,11 @@ class Outcome(NamedTuple):
         """`final_NAME` -> its mean over each group's episodes [G], a list; None where none has it."""
         reported = {name: [group[~group.isnan()] for group in x] for name, x in self.final.items()}
         return {f"final_{n}": [x.float().mean().item() if len(x) else None for x in xs] for n, xs in reported.items()}
+
+    def means(self):
+        """Each group's mean return, as `return`, and its `final_means`: float64 arrays [G] by name, NaN for None."""
+        finals = {name: np.array(means, float) for name, means in self.final_means().items()}
+        return {"return": self.episode_return.mean(1).numpy(force=True).astype(float)} | finals
 
 
 class Rollout(NamedTuple):

@@ -4,7 +4,7 @@ import mujoco
 import numpy as np
 from gymnasium.spaces import Box
 
-from mlsh.envs.ants import GHOST, light_ant, unit_quaternions
+from mlsh.envs.ants import GHOST, light_ant, unit_quaternions, upright
 from mlsh.envs.base import SingleEnv
 from mlsh.envs.mujoco_tasks import MujocoTasks
 from mlsh.envs.registry import register
@@ -49,7 +49,8 @@ class AntBanditsVector(MujocoTasks):
 
     ## Rewards
     −√d / 3000, with d the distance in metres between the centres of mass of ant and target. MuJoCo's sensor of the
-    centre of mass is one substep (10 ms) old. `info["distance"]` is d.
+    centre of mass is one substep (10 ms) old. `info["distance"]` is d, `info["upright"]` whether the ant is not on its
+    back.
 
     ## Starting State
     qpos uniform within ±0.1 of the model's, the quaternion normalised; qvel uniform in ±0.005; the target at its place,
@@ -90,7 +91,7 @@ class AntBanditsVector(MujocoTasks):
 
     def _reward(self, before, actions, qpos, sensors):
         distance = np.linalg.norm(sensors[:, :3] - sensors[:, 3:], axis=1)
-        return -np.sqrt(distance) / 3000, {"distance": distance}
+        return -np.sqrt(distance) / 3000, {"distance": distance, "upright": upright(qpos)}
 
 
 class AntBandits(SingleEnv):

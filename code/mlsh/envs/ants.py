@@ -51,6 +51,11 @@ def unit_quaternions(qpos):
     return qpos
 
 
+def upright(qpos):
+    """Whether the torso's own upwards is up, for `qpos` [n, nq], by its quaternion (w, x, y, z)."""
+    return (qpos[:, 4:6] ** 2).sum(1) < 0.5
+
+
 class HeavyAnts(MujocoTasks):
     """A family of tasks for the heavy ant, which may be put upright every `upright_every` steps, where it is.
 
