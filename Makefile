@@ -1,7 +1,7 @@
 # make train     install and run the headline command
 # make test      install and run the linter and the tests; make test-all: the slow ones, too
 # make soak      kill and continue runs, fifty times; watch the memory of a long one
-# make bandits   the study of the 2D bandits; likewise fourrooms, taxi, point-worlds; make paper: all of them
+# make bandits   the study of the 2D bandits; likewise fourrooms, taxi, point-worlds, ants; make paper: all of them
 # make drawings  the drawings of README and docs
 PYTHON ?= python3
 BIN := .venv/bin
@@ -11,7 +11,7 @@ W ?= 60
 U ?= 1
 endif
 
-STUDIES := bandits point-worlds fourrooms taxi
+STUDIES := bandits point-worlds fourrooms taxi ants
 
 .PHONY: train test test-all soak paper drawings $(STUDIES)
 train: .venv/installed

@@ -10,18 +10,32 @@ from functools import partial
 import imageio.v3 as iio
 import numpy as np
 import pytest
+import torch
+from matplotlib.figure import Figure
 
 from conftest import CODE, TINY
 from evaluate import Args
 from mlsh import study as module
 from mlsh import study_parts
 from mlsh.config import Config
+from mlsh.envs import make_env
 from mlsh.errors import UserError
 from mlsh.option_critic import OptionCriticConfig
 from mlsh.rl2 import RL2Config
 from mlsh.settings import cli, parse
 from mlsh.study import Study, Way, read_adaptation
-from mlsh.study_parts import ALL, BEST_TASK, WORST_TASK, Panel, adaptation, final_tests, learning_curves, sweep
+from mlsh.study_parts import (
+    ALL,
+    BEST_TASK,
+    WORST_TASK,
+    Learner,
+    Panel,
+    adaptation,
+    final_tests,
+    learned_anew,
+    learning_curves,
+    sweep,
+)
 
 STUDY = Study(
     name="tried",
@@ -68,7 +82,9 @@ def write_adaptation(folder, env_steps, returns, best=None):
         for seed in range(returns.shape[2])
     ]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "adaptation.csv").write_text("\n".join(["run,task,seed,update,env_steps,return,best_return", *rows, ""]))
+    path = folder / "adaptation.csv"
+    path.write_text("\n".join(["run,task,seed,update,env_steps,return,best_return", *rows, ""]))
+    return path
 
 
 def printed(capsys):
@@ -215,6 +231,58 @@ def test_final_tests_against_the_best_possible(study, tmp_path, capsys):
     assert [job.command for job in study.started] == ["train.py --seed 3"] * 4
 
 
+def test_what_learns_anew_by_hand(study, tmp_path, capsys):
+    """Two runs of one, with two learners each; another is evaluated on two tasks and then on one, and reports more."""
+    learners = {"a name": Learner("train.py", [3, 4], ["-N 8"]), "b": Learner("train.py", [0], ["-N 1", "-N 2"])}
+    write_adaptation(tmp_path / "a-name-3" / "anew-0", (0, 50), [[[1, 2]], [[10, 20]]])
+    write_adaptation(tmp_path / "a-name-4" / "anew-0", (0, 50), [[[3, 4]], [[30, 40]]])
+    write_adaptation(tmp_path / "b-0" / "anew-0", (0, 1700), [[[0], [0]], [[5], [6]]])
+    path = write_adaptation(tmp_path / "b-0" / "anew-1", (0, 1700), [[[0, 0]], [[8, 6]]])
+    header, *rows = path.read_text().split("\n")[:-1]
+    more = [f"{header},final_there", *(f"{row},{x}" for row, x in zip(rows, (0, 1, 0.5, 0.25), strict=True))]
+    path.write_text("\n".join([*more, ""]))
+    learned_anew(study, learners, figure="anew.png")
+    evaluations = [(job.name, *job.command.split()[2:]) for job in study.started[3:]]
+    assert [job.command for job in study.started[:3]] == [f"train.py --seed {seed}" for seed in (3, 4, 0)]
+    assert evaluations == [
+        *((f"a-name-{seed}/anew-0", "-N", "8", "--seed", str(seed)) for seed in (3, 4)),
+        *((f"b-0/anew-{i}", "-N", str(i + 1), "--seed", "0") for i in (0, 1)),
+    ]
+    assert printed(capsys)[1:] == [
+        ["a name", "task 0 (red)", "4", "50", "return 25 (10 to 40)"],
+        ["b", "task 0 (red)", "1", "1,700", "return 5 (5 to 5)"],
+        ["b", "task 1 (red)", "1", "1,700", "return 6 (6 to 6)"],
+        ["b", "task 0 (red)", "2", "1,700", "return 7 (6 to 8); there 0.375 (0.25 to 0.5)"],
+    ]
+    assert (tmp_path / "anew.png").stat().st_size > 1000
+
+
+def test_where_ants_go_is_drawn(study, command, tmp_path, monkeypatch):
+    monkeypatch.chdir(CODE)
+    ants = importlib.import_module("studies.ants")
+    monkeypatch.setattr(ants, "EPISODES", 2)
+    flags = ["--env", "AntMovement-v1", "--record", 0, "-T", 9, "--out", tmp_path / "x"]
+    assert command("train.py", *TINY, *flags)[0] == 0
+    ants.draw_primitives(study, "alone.png", ["x", "x"])
+    ants.draw_ways(study, "ways.png", "x", "AntMaze-v1", updates=0, N=1)
+    for name, width in (("alone.png", 792), ("ways.png", 1430)):
+        assert iio.imread(tmp_path / name).shape[1] == width
+    agent, cfg, one = ants.load(study, "x", "AntMovement-v1")
+    xy, active = ants.follow(ants.stubborn(agent, 1), cfg, [0, 0])
+    assert xy.shape == (200, 2, 2, 2) and (active == torch.tensor([0, 1])[:, None]).all()
+    assert 0 < (xy - xy[0]).abs().max() < 30
+    picture = Figure()
+    axes = picture.subplots()
+    ants.draw_paths(axes, xy[:, 0], active[:, 0], 2)
+    assert sum(np.isfinite(line.get_xdata()).any() for line in axes.lines) == 2  # both of sub-policy 0
+    ants.draw_walls(axes, one.world(0))
+    assert not axes.patches
+    maze = make_env(ants.transferred(cfg, "AntMaze-v1"), 1)
+    ants.draw_walls(axes, maze.world(0))
+    colours = [patch.get_facecolor() for patch in axes.patches]
+    assert len(colours) == 4 + 9 - 2 + 1 and len(set(colours)) == 2  # the border, closed blocks, the goal
+
+
 def test_words_for_figures():
     assert study_parts.with_interval([7.0, 7.0, 7.0], 1) == "7.0 (7.0 to 7.0)"
     assert study_parts.spread([3000.0, np.inf, 1000.0]) == "3,000 (1,000 to never)"
@@ -229,6 +297,9 @@ def jobs_of(study):
             yield way.training(study)[0]
             yield from (next(way.evaluations(study, way.grid[0], panel.tasks)) for panel in told["panels"].values())
         yield from (module.Job("run", command) for command in told.get("commands", {}).values())
+        for learner in told.get("learners", {}).values():
+            yield module.Job("run", learner.command)
+            yield from (study.evaluation(module.Job("run", ""), "anew", flags) for flags in learner.flags)
         for what, flags in told.get("cells", {}).values():
             job = module.Job("cell", f"{study.methods.get(what, what)} 0.001")
             yield from (job, study.evaluation(job, "adapt", flags))

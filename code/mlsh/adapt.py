@@ -106,16 +106,20 @@ def play(agent, tasks, stage, purpose):
     return extended(looks)
 
 
+def stubborn(agent, n):
+    """The agent with `n` times K masters, of which each always runs one sub-policy: 0 … K-1, again and again."""
+    master = agent.master.like(n * agent.subs.n)  # weights zero: the bias decides
+    with torch.no_grad():
+        master.policy_bias[:, 0] = 1e3 * torch.eye(agent.subs.n, device=master.policy_bias.device).repeat(n, 1)
+    return agent._replace(master=master)
+
+
 def alone(agent, tasks, stage):
     """Mean return of each sub-policy when it runs all the time, a list [tasks][K], and the env steps taken."""
     K = agent.subs.n
     if not K:
         return [[] for _ in tasks], 0
-    stubborn = agent.master.like(len(tasks) * K)  # weights zero: the bias decides
-    with torch.no_grad():
-        stubborn.policy_bias[:, 0] = 1e3 * torch.eye(K, device=stubborn.policy_bias.device).repeat(len(tasks), 1)
-    agent = agent._replace(master=stubborn)
-    played = play(agent, [task for task in tasks for _ in range(K)], stage, "test: alone")
+    played = play(stubborn(agent, len(tasks)), [task for task in tasks for _ in range(K)], stage, "test: alone")
     return played.episode_return.mean(1).view(len(tasks), K).tolist(), played.steps
 
 

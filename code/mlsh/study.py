@@ -123,7 +123,8 @@ class Way:
         """
         runs, jobs = [], self.evaluations(study, setting, tasks, choosing)
         for training, job in zip(self.training(study, choosing), jobs, strict=True):
-            env_steps, returns, labels, best = read_adaptation(study, job)
+            env_steps, measured, labels, best = read_adaptation(study, job)
+            returns = measured["return"]
             if self.command:
                 return env_steps, returns[..., None], study.part(returns, best[:, None])[..., None]
             _, trained, of_training = training_curve(study, training)
@@ -155,10 +156,12 @@ def training_curve(study, job):
 
 
 def read_adaptation(study, job):
-    """Of an evaluation: env steps [n], returns [n, tasks, seeds], labels of the tasks, their best returns or NaN."""
+    """Of an evaluation: env steps [n], measures [n, tasks, seeds] by name, labels of the tasks, their best or NaN."""
     rows = [*csv.DictReader((study.folder / job.name / "adaptation.csv").read_text().splitlines())]
     labels, seeds, updates = ([*dict.fromkeys(row[key] for row in rows)] for key in ("task", "seed", "update"))
-    returns = np.array([float(row["return"]) for row in rows]).reshape(len(labels), len(updates), len(seeds))
+    names = [name for name in rows[0] if name == "return" or name.startswith("final_")]
+    measured = np.array([[float(row[name] or "nan") for row in rows] for name in names])
+    measured = measured.reshape(len(names), len(labels), len(updates), len(seeds)).swapaxes(1, 2)
     best = {row["task"]: float(row["best_return"] or "nan") for row in rows}
     env_steps = np.unique([float(row["env_steps"]) for row in rows])
-    return env_steps, returns.swapaxes(0, 1), labels, np.array([*best.values()])
+    return env_steps, dict(zip(names, measured, strict=True)), labels, np.array([*best.values()])

@@ -1,6 +1,8 @@
 """What a study may consist of: figures and tables of training, of learning a task anew, of final tests, of a sweep."""
 
 import json
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -95,6 +97,45 @@ def adaptation(study, figure, panels, ways, compared, chosen_only=False):
             )
 
 
+class Learner(NamedTuple):
+    """Who learns in `learned_anew`."""
+
+    command: str  # of a run
+    seeds: Sequence[int]  # of the runs, and of the evaluation of each
+    flags: Sequence[str]  # of evaluate.py, which may be more than one
+
+
+def learned_anew(study, learners, figure=""):
+    """Table, and maybe figure: learning each task anew where there is nothing to choose. `learners`: label -> Learner.
+
+    In the table a row a task: the mean over all learners of each measure, in the end, and the least and most.
+    """
+    jobs = {label: Job.seeded(label.replace(" ", "-"), x.command, x.seeds) for label, x in learners.items()}
+    study.run(*jobs.values())
+    of = {
+        (label, i): [
+            study.evaluation(job, f"anew-{i}", f"{flags} --seed {seed}")
+            for seed, job in zip(x.seeds, jobs[label], strict=True)
+        ]
+        for label, x in learners.items()
+        for i, flags in enumerate(x.flags)
+    }
+    study.run(*of.values())
+    lines, rows = defaultdict(dict), []
+    for (label, _), evaluations in of.items():
+        steps, measures, labels, _ = zip(*(read_adaptation(study, job) for job in evaluations), strict=True)
+        for j, task in enumerate(labels[0]):
+            each = {name: np.concatenate([x[name][:, j] for x in measures], 1) for name in measures[0]}
+            lines[task][label] = steps[0], each["return"]
+            lasts = {name.removeprefix("final_"): x[-1] for name, x in each.items()}
+            ends = [f"{name} {x.mean():.4g} ({x.min():.4g} to {x.max():.4g})" for name, x in lasts.items()]
+            rows.append([label, task, len(lasts["return"]), f"{steps[0][-1]:,.0f}", "; ".join(ends)])
+    if figure:
+        with writing(study.figures):
+            draw_bands(study.figures / figure, lines, "env steps on the task", symlog=2 * study.horizon)
+    print_table(["", "task", "learners", "env steps", "in the end"], rows)
+
+
 def final_tests(study, commands, seeds):
     """Table: returns in the final tests of runs, those of `commands` (name -> command of a run) with each of `seeds`.
 
@@ -144,8 +185,8 @@ def sweep(study, figure, name, method, cells, seeds, title, labels, of=np.min):
 
 def last_part(study, job):
     """What part of the best possible return an evaluation ends with [tasks]."""
-    _, returns, _, best = read_adaptation(study, job)
-    return study.part(returns[-1].mean(1), best)
+    _, measured, _, best = read_adaptation(study, job)
+    return study.part(measured["return"][-1].mean(1), best)
 
 
 def with_interval(values, decimals):

@@ -77,19 +77,21 @@ class AntMovement(SingleEnv):
     vector_class = AntMovementVector
 
 
-# untested: the paper's D, high_len, W and U, with what AntBandits explores with
+# an episode is one decision: as long, and from standing, as the course and the mazes have them
 PRESET = {
-    "N": 4,
-    "W": 20,
-    "U": 40,
-    "tasks": 30,
-    "T": 600,
+    "N": 8,
+    "W": 5,
+    "U": 20,
+    "tasks": 15,
+    "T": 200,
     "high_len": 200,
     "groups": 4,
+    "epochs": 4,
     "parts_low": 16,
     "target_kl": 0.03,
+    "bootstrap": False,
     "explore": 0.1,
-    "fade": 15,
+    "fade": 10,
     "log_std": -0.5,
     "reward_scale": 0.1,
 }

@@ -203,8 +203,11 @@ class AntMazesVector(HeavyAnts):
     def _start(self, which):
         return 2, 0
 
+    def world(self, task):
+        return self._mazes[task]
+
     def simulate(self, state, control):
-        return self._pool.rollout([self._mazes[task] for task in self._playing], self._data, state, control)
+        return self._pool.rollout([self.world(task) for task in self._playing], self._data, state, control)
 
     def _reward(self, before, actions, qpos, sensors):
         xy, goal = qpos[:, :2], self._goals[self._playing]
@@ -214,7 +217,7 @@ class AntMazesVector(HeavyAnts):
         return reward, {"distance": np.linalg.norm(xy - goal, axis=1), "reached": self._reached}
 
     def _render_episode(self, e):
-        maze = self._mazes[self._playing[e]]
+        maze = self.world(self._playing[e])
         self.model.geom_rgba[:], self.model.geom_pos[:] = maze.geom_rgba, maze.geom_pos
         return super()._render_episode(e)
 

@@ -74,6 +74,10 @@ class HeavyAnts(MujocoTasks):
         self._origin = np.zeros((num_envs, 2))  # where the ant was put upright
         self._reached = np.zeros(num_envs, bool)  # the goal, in this episode
 
+    def world(self, task):
+        """The MuJoCo model of a task."""
+        return self.model
+
     def _upright(self, which, xy):
         """Redraw the ant's pose and velocity in the slots `which`, standing at `xy`; qpos [n, 15] and qvel [n, 14]."""
         qpos = self.model.qpos0[:NQ] + self._draw(lambda rng, n: rng.uniform(-0.1, 0.1, (n, NQ)), which)
