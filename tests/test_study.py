@@ -267,14 +267,19 @@ def test_where_ants_go_is_drawn(study, command, tmp_path, monkeypatch):
     ants.draw_ways(study, "ways.png", "x", "AntMaze-v1", updates=0, N=1)
     for name, width in (("alone.png", 792), ("ways.png", 1430)):
         assert iio.imread(tmp_path / name).shape[1] == width
+    drawn, draw_paths = [], ants.draw_paths
+    monkeypatch.setattr(ants, "draw_paths", lambda axes, *args: drawn.append(args))
+    ants.draw_primitives(study, "alone.png", ["x"])
+    assert (drawn[0][0][0] == 0).all() and (drawn[0][0][-1] != 0).all()  # displacements
     agent, cfg, one = ants.load(study, "x", "AntMovement-v1")
     xy, active = ants.follow(ants.stubborn(agent, 1), cfg, [0, 0])
     assert xy.shape == (200, 2, 2, 2) and (active == torch.tensor([0, 1])[:, None]).all()
     assert 0 < (xy - xy[0]).abs().max() < 30
     picture = Figure()
     axes = picture.subplots()
-    ants.draw_paths(axes, xy[:, 0], active[:, 0], 2)
-    assert sum(np.isfinite(line.get_xdata()).any() for line in axes.lines) == 2  # both of sub-policy 0
+    draw_paths(axes, xy[:, 0], active[:, 0], 2)  # two episodes of sub-policy 0
+    drawn = np.stack([np.stack(line.get_data(), 1) for line in axes.lines], 1)
+    assert np.array_equal(drawn[:, :2], xy[:, 0]) and np.isnan(drawn[:, 2:]).all()
     ants.draw_walls(axes, one.world(0))
     assert not axes.patches
     maze = make_env(ants.transferred(cfg, "AntMaze-v1"), 1)
