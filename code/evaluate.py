@@ -54,8 +54,8 @@ class Args(Settings):
     out: str = ""
     """Folder for the files; default: the first run's. There must be no adaptation.csv in it."""
     env: str = ""
-    """Another environment than the run's own, with the same spaces (transfer); with its own preset's -T and
-    --high_len."""
+    """Another environment than the run's own, with the same spaces (transfer), played with its preset's -T and
+    --high_len, if it has them; so is the run's own, if it is named."""
     tasks: tuple[str, ...] = ()
     """Tasks: numbers in a finite family, else JSON. Default: all, or a sample of --sample."""
     held_out: bool = False

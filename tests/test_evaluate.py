@@ -10,7 +10,7 @@ from mlsh import adapt, checkpoint
 from mlsh.config import Config
 from mlsh.envs import make_env
 from mlsh.models import Hierarchy
-from mlsh.rollout import collect
+from mlsh.rollout import Outcome, collect
 from mlsh.sampling import Streams
 
 RL2 = "--env MovementBandits-v0 -N 4 --iterations 2 -K 1 -T 7 --episodes 3 --wandb disabled".split()
@@ -142,6 +142,17 @@ def test_another_environment_has_its_own_horizon_and_decisions(command, tmp_path
     assert all(40 < float(row["final_distance"]) < 60 and row["final_reached"] == "0" for row in rows)
     assert command("evaluate.py", run, *transfer, "--out", tmp_path / "x")[0] == 0
     assert "final_distance" not in adaptation(tmp_path / "x")[0]
+
+
+def test_what_is_reported_now_and_then_is_missing_elsewhere():
+    def outcome(final):
+        return Outcome(torch.tensor([[1.0, 3.0]]), torch.ones(1, 2), torch.ones(1, 1), 2, torch.zeros(1), final)
+
+    success = outcome({"success": torch.tensor([[1.0, torch.nan]])})
+    measured = adapt.measures([[outcome({}), success, outcome({})], [success, outcome({}), outcome({})]], 2, 1)
+    np.testing.assert_array_equal(measured["return"][:, :, 0], [[2, 2]] * 3)
+    nan = np.nan
+    np.testing.assert_array_equal(measured["final_success"][:, :, 0], [[nan, 1], [1, nan], [nan, nan]])
 
 
 def test_another_environment_and_sampled_tasks(command, tmp_path):

@@ -187,9 +187,13 @@ def learn_anew(data, cfg, env, tasks, ev):
 
 
 def measures(parts, tasks, seeds):
-    """`learn_anew`'s, of parts of the learners, which have a list of `Outcome`s each, one an update."""
+    """`learn_anew`'s, of parts of the learners, which have a list of `Outcome`s each, one an update.
+
+    What is reported after some updates only is NaN after the others.
+    """
     updates = [joined(outcomes).means() for outcomes in zip(*parts, strict=True)]
-    return {name: np.stack([x[name] for x in updates]).reshape(-1, tasks, seeds) for name in updates[0]}
+    names, none = dict.fromkeys(name for x in updates for name in x), np.full(tasks * seeds, np.nan)
+    return {name: np.stack([x.get(name, none) for x in updates]).reshape(-1, tasks, seeds) for name in names}
 
 
 def learn_some(agent, blocks, some, stage, ev):

@@ -77,7 +77,7 @@ class AntMovement(SingleEnv):
     vector_class = AntMovementVector
 
 
-# an episode is one decision: as long, and from standing, as the course and the mazes have them
+# an episode is one decision from standing, as long as those of the course and the mazes between two uprightings
 PRESET = {
     "N": 8,
     "W": 5,
