@@ -30,6 +30,8 @@ class Args(Settings):
     checkpoint that is in none, in the current one."""
     episodes: Count = 1
     """Episodes in a video."""
+    every: Count = 1
+    """Of so many frames only the first is in the video, which is as many times as fast."""
     env: str = ""
     """Another environment than the run's own, as of evaluate.py."""
     updates: CountOrNone = 0
@@ -61,7 +63,8 @@ def main():
     for name, updates in (("initialised", 0), ("trained", args.updates or cfg.W or cfg.U)):
         pupil, _ = adapt(agent, env, [task], cfg, updates)
         path = out.with_stem(f"{out.stem}-{name}")
-        film(cfg, pupil, [task], Streams(cfg.seed, [0])(0, "render"), lambda task, path=path: path, args.episodes)
+        rngs = Streams(cfg.seed, [0])(0, "render")
+        film(cfg, pupil, [task], rngs, lambda task, path=path: path, args.episodes, args.every)
         print(path)
 
 

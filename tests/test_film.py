@@ -32,6 +32,16 @@ def test_film_shows_each_task_once(tmp_path):
         assert iio.immeta(tmp_path / f"{task}.mp4")["fps"] == 10
 
 
+def test_a_film_may_be_faster(tmp_path):
+    cfg = Config(T=4, groups=1)
+    for every in (1, 3):
+        rngs = Streams(0, [0])(0, "film")
+        film(cfg, new_agent(cfg), [1], rngs, lambda task, n=every: tmp_path / f"{n}.mp4", episodes=2, every=every)
+    whole, fast = (iio.imread(tmp_path / f"{every}.mp4").astype(int) for every in (1, 3))
+    assert (len(whole), len(fast)) == (10, 4)
+    assert abs(fast - whole[::3]).max() < abs(fast[:3] - whole[1::3]).max()
+
+
 class Log:
     """Stands for the log."""
 

@@ -1,6 +1,7 @@
 """Looks at an agent at work, from which nobody learns: what it returns, and films of it."""
 
 import contextlib
+import itertools
 
 from mlsh import parallel
 from mlsh.envs import make_env
@@ -47,10 +48,11 @@ class Look:
             self._unavailable = True
 
 
-def film(cfg, agent, tasks, rngs, path, episodes=1, most=4):
+def film(cfg, agent, tasks, rngs, path, episodes=1, every=1, most=4):
     """Film `episodes` episodes of each distinct task among `tasks` (one a master), of at most `most` of them.
 
-    The film of a task is written to `path(task)`, a .gif or .mp4, as its frames come. Returns the tasks filmed.
+    The film of a task is written to `path(task)`, a .gif or .mp4, as its frames come. Of `every`
+    so many frames it has the first, and is as many times as fast. Returns the tasks filmed.
     """
     first = {}
     for g, task in enumerate(tasks):
@@ -63,7 +65,11 @@ def film(cfg, agent, tasks, rngs, path, episodes=1, most=4):
         stack.callback(env.close)
         add = [stack.enter_context(video(path(tasks[g]), env.metadata["render_fps"])) for g in shown]
 
+        steps = itertools.count()
+
         def on_step():
+            if next(steps) % every:
+                return
             for add_to_its_film, frame in zip(add, env.render(), strict=True):
                 add_to_its_film(frame)
 
