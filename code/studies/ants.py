@@ -25,14 +25,14 @@ from mlsh.study_parts import Learner, learned_anew
 TRAIN = "train.py --record 0 --wandb disabled --env"
 NOTHING = "--num_low 0 -W 1 -U 0 --tasks 1 --test_episodes 2"  # of a run that is made for its settings
 PPO = "-N 8 --hlr 0.001 --bs 512 --updates"
-COURSE, MASTERS = "--env AntObstacles-v1 -N 8 --updates 6", "-N 4 --updates 12 --seeds 2 --look 5"
+COURSE, MASTERS = "--env AntObstacles-v1 -N 8 --updates 12", "-N 8 --updates 12 --seeds 2 --look 5"
 COURSE_LEARNERS = {
-    "movement": Learner(f"{TRAIN} AntMovement-v1", range(3), [f"{COURSE} --seeds 5 --look 10"]),
+    "movement": Learner(f"{TRAIN} AntMovement-v1", range(3), [f"{COURSE} --seeds 5 --look 5"]),
     "course from scratch": Learner(f"{TRAIN} AntObstacles-v1 {NOTHING}", [0], [f"{PPO} 60 --seeds 5"]),
 }
 MAZE_LEARNERS = {
     "mazes": Learner(f"{TRAIN} AntMaze-v1", [0, 1], [MASTERS, f"{MASTERS} --held_out"]),
-    "mazes from scratch": Learner(f"{TRAIN} AntMaze-v1 {NOTHING}", [0], [f"{PPO} 6 --seeds 2 --look 5"]),
+    "mazes from scratch": Learner(f"{TRAIN} AntMaze-v1 {NOTHING}", [0], [f"{PPO} 12 --seeds 2 --look 5"]),
 }
 EPISODES = 20  # of which the paths are drawn
 
@@ -106,9 +106,9 @@ STUDY = Study(
     horizon=2000,
     parts=(
         partial(learned_anew, learners=COURSE_LEARNERS, figure="ant-course.png"),
-        partial(draw_ways, figure="ant-course-paths.png", run="movement-0", env="AntObstacles-v1", updates=6, N=8),
+        partial(draw_ways, figure="ant-course-paths.png", run="movement-0", env="AntObstacles-v1", updates=12, N=8),
         partial(learned_anew, learners=MAZE_LEARNERS),
-        partial(draw_ways, figure="ant-maze-paths.png", run="mazes-0", env="AntMaze-v1", updates=12, N=4),
+        partial(draw_ways, figure="ant-maze-paths.png", run="mazes-0", env="AntMaze-v1", updates=12, N=8),
         partial(draw_primitives, figure="ant-primitives.png", runs=("movement-0", "mazes-0")),
     ),
 )
