@@ -73,7 +73,7 @@ def test_all_three_have_the_same_ant_and_spaces():
             assert env.model.geom(name).margin == ant.geom(name).margin
         assert (env.model.body_mass[1:14] == ant.body_mass[1:]).all() and env.model.opt.timestep == 0.005
         assert (env.model.actuator_gear == ant.actuator_gear).all()
-        solid = (env.model.geom_bodyid == 0) & (env.model.geom_conaffinity > 0)
+        solid = (env.model.body_weldid[env.model.geom_bodyid] == 0) & (env.model.geom_conaffinity > 0)
         assert (env.model.geom_margin[solid] == 0).all()  # so that 10 mm are left, whatever MuJoCo
 
 

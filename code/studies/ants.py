@@ -97,8 +97,8 @@ def draw_walls(axes, model):
     """What stands in the way, and the goal's plate: boxes, seen from above."""
     for g in (model.geom(i) for i in range(model.ngeom) if model.geom_type[i] == mujoco.mjtGeom.mjGEOM_BOX):
         if g.rgba[3]:
-            colour = "0.7" if g.conaffinity else "#9fd89f"
-            axes.add_patch(Rectangle(g.pos[:2] - g.size[:2], *(2 * g.size[:2]), fc=colour, ec="none"))
+            colour, at = "0.7" if g.conaffinity else "#9fd89f", model.body_pos[g.bodyid[0]] + g.pos
+            axes.add_patch(Rectangle((at - g.size)[:2], *(2 * g.size[:2]), fc=colour, ec="none"))
 
 
 STUDY = Study(

@@ -33,6 +33,11 @@ MAZES = (  # the blocks that are open, and the goal
 )
 
 
+def add_box(spec, pos, size, **more):
+    """Something to run against, in a body of its own: an ant is compared with all that one body has, far or near."""
+    spec.worldbody.add_body(pos=pos).add_geom(type=BOX, size=size, **more, **FIXED)
+
+
 def walled(walls):
     """The heavy ant and walls of a height of 5 m as a spec, on a plain floor, where it is seen from far above."""
     spec = heavy_ant()
@@ -40,7 +45,7 @@ def walled(walls):
     floor.material, floor.rgba = "", (0.35, 0.4, 0.35, 1)
     floor.contype = 0  # else an enemy that sinks into it would touch it
     for x, y, *half in walls:
-        spec.worldbody.add_geom(type=BOX, pos=(x, y, 0), size=(*half, 5), rgba=WHITE, **FIXED)
+        add_box(spec, (x, y, 0), (*half, 5), rgba=WHITE)
     return spec
 
 
@@ -61,7 +66,7 @@ def build_maze():
     """A maze whose blocks are all closed."""
     spec = walled(BORDER)
     for name, (x, y) in BLOCKS.items():
-        spec.worldbody.add_geom(name=name, type=BOX, pos=(x, y, 5), size=(7.6, 7.6, 5), rgba=RED, **FIXED)
+        add_box(spec, (x, y, 5), (7.6, 7.6, 5), name=name, rgba=RED)
     # to be moved: at 0 MuJoCo would compile the body's frame for its own
     spec.worldbody.add_geom(name="goal", type=BOX, pos=(24, 0, 0.1), size=(3, 3, 0.1), rgba=GREEN, **GHOST)
     return spec.compile()
