@@ -31,7 +31,7 @@ class Args(Settings):
     episodes: Count = 1
     """Episodes in a video."""
     every: Count = 1
-    """Of so many frames only the first is in the video, which is as many times as fast."""
+    """Keep one frame of so many; the video is as many times as fast."""
     env: str = ""
     """Another environment than the run's own, as of evaluate.py."""
     updates: CountOrNone = 0
