@@ -286,6 +286,9 @@ def test_where_ants_go_is_drawn(study, command, tmp_path, monkeypatch):
     ants.draw_walls(axes, maze.world(0))
     colours = [patch.get_facecolor() for patch in axes.patches]
     assert len(colours) == 4 + 9 - 2 + 1 and len(set(colours)) == 2  # the border, closed blocks, the goal
+    places = [[*patch.get_bbox().extents.round(1)] for patch in axes.patches]
+    for place in ([47.7, -24, 48.3, 24], [32.4, -23.6, 47.6, -8.4], [5, 21, 11, 27]):  # one of each
+        assert place in places
 
 
 def test_words_for_figures():

@@ -51,8 +51,8 @@ class Look:
 def film(cfg, agent, tasks, rngs, path, episodes=1, every=1, most=4):
     """Film `episodes` episodes of each distinct task among `tasks` (one a master), of at most `most` of them.
 
-    The film of a task is written to `path(task)`, a .gif or .mp4, as its frames come. It has one
-    frame of every `every`, and is as many times as fast. Returns the tasks filmed.
+    The film of a task is written to `path(task)`, a .gif or .mp4, as its frames come. It has one frame
+    of every `every`, and is as many times as fast. Returns the tasks filmed.
     """
     first = {}
     for g, task in enumerate(tasks):
@@ -64,7 +64,6 @@ def film(cfg, agent, tasks, rngs, path, episodes=1, every=1, most=4):
     with contextlib.ExitStack() as stack:
         stack.callback(env.close)
         add = [stack.enter_context(video(path(tasks[g]), env.metadata["render_fps"])) for g in shown]
-
         steps = itertools.count()
 
         def on_step():

@@ -25,13 +25,13 @@ from mlsh.study_parts import Learner, learned_anew
 TRAIN = "train.py --record 0 --wandb disabled --env"
 NOTHING = "--num_low 0 -W 1 -U 0 --tasks 1 --test_episodes 2"  # of a run that is made for its settings
 PPO = "-N 8 --hlr 0.001 --bs 512 --updates"
-COURSE, MASTERS = "--env AntObstacles-v1 -N 8 --updates 12", "-N 8 --updates 12 --seeds 2 --look 5"
+MASTERS = "-N 8 --updates 12 --look 5 --seeds"
 COURSE_LEARNERS = {
-    "movement": Learner(f"{TRAIN} AntMovement-v1", range(3), [f"{COURSE} --seeds 5 --look 5"]),
-    "course from scratch": Learner(f"{TRAIN} AntObstacles-v1 {NOTHING}", [0], [f"{PPO} 60 --seeds 5"]),
+    "movement": Learner(f"{TRAIN} AntMovement-v1", range(3), [f"{MASTERS} 5 --env AntObstacles-v1"]),
+    "course from scratch": Learner(f"{TRAIN} AntObstacles-v1 {NOTHING}", [0], [f"{PPO} 120 --seeds 5"]),
 }
 MAZE_LEARNERS = {
-    "mazes": Learner(f"{TRAIN} AntMaze-v1", [0, 1], [MASTERS, f"{MASTERS} --held_out"]),
+    "mazes": Learner(f"{TRAIN} AntMaze-v1", [0, 1], [f"{MASTERS} 2", f"{MASTERS} 2 --held_out"]),
     "mazes from scratch": Learner(f"{TRAIN} AntMaze-v1 {NOTHING}", [0], [f"{PPO} 12 --seeds 2 --look 5"]),
 }
 EPISODES = 20  # of which the paths are drawn
