@@ -23,7 +23,7 @@ from mlsh.models import Hierarchy
 from mlsh.ppo import Adam, update
 from mlsh.rollout import collect
 from mlsh.sampling import Streams
-from mlsh.settings import Count, CountOrNone, Counts, Settings, at_least, cli, parse
+from mlsh.settings import CountOrNone, Counts, Settings, at_least, cli, parse
 
 SECONDS = 2  # to repeat a call for, at least
 
@@ -40,14 +40,17 @@ class Args(Settings):
     """Torch device."""
     tasks: Annotated[int, at_least(2)] = 4
     """Outer iterations of train.py, two or more; the first is not counted."""
-    compile: Literal["on", "off"] = "off"
+    compile: tuple[Literal["on", "off"], ...] = ("off",)
     """Compile what learns from a minibatch; what is compiled after the first outer iteration counts, so give more."""
     sim_threads: CountOrNone = 0
     """Threads that simulate, in MuJoCo's families; 0 for all cores."""
     processes: CountOrNone = 0
-    """Instead, compare torchrun with so many processes to one, and to so many runs at once; a thread each."""
-    repeats: Count = 2
-    """Times that --processes does so, as a machine's speed may change."""
+    """Instead, compare torchrun with so many processes to one, and to so many runs at once; a thread each, twice."""
+    threads: Counts = ()
+    """Numbers of threads, for PyTorch and for what simulates, with which --repeats measures; else as many as cores."""
+    repeats: CountOrNone = 0
+    """Instead of parts measure all whole loops asked for in turn, so many times, as a machine's speed may change; or
+    so often do what --processes says."""
 
 
 def whole_loop(flags, tasks, launcher=(), copies=1, **environment):
@@ -79,7 +82,7 @@ def scaling(flags, cfg, args):
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", n)
     ways = {"one run": {}, f"{n} runs at once": {"copies": n}, f"torchrun, {n} processes": {"launcher": launcher}}
     speeds = {way: [] for way in ways}
-    for _ in range(args.repeats):
+    for _ in range(args.repeats or 2):
         for way, how in ways.items():
             loops = whole_loop([*flags, "--sim_threads", "1"], args.tasks, **how, OMP_NUM_THREADS="1")
             speeds[way].append(sum(steps / seconds for steps, seconds in loops))
@@ -166,7 +169,7 @@ def one_process(flags, cfg, args):
         if isinstance(env, MujocoTasks):
             against_the_simulator(cfg, spent)
     threads = f"{torch.get_num_threads()} threads"
-    print(f"{cfg.env} --groups {cfg.groups}, {threads}, --compile {args.compile}: {steps / whole:,.0f} env steps/s")
+    print(f"{cfg.env} --groups {cfg.groups}, {threads}, --compile {cfg.compile}: {steps / whole:,.0f} env steps/s")
     if spent["collection"]:
         bare, collection = (1 / statistics.mean(x) for x in spent.values())
         print(
@@ -180,13 +183,27 @@ def one_process(flags, cfg, args):
     print(f"  {'an outer iteration':<34}{whole:7.2f} s  100 %", flush=True)
 
 
+def in_turn(measured, args):
+    """Print env steps a second of whole loops, measured in turn, `args.repeats` times each."""
+    speeds = {(i, n): [] for i in range(len(measured)) for n in args.threads or (torch.get_num_threads(),)}
+    for _ in range(args.repeats):
+        for (i, n), each in speeds.items():
+            flags = [*measured[i][0], "--sim_threads", str(n)]
+            ((steps, seconds),) = whole_loop(flags, args.tasks, OMP_NUM_THREADS=str(n))
+            each.append(steps / seconds)
+            cfg = measured[i][1]
+            what = f"{cfg.env} --groups {cfg.groups} --compile {cfg.compile}, {n} threads"
+            summary = f"{statistics.median(each):,.0f} ({min(each):,.0f} to {max(each):,.0f})"
+            print(f"{what}: {each[-1]:,.0f} env steps/s; median of {len(each)} {summary}", flush=True)
+
+
 def main():
     args = cli(Args)
     args.validate()
-    of_all = [*("--device", args.device, "--compile", args.compile, "--sim_threads", str(args.sim_threads))]
+    of_all = ["--device", args.device, "--sim_threads", str(args.sim_threads)]
     measured = []  # all before the first, so that mistakes are told at once
-    for env, groups in product(args.env, args.groups or (None,)):
-        flags = ["--env", env, *of_all, *(("--groups", str(groups)) if groups else ())]
+    for env, groups, compile in product(args.env, args.groups or (None,), args.compile):
+        flags = ["--env", env, *of_all, "--compile", compile, *(("--groups", str(groups)) if groups else ())]
         cfg, _ = parse(Config, flags, load=None)
         if args.processes and not 1 < args.processes <= cfg.groups:
             raise UserError(f"--processes is {args.processes}: use 2 to {cfg.groups}, the number of task groups")
@@ -194,6 +211,11 @@ def main():
         measured.append((flags, cfg))
     if not measured:
         raise UserError("--env names no task family; name one or more")
+    if args.threads and not args.repeats:
+        raise UserError("--threads is for whole loops in turn; add --repeats")
+    if args.repeats and not args.processes:
+        in_turn(measured, args)
+        return
     for flags, cfg in measured:
         (scaling if args.processes else one_process)(flags, cfg, args)
 

@@ -308,16 +308,34 @@ def test_scaling(monkeypatch, capsys):
     assert float(last.split()[2]) == pytest.approx(100 * speeds[2] / speeds[1], abs=1)
 
 
+@pytest.mark.slow
+def test_loops_in_turn(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(CODE)
+    import benchmark
+
+    ways = [([*TINY, "--groups", str(groups)], Config(groups=groups)) for groups in (1, 2)]
+    benchmark.in_turn(ways, benchmark.Args(tasks=2, repeats=2, threads=(1,)))
+    lines = [line.translate({ord(c): None for c in ",()"}).split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[2] for line in lines] == ["1", "2", "1", "2"]
+    speeds = [float(line[line.index("threads:") + 1]) for line in lines]
+    for j in (0, 1):
+        a, b = speeds[j::2]
+        summary = [float(lines[2 + j][word]) for word in (-4, -3, -1)]
+        assert summary == pytest.approx([(a + b) / 2, min(a, b), max(a, b)], abs=1)
+
+
 def test_benchmark(command):
     code, out, err = command("benchmark.py", "--groups", 1, "--tasks", 2)
     assert code == 0, err
     shares = [int(line.split()[-2]) for line in out.splitlines()[1:]]
     assert out.startswith("MovementBandits-v0 --groups 1, ") and "env steps/s" in out
     assert len(shares) == 6 and shares[-1] == 100 and abs(sum(shares[:-1]) - 100) <= 3
-    for flag, value, least in (("--tasks", 1, 2), ("--repeats", 0, 1), ("--groups", 0, 1), ("--processes", -1, 0)):
+    for flag, value, least in (("--tasks", 1, 2), ("--repeats", -1, 0), ("--groups", 0, 1), ("--processes", -1, 0)):
         code, _, err = command("benchmark.py", flag, value)
         assert code == 2 and f"{flag} is {value}: use {least} or more" in err
     code, _, err = command("benchmark.py", "--groups", 2, "--processes", 3)
     assert code == 2 and "use 2 to 2" in err
+    code, _, err = command("benchmark.py", "--threads", 1)
+    assert code == 2 and "add --repeats" in err
     code, out, err = command("benchmark.py", "--env", "MovementBandits-v0", "Nonsense-v0")
     assert code == 2 and not out and "Nonsense" in err
