@@ -26,13 +26,14 @@ TRAIN = "train.py --record 0 --wandb disabled --env"
 NOTHING = "--num_low 0 -W 1 -U 0 --tasks 1 --test_episodes 2"  # of a run that is made for its settings
 PPO = "-N 8 --hlr 0.001 --bs 512 --updates"
 MASTERS = "-N 8 --updates 12 --look 5 --seeds"
+MAZE = "-T 1000"  # primitives learn in shorter episodes
 COURSE_LEARNERS = {
     "movement": Learner(f"{TRAIN} AntMovement-v1", range(3), [f"{MASTERS} 5 --env AntObstacles-v1"]),
     "course from scratch": Learner(f"{TRAIN} AntObstacles-v1 {NOTHING}", [0], [f"{PPO} 120 --seeds 5"]),
 }
 MAZE_LEARNERS = {
-    "mazes": Learner(f"{TRAIN} AntMaze-v1", [0, 1], [f"{MASTERS} 2", f"{MASTERS} 2 --held_out"]),
-    "mazes from scratch": Learner(f"{TRAIN} AntMaze-v1 {NOTHING}", [0], [f"{PPO} 12 --seeds 2 --look 5"]),
+    "mazes": Learner(f"{TRAIN} AntMaze-v1", [0, 1], [f"{MASTERS} 2 {MAZE}", f"{MASTERS} 2 {MAZE} --held_out"]),
+    "mazes from scratch": Learner(f"{TRAIN} AntMaze-v1 {NOTHING}", [0], [f"{PPO} 12 --seeds 2 --look 5 {MAZE}"]),
 }
 EPISODES = 20  # of which the paths are drawn
 
@@ -59,10 +60,10 @@ def draw_primitives(study, figure, runs):
         picture.savefig(study.figures / figure, dpi=110)
 
 
-def draw_ways(study, figure, run, env, updates, N, columns=5):
+def draw_ways(study, figure, run, env, updates, N, T=None, columns=5):
     """Figure: where new masters of a run lead the ant after so many `updates` of N episodes, a panel a task."""
     agent, cfg, one = load(study, run, env)
-    cfg.N, tasks = N, [*one.train_tasks, *(one.test_tasks or ())]
+    cfg.N, cfg.T, tasks = N, T or cfg.T, [*one.train_tasks, *(one.test_tasks or ())]
     agent, _ = adapt(agent, make_env(cfg, len(tasks) * N), tasks, cfg, updates)
     xy, active = follow(agent, cfg, tasks)
     columns = min(len(tasks), columns)
@@ -108,8 +109,8 @@ STUDY = Study(
         partial(learned_anew, learners=COURSE_LEARNERS, figure="ant-course.png"),
         partial(draw_ways, figure="ant-course-paths.png", run="movement-0", env="AntObstacles-v1", updates=12, N=8),
         partial(learned_anew, learners=MAZE_LEARNERS),
-        partial(draw_ways, figure="ant-maze-paths.png", run="mazes-0", env="AntMaze-v1", updates=12, N=8),
-        partial(draw_primitives, figure="ant-primitives.png", runs=("movement-0", "mazes-0")),
+        partial(draw_ways, figure="ant-maze-paths.png", run="mazes-0", env="AntMaze-v1", updates=12, N=8, T=1000),
+        partial(draw_primitives, figure="ant-primitives.png", runs=("mazes-0", "mazes-1")),
     ),
 )
 
