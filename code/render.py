@@ -38,6 +38,8 @@ class Args(Settings):
     """PPO updates of the master; 0 for the run's W, or without a warm-up U."""
     N: Annotated[CountOrNone, short("-N")] = 0
     """Episodes a rollout of its training; 0 for the run's."""
+    T: Annotated[CountOrNone, short("-T")] = 0
+    """Env steps of an episode; 0 for the run's, or those of --env."""
     hlr: NotNegative = 0.0
     """Its learning rate; 0 for the run's."""
     device: str = "cpu"
@@ -49,7 +51,7 @@ def main():
     args.validate()
     data = checkpoint.load(args.run, [Config])
     cfg = transferred(data["config"], args.env)
-    cfg.device, cfg.N, cfg.hlr = args.device, args.N or cfg.N, args.hlr or cfg.hlr
+    cfg.device, cfg.N, cfg.T, cfg.hlr = args.device, args.N or cfg.N, args.T or cfg.T, args.hlr or cfg.hlr
     env = make_env(cfg, cfg.N)
     task = find_task(env, args.task, "--task")
     in_its_folder = args.run.name == "checkpoint.pt"  # where runs have it

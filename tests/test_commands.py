@@ -263,8 +263,9 @@ def test_rendering(command, tmp_path):
         assert str(tmp_path / name) in out
         assert iio.imread(tmp_path / name, index=None).shape[1:] == (520, 520, 3)
     (tmp_path / "run" / "checkpoint.pt").rename(tmp_path / "alone.pt")
-    assert command("render.py", tmp_path / "alone.pt", "--out", tmp_path / "y.mp4", "--every", 3)[0] == 0
-    assert len(iio.imread(tmp_path / "y-trained.mp4")) == 3  # of 8
+    for more, frames in (([], 3), (["-T", 11], 4)):  # of 8 and 12
+        assert command("render.py", tmp_path / "alone.pt", "--out", tmp_path / "y.mp4", "--every", 3, *more)[0] == 0
+        assert len(iio.imread(tmp_path / "y-trained.mp4")) == frames
     refused = {
         ("--task", 7): "--task is 7: use 0, 1",
         ("--task", "true"): "use 0, 1",
