@@ -86,7 +86,7 @@ def scaling(flags, cfg, args):
         for way, how in ways.items():
             loops = whole_loop([*flags, "--sim_threads", "1"], args.tasks, **how, OMP_NUM_THREADS="1")
             speeds[way].append(sum(steps / seconds for steps, seconds in loops))
-    print(f"{cfg.env} --groups {cfg.groups}, a thread each, env steps/s:")
+    print(f"{cfg.env} --groups {cfg.groups} --compile {cfg.compile}, a thread each, env steps/s:")
     one, apart, together = (statistics.mean(x) for x in speeds.values())
     for (way, each), mean in zip(speeds.items(), (one, apart, together), strict=True):
         print(f"  {way:<24}{mean:10,.0f}  x {mean / one:.2f}  ({', '.join(f'{x:,.0f}' for x in each)})")
@@ -188,7 +188,7 @@ def in_turn(measured, args):
     speeds = {(i, n): [] for i in range(len(measured)) for n in args.threads or (torch.get_num_threads(),)}
     for _ in range(args.repeats):
         for (i, n), each in speeds.items():
-            flags = [*measured[i][0], "--sim_threads", str(n)]
+            flags = [*measured[i][0], *(("--sim_threads", str(n)) if args.threads else ())]
             ((steps, seconds),) = whole_loop(flags, args.tasks, OMP_NUM_THREADS=str(n))
             each.append(steps / seconds)
             cfg = measured[i][1]
@@ -211,8 +211,8 @@ def main():
         measured.append((flags, cfg))
     if not measured:
         raise UserError("--env names no task family; name one or more")
-    if args.threads and not args.repeats:
-        raise UserError("--threads is for whole loops in turn; add --repeats")
+    if args.threads and (args.processes or args.sim_threads or not args.repeats):
+        raise UserError("--threads is for whole loops in turn; add --repeats, without --processes and --sim_threads")
     if args.repeats and not args.processes:
         in_turn(measured, args)
         return

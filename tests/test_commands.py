@@ -309,20 +309,25 @@ def test_scaling(monkeypatch, capsys):
     assert float(last.split()[2]) == pytest.approx(100 * speeds[2] / speeds[1], abs=1)
 
 
-@pytest.mark.slow
 def test_loops_in_turn(monkeypatch, capsys):
     monkeypatch.syspath_prepend(CODE)
     import benchmark
 
-    ways = [([*TINY, "--groups", str(groups)], Config(groups=groups)) for groups in (1, 2)]
-    benchmark.in_turn(ways, benchmark.Args(tasks=2, repeats=2, threads=(1,)))
-    lines = [line.translate({ord(c): None for c in ",()"}).split() for line in capsys.readouterr().out.splitlines()]
-    assert [line[2] for line in lines] == ["1", "2", "1", "2"]
-    speeds = [float(line[line.index("threads:") + 1]) for line in lines]
-    for j in (0, 1):
-        a, b = speeds[j::2]
-        summary = [float(lines[2 + j][word]) for word in (-4, -3, -1)]
-        assert summary == pytest.approx([(a + b) / 2, min(a, b), max(a, b)], abs=1)
+    asked = []
+
+    def whole_loop(flags, tasks, **environment):
+        asked.append((*flags, tasks, environment["OMP_NUM_THREADS"]))
+        return [(100.0 * len(asked), 2)]
+
+    monkeypatch.setattr(benchmark, "whole_loop", whole_loop)
+    ways = [(["--groups", str(groups)], Config(groups=groups, compile="on")) for groups in (1, 8)]
+    benchmark.in_turn(ways, benchmark.Args(tasks=3, repeats=2, threads=(1, 2)))
+    round_ = [("--groups", groups, "--sim_threads", n, 3, n) for groups in "18" for n in "12"]
+    assert asked == round_ * 2
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[5] == (
+        "MovementBandits-v0 --groups 1 --compile on, 2 threads: 300 env steps/s; median of 2 200 (100 to 300)"
+    )
 
 
 def test_benchmark(command):
@@ -336,7 +341,8 @@ def test_benchmark(command):
         assert code == 2 and f"{flag} is {value}: use {least} or more" in err
     code, _, err = command("benchmark.py", "--groups", 2, "--processes", 3)
     assert code == 2 and "use 2 to 2" in err
-    code, _, err = command("benchmark.py", "--threads", 1)
-    assert code == 2 and "add --repeats" in err
+    for more in ((), ("--repeats", 1, "--processes", 2), ("--repeats", 1, "--sim_threads", 1)):
+        code, _, err = command("benchmark.py", "--threads", 1, *more)
+        assert code == 2 and "add --repeats" in err
     code, out, err = command("benchmark.py", "--env", "MovementBandits-v0", "Nonsense-v0")
     assert code == 2 and not out and "Nonsense" in err

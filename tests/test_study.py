@@ -271,6 +271,8 @@ def test_where_ants_go_is_drawn(study, command, tmp_path, monkeypatch):
     monkeypatch.setattr(ants, "draw_paths", lambda axes, *args: drawn.append(args))
     ants.draw_primitives(study, "alone.png", ["x"])
     assert (drawn[0][0][0] == 0).all() and (drawn[0][0][-1] != 0).all()  # displacements
+    ants.draw_ways(study, "ways.png", "x", "AntMaze-v1", updates=0, N=1, T=11)
+    assert len(drawn[-1][0]) == 11
     agent, cfg, one = ants.load(study, "x", "AntMovement-v1")
     xy, active = ants.follow(ants.stubborn(agent, 1), cfg, [0, 0])
     assert xy.shape == (200, 2, 2, 2) and (active == torch.tensor([0, 1])[:, None]).all()
