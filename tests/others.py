@@ -23,7 +23,7 @@ from statistics import median
 
 from mlsh.metrics import read_metrics
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).absolute().parent.parent
 CLEANRL = (
     "https://raw.githubusercontent.com/vwxyzjn/cleanrl/fe8d8a03c41a7ef5b523e2e354bd01c363e786bb/"
     "cleanrl/ppo_continuous_action.py"
