@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from mlsh.config import Config
 from mlsh.envs import make_env
@@ -100,23 +101,33 @@ def new_agent(cfg, env):
     return agent
 
 
+def seconds(call, device="cpu"):
+    """The mean seconds of a call, and what the last one gave."""
+    call()  # it may compile
+    start, repeats, spent = time.perf_counter(), 0, 0.0
+    while spent < SECONDS:
+        result = call()
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()
+        repeats, spent = repeats + 1, time.perf_counter() - start
+    return spent / repeats, result
+
+
 def parts(cfg):
-    """Seconds an outer iteration spends in the environment, the rest of collecting, and the updates of θ and φ."""
+    """Of an outer iteration, the seconds in the environment, the rest of collecting, and the updates of θ and φ; and
+    the floating-point operations of all matrix products."""
     env = make_env(cfg, cfg.groups * cfg.N)
     agent = new_agent(cfg, env)
     master_optimizer, low_optimizer = Adam(agent.master, cfg.hlr), Adam(agent.subs, cfg.llr, apart=True)
     rngs = Streams(0, range(cfg.groups))(0, "benchmark")
     action = collect(env, agent, rngs, **cfg.rollout).low.action[: env.num_envs]
 
-    def seconds(call):
-        call()  # it may compile
-        start, repeats, spent = time.perf_counter(), 0, 0.0
-        while spent < SECONDS:
-            result = call()
-            if cfg.device.startswith("cuda"):
-                torch.cuda.synchronize()
-            repeats, spent = repeats + 1, time.perf_counter() - start
-        return spent / repeats, result
+    def cost(call):  # seconds, result and operations
+        agent.master.compiled = agent.subs.compiled = False  # for what is compiled is not counted
+        with FlopCounterMode(display=False) as counter:
+            call()
+        agent.master.compiled = agent.subs.compiled = cfg.compile == "on"
+        return *seconds(call, cfg.device), counter.get_total_flops()
 
     def step_through():
         env.reset(seed=0)
@@ -124,17 +135,25 @@ def parts(cfg):
             env.step(action)
 
     bare, _ = seconds(step_through)
-    warm_up, rollout = seconds(lambda: collect(env, agent, rngs, low=False, **cfg.training_rollout(0)))
-    theta, _ = seconds(lambda: update(agent.master, master_optimizer, rollout.master, rngs, **cfg.master_ppo))
-    joint, rollout = seconds(lambda: collect(env, agent, rngs, **cfg.training_rollout(0)))
-    phi, _ = seconds(lambda: update(agent.subs, low_optimizer, rollout.low, rngs, **cfg.low_ppo(0)))
+    warm_up, rollout, in_warm_up = cost(lambda: collect(env, agent, rngs, low=False, **cfg.training_rollout(0)))
+    theta, _, of_theta = cost(lambda: update(agent.master, master_optimizer, rollout.master, rngs, **cfg.master_ppo))
+    joint, rollout, in_joint = cost(lambda: collect(env, agent, rngs, **cfg.training_rollout(0)))
+    phi, _, of_phi = cost(lambda: update(agent.subs, low_optimizer, rollout.low, rngs, **cfg.low_ppo(0)))
     rollouts, looks = cfg.W + cfg.U, len(MOMENTS)
-    return {
+    spent = {
         "environment": (rollouts + looks) * bare,
         "policies, GAE": (cfg.W + looks) * warm_up + cfg.U * joint - (rollouts + looks) * bare,
         "update of the masters": rollouts * theta,
         "update of the sub-policies": cfg.U * phi,
     }
+    return spent, (cfg.W + looks) * in_warm_up + rollouts * of_theta + cfg.U * (in_joint + of_phi)
+
+
+def matrix_product(cfg):
+    """Floating-point operations a second of the masters' second layer alone, in a minibatch."""
+    width = max(1, cfg.N * cfg.T // cfg.high_len // cfg.master_ppo["parts"])
+    x, weight = (torch.randn(2 * cfg.groups, rows, cfg.hidden, device=cfg.device) for rows in (width, cfg.hidden))
+    return 2 * x.numel() * cfg.hidden / seconds(lambda: x @ weight, cfg.device)[0]
 
 
 def against_the_simulator(cfg, spent):
@@ -176,11 +195,13 @@ def one_process(flags, cfg, args):
             f"  bare MuJoCo {bare:,.0f}, collection {collection:,.0f} ({100 * collection / bare:.0f} %), "
             f"the whole loop {steps / whole:,.0f} ({100 * steps / whole / bare:.0f} %)"
         )
-    shares = parts(cfg)
+    shares, flop = parts(cfg)
     shares["log, wandb, new masters, the rest"] = whole - sum(shares.values())
     for part, seconds in shares.items():
         print(f"  {part:<34}{seconds:7.2f} s {100 * seconds / whole:4.0f} %")
-    print(f"  {'an outer iteration':<34}{whole:7.2f} s  100 %", flush=True)
+    print(f"  {'an outer iteration':<34}{whole:7.2f} s  100 %")
+    each, limit = flop / steps, matrix_product(cfg) * steps / flop
+    print(f"  {each / 1e3:,.0f} kFLOP an env step; matrix products alone would do {limit:,.0f} env steps/s", flush=True)
 
 
 def in_turn(measured, args):

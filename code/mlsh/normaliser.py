@@ -36,8 +36,12 @@ class Normaliser(nn.Module):
             self.var.copy_(squares / count)
             self.count.copy_(count)
 
-    def forward(self, x):
+    def frozen(self):
+        """A function of observations that does what `forward` does, by the statistics as they are now."""
         if not self.enabled:
-            return x
-        normal = ((x - self.mean.float()) / (self.var.float().sqrt() + 1e-8)).clamp(-5, 5)
-        return torch.where(self.count > 0, normal, x)  # on a GPU an `if` would wait for it
+            return nn.Identity()
+        mean, std, known = self.mean.float(), self.var.float().sqrt() + 1e-8, self.count > 0
+        return lambda x: torch.where(known, ((x - mean) / std).clamp(-5, 5), x)  # on a GPU an `if` would wait for it
+
+    def forward(self, x):
+        return self.frozen()(x)

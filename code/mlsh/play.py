@@ -50,7 +50,7 @@ def play(env, agent, rngs, T, high_len, explore=0.0, again=True, on_step=None):
     """Play `T` steps in each slot, or, without `again`, one episode of at most so many. Returns what was `Played`."""
     obs = env.reset(seed=[int(rng.integers(2**63)) for rng in rngs])[0].flatten(1)
     noise = Noise(agent, rngs, T, env.num_envs // len(rngs), high_len, explore)
-    record = obs.new_empty(T + 1, *obs.shape)
+    normalise, record = agent.normaliser.frozen(), obs.new_empty(T + 1, *obs.shape)
     alive = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
     soonest = 1 if env.terminates else min(T, env.max_episode_steps or T)  # steps after which an episode may have ended
     taken = begun = z = diverged = torch.zeros_like(alive, dtype=torch.long)  # decisions; when the episode began
@@ -60,7 +60,7 @@ def play(env, agent, rngs, T, high_len, explore=0.0, again=True, on_step=None):
         on_step()
     for t in range(T):
         record[t] = obs
-        x = agent.normaliser(obs)
+        x = normalise(obs)
         if t % high_len in phases:
             due = (t - begun) % high_len == 0
             choices.append(choose(agent.master, x, noise.of_decisions(taken, len(choices))))

@@ -73,12 +73,14 @@ class MujocoTasks(VectorTasks):
         states, sensors = self.simulate(self._state, self.control(actions))
         state, sensors, actions = states[:, -1], sensors[:, -1], actions.numpy(force=True)
         diverged = ~(np.abs(state[:, 1:]) < TOO_LARGE).all(1)  # NaN included
-        state[diverged], sensors[diverged] = self._state[diverged], self._sensors[diverged]
-        actions = np.where(diverged[:, None], 0, actions)
+        if diverged.any():
+            state[diverged], sensors[diverged] = self._state[diverged], self._sensors[diverged]
+            actions = np.where(diverged[:, None], 0, actions)
         reward, reported = self._reward(self._split(self._state)[0], actions, self._split(state)[0], sensors)
-        elapsed = self._elapsed.numpy(force=True)
-        missed = (self.max_episode_steps or elapsed) - elapsed + 1
-        reward = np.where(diverged, reward * missed, reward)
+        if diverged.any():
+            elapsed = self._elapsed.numpy(force=True)
+            missed = (self.max_episode_steps or elapsed) - elapsed + 1
+            reward = np.where(diverged, reward * missed, reward)
         self._between(state)
         self._state, self._sensors = state, sensors
         info = {name: self._tensor(x) for name, x in reported.items()}
