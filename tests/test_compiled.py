@@ -18,6 +18,7 @@ def nothing_compiled():
     compiled.compiled.cache_clear()
     yield
     compiled.compiled.cache_clear()
+    compiled.FAILED.clear()
     torch._dynamo.reset()
 
 
@@ -42,17 +43,18 @@ def test_the_compiled_update_is_the_eager_one_but_for_rounding(space):
 
 
 @pytest.mark.slow
-def test_other_widths_and_coefficients_are_not_compiled_again():
+def test_other_sizes_and_coefficients_are_not_compiled_again():
     torch._dynamo.utils.counters.clear()
     policy = actor_critic(2)
-    samples = batch(policy, [0, 1] * 20)
     for width, c2 in ((3, 0.02), (5, 0.019), (9, 0.018), (7, 0.017), (8, 0.016)):
+        samples = batch(policy, [0, 1] * 4 * width)
         index, weight = torch.zeros(2, width, dtype=torch.long), torch.full((2, width), 1 / width)
         compiled.compiled(gradients)(policy, samples, index, weight, 0.2, 3.0, 0.5, c2)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
 
 
-def test_where_torch_cannot_compile_a_run_learns_as_ever(monkeypatch, capsys):
+@pytest.fixture
+def no_compiler(monkeypatch):
     def broken(function, **options):
         def call(*args, **kwargs):
             raise torch._dynamo.exc.InternalTorchDynamoError("no compiler\nhere")
@@ -60,12 +62,21 @@ def test_where_torch_cannot_compile_a_run_learns_as_ever(monkeypatch, capsys):
         return call
 
     monkeypatch.setattr(torch, "compile", broken)
+
+
+def test_where_torch_cannot_compile_a_run_learns_as_ever(no_compiler, capsys):
     eager, _ = learned(None, False)
     fallen, _ = learned(None, True)
     assert all(torch.equal(getattr(fallen, name), p) for name, p in eager.named_parameters())
     assert capsys.readouterr().err.splitlines() == [
         "--compile: torch could not compile (no compiler); going on without"
     ]
+
+
+def test_a_run_whose_compiler_fails_says_that_it_was_not_compiled(no_compiler, command, tmp_path):
+    code, _, err = command("train.py", *TINY, "--compile", "on", "--out", tmp_path / "run")
+    assert code == 0 and err.count("--compile: torch could not compile") == 1
+    assert json.loads((tmp_path / "run/config.json").read_text())["config"]["compile"] == "off"
 
 
 def test_auto_compiles_a_long_run_where_there_is_a_compiler(monkeypatch):

@@ -8,6 +8,8 @@ import warnings
 
 import torch
 
+FAILED = []  # what torch could not compile in this process, and so went on without
+
 
 def possible(device):
     """Whether torch can compile for a device: it wants a C++ compiler, or Triton on a GPU."""
@@ -20,11 +22,10 @@ def possible(device):
 def compiled(function):
     """`function(policy, batch, index, weight, ...)`, compiled at its first call, or as it is where that fails.
 
-    It is compiled once for all widths of `index` and `weight` [n, width], and once more for other shapes.
+    It is compiled once for all widths of `index` and `weight` [n, width] and all sizes of the batch [S, …], and once
+    more for other shapes.
     """
     import torch._dynamo  # takes a second
-
-    failed = []
 
     @functools.cache
     def fast():
@@ -34,15 +35,15 @@ def compiled(function):
 
     @functools.wraps(function)
     def call(policy, batch, index, weight, *args, **kwargs):
-        if failed:
+        if FAILED:
             return function(policy, batch, index, weight, *args, **kwargs)
-        for x in (index, weight):
-            torch._dynamo.maybe_mark_dynamic(x, 1)
+        for x, varies in ((index, 1), (weight, 1), *((x, 0) for x in batch if x is not None)):
+            torch._dynamo.maybe_mark_dynamic(x, varies)
         try:
             with warnings.catch_warnings(action="ignore"):  # of the compiler's, about what it chose
                 return fast()(policy, batch, index, weight, *args, **kwargs)
         except Exception as error:  # whatever it is, what is not compiled either works or raises it again
-            failed.append(error)
+            FAILED.append(error)
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             print(f"--compile: torch could not compile ({reason}); going on without", file=sys.stderr)
             return call(policy, batch, index, weight, *args, **kwargs)

@@ -43,11 +43,10 @@ class Log:
         self.env_steps, self.train_env_steps = (run.progress[name] for name in ("env_steps", "train_env_steps"))
         begun, self._length = run.progress["iteration"], getattr(self.cfg, self.cfg.length)
         self._metrics = self._bar = Silence()
-        compiled = "compiled" * (getattr(self.cfg, "compile", "off") == "on")
-        self._rate_from, self._last, self._compiled = None, "", compiled
+        self._rate_from, self._last = None, ""
         if parallel.FIRST:
             self._metrics = Metrics(run.folder, columns, begun)
-            bar = {"total": self._length * inner, "initial": begun * inner, "desc": compiled and "compiling"}
+            bar = {"total": self._length * inner, "initial": begun * inner, "desc": "compiling" * (self.cfg.compile == "on")}
             self._bar = tqdm(**bar, unit="it", dynamic_ncols=True)
         self._start = time.monotonic() - run.progress["seconds"]
 
@@ -98,7 +97,8 @@ class Log:
         steps, then = self._rate_from = self._rate_from or (self.env_steps, now)
         rate = f"{(self.env_steps - steps) / (now - then):,.0f} steps/s" if now > then else ""
         self._bar.set_description_str(doing, refresh=False)
-        self._bar.set_postfix_str(", ".join(filter(None, (self._last, rate, self._compiled))), refresh=False)
+        compiled = "compiled" * (self.cfg.compile == "on")
+        self._bar.set_postfix_str(", ".join(filter(None, (self._last, rate, compiled))), refresh=False)
         self._bar.update()
 
     def _log(self, plain, **sections):

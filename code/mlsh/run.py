@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-from mlsh import checkpoint, parallel
+from mlsh import checkpoint, compiled, parallel
 from mlsh.envs.registry import refuse_too_large
 from mlsh.errors import EnvironmentFailed, UserError, be_deaf
 from mlsh.files import write_whole
@@ -65,9 +65,7 @@ class Run:
         self.trackers = []
         parallel.from_first(self._start_trackers)  # one that does not start ends the run before there is one
         self._save()  # a disk that cannot take it shows now
-        if parallel.FIRST:
-            description = {"run_id": self.progress["run_id"], "config": self.cfg.as_dict(), "machine": machine()}
-            write_whole(self.folder / "config.json", json.dumps(description, indent=2) + "\n")
+        self._describe()
         self._log = make_log(self)
         try:
             yield self._log
@@ -91,6 +89,9 @@ class Run:
     def keep(self, **progress):
         """After an outer iteration: what is done now, to be saved if that is due."""
         self.progress |= progress
+        if compiled.FAILED and self.cfg.compile == "on":
+            self.cfg.compile = "off"
+            self._describe()
         self._take_snapshot()
         if time.monotonic() > self._written + self.cfg.save_seconds:
             self._save()
@@ -113,6 +114,11 @@ class Run:
             from mlsh.events import Events
 
             self.trackers.append(Events(self.folder, self.progress["env_steps"]))
+
+    def _describe(self):
+        if parallel.FIRST:
+            description = {"run_id": self.progress["run_id"], "config": self.cfg.as_dict(), "machine": machine()}
+            write_whole(self.folder / "config.json", json.dumps(description, indent=2) + "\n")
 
     def _take_snapshot(self):
         self._state = checkpoint.snapshot(self.cfg, self.progress, **self._parts)

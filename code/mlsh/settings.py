@@ -98,6 +98,7 @@ class RunSettings(Settings):
 
     kind: ClassVar[str]  # as checkpoints say it
     length: ClassVar[str]  # the field with the number of outer iterations
+    compile = "off"  # until a subclass has it as a field
 
     env: str = "MovementBandits-v0"
     """Gymnasium id of a task family; `module:Id-v0` imports the module first."""
