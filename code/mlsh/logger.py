@@ -46,7 +46,8 @@ class Log:
         self._rate_from, self._last = None, ""
         if parallel.FIRST:
             self._metrics = Metrics(run.folder, columns, begun)
-            bar = {"total": self._length * inner, "initial": begun * inner, "desc": "compiling" * (self.cfg.compile == "on")}
+            doing = "compiling" * (self.cfg.compile == "on")
+            bar = {"total": self._length * inner, "initial": begun * inner, "desc": doing}
             self._bar = tqdm(**bar, unit="it", dynamic_ncols=True)
         self._start = time.monotonic() - run.progress["seconds"]
 
