@@ -197,8 +197,8 @@ def one_process(flags, cfg, args):
         )
     shares, flop = parts(cfg)
     shares["log, wandb, new masters, the rest"] = whole - sum(shares.values())
-    for part, seconds in shares.items():
-        print(f"  {part:<34}{seconds:7.2f} s {100 * seconds / whole:4.0f} %")
+    for part, took in shares.items():
+        print(f"  {part:<34}{took:7.2f} s {100 * took / whole:4.0f} %")
     print(f"  {'an outer iteration':<34}{whole:7.2f} s  100 %")
     each, limit = flop / steps, matrix_product(cfg) * steps / flop
     print(f"  {each / 1e3:,.0f} kFLOP an env step; matrix products alone would do {limit:,.0f} env steps/s", flush=True)
@@ -210,8 +210,8 @@ def in_turn(measured, args):
     for _ in range(args.repeats):
         for (i, n), each in speeds.items():
             flags = [*measured[i][0], *(("--sim_threads", str(n)) if args.threads else ())]
-            ((steps, seconds),) = whole_loop(flags, args.tasks, OMP_NUM_THREADS=str(n))
-            each.append(steps / seconds)
+            ((steps, spent),) = whole_loop(flags, args.tasks, OMP_NUM_THREADS=str(n))
+            each.append(steps / spent)
             cfg = measured[i][1]
             what = f"{cfg.env} --groups {cfg.groups} --compile {cfg.compile}, {n} threads"
             summary = f"{statistics.median(each):,.0f} ({min(each):,.0f} to {max(each):,.0f})"

@@ -16,6 +16,7 @@ from test_ppo import actor_critic, batch, rngs
 @pytest.fixture(autouse=True)
 def nothing_compiled():
     compiled.compiled.cache_clear()
+    compiled.FAILED.clear()
     yield
     compiled.compiled.cache_clear()
     compiled.FAILED.clear()
@@ -39,6 +40,7 @@ def test_the_compiled_update_is_the_eager_one_but_for_rounding(space):
             torch.testing.assert_close(getattr(fast, name), parameter, rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(told_fast, told, rtol=1e-3, atol=1e-5)
     again, _ = learned(space, True, members, target_kl=1e9)
+    assert not compiled.FAILED
     assert all(torch.equal(getattr(fast, name), p) for name, p in again.named_parameters())
 
 
@@ -48,6 +50,7 @@ def test_other_sizes_and_coefficients_are_not_compiled_again():
     policy = actor_critic(2)
     for width, c2 in ((3, 0.02), (5, 0.019), (9, 0.018), (7, 0.017), (8, 0.016)):
         samples = batch(policy, [0, 1] * 4 * width)
+        compiled.any_size(samples)
         index, weight = torch.zeros(2, width, dtype=torch.long), torch.full((2, width), 1 / width)
         compiled.compiled(gradients)(policy, samples, index, weight, 0.2, 3.0, 0.5, c2)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
@@ -76,7 +79,8 @@ def test_where_torch_cannot_compile_a_run_learns_as_ever(no_compiler, capsys):
 def test_a_run_whose_compiler_fails_says_that_it_was_not_compiled(no_compiler, command, tmp_path):
     code, _, err = command("train.py", *TINY, "--compile", "on", "--out", tmp_path / "run")
     assert code == 0 and err.count("--compile: torch could not compile") == 1
-    assert json.loads((tmp_path / "run/config.json").read_text())["config"]["compile"] == "off"
+    assert json.loads((tmp_path / "run/config.json").read_text())["compiler_failed"] == "no compiler"
+    assert command("train.py", "-c", "--compile", "on", "--out", tmp_path / "run")[0] == 0
 
 
 def test_auto_compiles_a_long_run_where_there_is_a_compiler(monkeypatch):

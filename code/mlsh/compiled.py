@@ -8,7 +8,7 @@ import warnings
 
 import torch
 
-FAILED = []  # what torch could not compile in this process, and so went on without
+FAILED = []  # why torch could not compile, in this process, which then went on without
 
 
 def possible(device):
@@ -18,12 +18,19 @@ def possible(device):
     return torch.utils._triton.has_triton()
 
 
+def any_size(batch):
+    """Have torch compile for all sizes of the tensors [S, …] of a batch, some of which may be None."""
+    for x in batch:
+        if x is not None:
+            torch._dynamo.maybe_mark_dynamic(x, 0)
+
+
 @functools.cache
 def compiled(function):
     """`function(policy, batch, index, weight, ...)`, compiled at its first call, or as it is where that fails.
 
-    It is compiled once for all widths of `index` and `weight` [n, width] and all sizes of the batch [S, …], and once
-    more for other shapes.
+    It is compiled once for all widths of `index` and `weight` [n, width], and all sizes of a batch of `any_size`; and
+    once more for other shapes.
     """
     import torch._dynamo  # takes a second
 
@@ -37,15 +44,14 @@ def compiled(function):
     def call(policy, batch, index, weight, *args, **kwargs):
         if FAILED:
             return function(policy, batch, index, weight, *args, **kwargs)
-        for x, varies in ((index, 1), (weight, 1), *((x, 0) for x in batch if x is not None)):
-            torch._dynamo.maybe_mark_dynamic(x, varies)
+        for x in (index, weight):
+            torch._dynamo.maybe_mark_dynamic(x, 1)
         try:
             with warnings.catch_warnings(action="ignore"):  # of the compiler's, about what it chose
                 return fast()(policy, batch, index, weight, *args, **kwargs)
         except Exception as error:  # whatever it is, what is not compiled either works or raises it again
-            FAILED.append(error)
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            print(f"--compile: torch could not compile ({reason}); going on without", file=sys.stderr)
+            FAILED.append((str(error).strip() or type(error).__name__).splitlines()[0])
+            print(f"--compile: torch could not compile ({FAILED[-1]}); going on without", file=sys.stderr)
             return call(policy, batch, index, weight, *args, **kwargs)
 
     return call

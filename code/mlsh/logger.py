@@ -8,7 +8,7 @@ import time
 import torch
 from tqdm import tqdm
 
-from mlsh import parallel
+from mlsh import compiled, parallel
 from mlsh.errors import UserError
 from mlsh.files import write_whole, writing
 from mlsh.metrics import Metrics, means_of, read_metrics
@@ -98,8 +98,8 @@ class Log:
         steps, then = self._rate_from = self._rate_from or (self.env_steps, now)
         rate = f"{(self.env_steps - steps) / (now - then):,.0f} steps/s" if now > then else ""
         self._bar.set_description_str(doing, refresh=False)
-        compiled = "compiled" * (self.cfg.compile == "on")
-        self._bar.set_postfix_str(", ".join(filter(None, (self._last, rate, compiled))), refresh=False)
+        how = "compiled" * (self.cfg.compile == "on" and not compiled.FAILED)
+        self._bar.set_postfix_str(", ".join(filter(None, (self._last, rate, how))), refresh=False)
         self._bar.update()
 
     def _log(self, plain, **sections):

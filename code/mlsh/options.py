@@ -119,9 +119,10 @@ def play(env, agent, rngs, *, T, explore, n_steps=1, learn=None):
     noise, uniform = (torch.from_numpy(np.concatenate(x, 1)).to(env.device) for x in zip(*drawn, strict=True))
     z = diverged = torch.zeros(E, dtype=torch.long, device=env.device)
     begins, alive, steps = torch.ones_like(z, dtype=torch.bool), torch.ones_like(z, dtype=torch.bool), []
+    normalise = agent.normaliser.frozen()
     with env.simulating():
         for t in range(T):
-            x = agent.normaliser(obs)
+            x = normalise(obs)
             z = agent.choose(x, z, begins, uniform[t], explore)
             action = agent.options.sample(agent.policy(x[None], z[None])[0], noise[t])
             new_obs, reward, terminated, truncated, info = env.step(action)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from mlsh.compiled import compiled
+from mlsh.compiled import any_size, compiled
 from mlsh.minibatches import Minibatches
 
 CAP = 20.0  # of the log ratio: nothing times infinity is not a number
@@ -117,6 +117,8 @@ def update(
     learns = weights.any(2)  # [parts, n], whether a member has a sample in a minibatch
     weight = torch.from_numpy(weights).to(device)
     learn, parameters = compiled(gradients) if policy.compiled else gradients, list(policy.parameters())
+    if policy.compiled:
+        any_size(batch)
     kl = torch.zeros(n, device=device)  # of an epoch, the sum over its minibatches
     for epoch in range(epochs):
         if target_kl and epoch:

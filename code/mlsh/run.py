@@ -89,8 +89,7 @@ class Run:
     def keep(self, **progress):
         """After an outer iteration: what is done now, to be saved if that is due."""
         self.progress |= progress
-        if compiled.FAILED and self.cfg.compile == "on":
-            self.cfg.compile = "off"
+        if len(compiled.FAILED) > self._failures:
             self._describe()
         self._take_snapshot()
         if time.monotonic() > self._written + self.cfg.save_seconds:
@@ -116,8 +115,10 @@ class Run:
             self.trackers.append(Events(self.folder, self.progress["env_steps"]))
 
     def _describe(self):
+        self._failures = len(compiled.FAILED)
         if parallel.FIRST:
             description = {"run_id": self.progress["run_id"], "config": self.cfg.as_dict(), "machine": machine()}
+            description["compiler_failed"] = compiled.FAILED[-1] if compiled.FAILED else None
             write_whole(self.folder / "config.json", json.dumps(description, indent=2) + "\n")
 
     def _take_snapshot(self):

@@ -73,11 +73,12 @@ class MujocoTasks(VectorTasks):
         states, sensors = self.simulate(self._state, self.control(actions))
         state, sensors, actions = states[:, -1], sensors[:, -1], actions.numpy(force=True)
         diverged = ~(np.abs(state[:, 1:]) < TOO_LARGE).all(1)  # NaN included
-        if diverged.any():
+        failed = diverged.any()
+        if failed:
             state[diverged], sensors[diverged] = self._state[diverged], self._sensors[diverged]
             actions = np.where(diverged[:, None], 0, actions)
         reward, reported = self._reward(self._split(self._state)[0], actions, self._split(state)[0], sensors)
-        if diverged.any():
+        if failed:
             elapsed = self._elapsed.numpy(force=True)
             missed = (self.max_episode_steps or elapsed) - elapsed + 1
             reward = np.where(diverged, reward * missed, reward)
