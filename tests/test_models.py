@@ -91,8 +91,14 @@ def test_normaliser_merges_to_the_statistics_of_all_it_saw():
     torch.testing.assert_close(normaliser.var, everything.var(0, correction=0))
     before = normaliser.mean.clone()
     torch.testing.assert_close(normaliser(everything.mean(0, True).float()), torch.zeros(1, 2), atol=1e-5, rtol=0)
+    above = (everything.mean(0) + 2 * everything.std(0, correction=0)).float()[None]
+    torch.testing.assert_close(normaliser(above), torch.full((1, 2), 2.0))
     assert normaliser(torch.tensor([[1e9, -1e9]])).tolist() == [[5, -5]]
     assert torch.equal(normaliser.mean, before)
+    frozen = normaliser.frozen()
+    normaliser.update(torch.full((1000, 2), 99.0))
+    torch.testing.assert_close(frozen(above), torch.full((1, 2), 2.0))
+    assert (normaliser(above) < 1).all()
 
 
 def test_normaliser_can_be_off():
