@@ -201,6 +201,8 @@ def test_what_is_refused_leaves_nothing_behind(command, tmp_path):
         f"--out {used}": "not empty",
         f"-c --out {used}": "no checkpoint",
         "-N many": "many",
+        "--blind_low 6": "use less than 6",
+        "--env MovementBanditsConv-v0 --blind_low 1": "use 0",
         "--no_such_flag 1": "no_such_flag",
     }
     for flags, reason in refused.items():

@@ -56,6 +56,33 @@ def test_only_copies_members():
     assert not torch.equal(part.weight1[1], policy.weight1[0])
 
 
+def test_what_blind_policies_do_is_independent_of_the_first_numbers_but_their_values_are_not():
+    blind = ActorCritic(3, 4, Box(-1, 1, (2,)), hidden=8, blind=2)
+    blind.reset([np.random.default_rng(i) for i in range(3)])
+    obs, only = torch.randn(3, 6, 4), actor_critic(Box(-1, 1, (2,))).only([2])  # one that sees all
+    first, last = (obs.clone() for _ in range(2))
+    first[..., :2], last[..., 2:] = 1.0, 1.0
+    for policy in (blind, blind.like(3), blind.only([0, 1, 2]), blind.part(range(3))):
+        policy.load_state_dict(blind.state_dict())
+        for params in (policy.params, lambda x, policy=policy: policy(x)[0]):
+            assert torch.equal(params(first), params(obs)) and not torch.equal(params(last), params(obs))
+        for value in (policy.value, lambda x, policy=policy: policy(x)[1]):
+            assert not torch.equal(value(first), value(obs)) and not torch.equal(value(last), value(obs))
+        torch.testing.assert_close(policy(obs), (policy.params(obs), policy.value(obs)))
+    assert not torch.equal(only.params(first[:1]), only.params(obs[:1]))
+
+
+def test_sub_policies_are_blind_and_masters_are_not():
+    env = make_env(Config(), 1)
+    agent = Hierarchy.build(Config(blind_low=5), env)
+    for parameter in (*agent.master.parameters(), *agent.subs.parameters()):
+        parameter.data += torch.randn_like(parameter)
+    a, b = torch.zeros(2, 1, 1, 6)
+    b[..., 4] = 1.0
+    assert torch.equal(agent.subs.params(a.expand(2, -1, -1)), agent.subs.params(b.expand(2, -1, -1)))
+    assert not torch.equal(agent.master.params(a), agent.master.params(b))
+
+
 def test_discrete_samples_follow_the_softmax():
     policy = actor_critic(Discrete(3))
     logits = torch.tensor([0.0, 1.0, -1.0])

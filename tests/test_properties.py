@@ -26,6 +26,7 @@ FLAGS = {
     "--groups": st.integers(1, 3),
     "--bs": st.integers(1, 9),
     "--parts_low": st.integers(1, 20),
+    "--blind_low": st.integers(0, 5),
     "--hidden": st.integers(1, 4),
     "--llr": st.sampled_from(["0", "1e-9", "0.1", "1e30", "nan"]),
     "--gamma": st.sampled_from(["0", "0.9", "1", "1.1"]),

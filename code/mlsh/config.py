@@ -87,6 +87,9 @@ class Config(RunSettings):
     """Units in each of the two hidden layers of every network."""
     convolve: bool = True
     """Convolutions before the hidden layers, where observations are images; else these are flattened."""
+    blind_low: CountOrNone = 0
+    """Numbers at the beginning of an observation that sub-policies do not act by, such as where they are; their values
+    and the masters see them."""
     log_std: Finite = 0.0
     """Initial log standard deviation of continuous actions."""
     normalise: bool = True

@@ -8,6 +8,7 @@ import torch
 from gymnasium.spaces import Discrete
 from torch import nn
 
+from mlsh.errors import UserError
 from mlsh.networks import Image, Trunk, hidden_layers
 from mlsh.normaliser import Normaliser
 
@@ -53,15 +54,19 @@ class ActorCritic(Policy):
 
     Policy and value are separate networks with two hidden tanh layers. Every parameter leads with n, the hidden layers
     with [n, 2] (policy, value), so a layer of all of them is one batched matmul. Observations are vectors; those of an
-    `image` (`networks.Image`) pass a `Trunk` first. `name` is for error messages; if `compiled`, `ppo.update` compiles.
+    `image` (`networks.Image`) pass a `Trunk` first. What the policy does is independent of the first `blind` numbers of
+    an observation; its value is not (as the critic in Pinto et al. 2018, it may know more than what acts). `name` is
+    for error messages; if `compiled`, `ppo.update` compiles.
     """
 
-    def __init__(self, n, obs_size, action_space, hidden=64, log_std=0.0, name="policy", image=None, compiled=False):
+    def __init__(
+        self, n, obs_size, action_space, hidden=64, log_std=0.0, name="policy", image=None, blind=0, compiled=False
+    ):
         super().__init__(action_space)
         self.n = n
         self.name = name
         self.compiled = compiled
-        self._networks = (obs_size, action_space, hidden, log_std, name, image)
+        self._networks = (obs_size, action_space, hidden, log_std, name, image, blind)
         self.trunk = Trunk(n, image) if image else None
         for parameter, *shape in (
             ("weight1", 2, self.trunk.size if image else obs_size, hidden),
@@ -76,6 +81,9 @@ class ActorCritic(Policy):
             self.register_parameter(parameter, nn.Parameter(torch.zeros(n, *shape)))
         if not self.discrete:
             self.log_std = nn.Parameter(torch.zeros(n, 1, self.action_size))
+        seen = torch.ones(2, obs_size, 1)
+        seen[0, :blind] = 0
+        self.register_buffer("_seen", seen if blind else None, persistent=False)
 
     @torch.no_grad()
     def reset(self, rngs):
@@ -126,7 +134,8 @@ class ActorCritic(Policy):
         return torch.baddbmm(self.value_bias, h, self.value_weight)[..., 0]
 
     def _hidden_parameters(self):
-        return self.weight1, self.bias1, self.weight2, self.bias2  # [n, 2, ...]
+        weight1 = self.weight1 if self._seen is None else self.weight1 * self._seen
+        return weight1, self.bias1, self.weight2, self.bias2  # [n, 2, ...]
 
     def forward(self, obs):
         """Params [n, B, A or 2A] and value [n, B] at obs [n, B, obs]."""
@@ -206,10 +215,14 @@ class Hierarchy(NamedTuple):
         """
         space = env.single_observation_space
         obs_size, image = math.prod(space.shape), Image.of(space) if cfg.convolve else None
+        if cfg.blind_low and (image or cfg.blind_low >= obs_size):
+            most = "0, of an image all is needed" if image else f"less than {obs_size}, an observation's size"
+            raise UserError(f"--blind_low is {cfg.blind_low}: use {most}")
         choices = Discrete(cfg.num_low) if cfg.num_low else env.single_action_space
         networks = {"hidden": cfg.hidden, "log_std": cfg.log_std, "image": image, "compiled": cfg.compile == "on"}
         master = ActorCritic(masters or cfg.groups, obs_size, choices, name="master", **networks)
-        subs = ActorCritic(cfg.num_low, obs_size, env.single_action_space, name="sub-policy", **networks)
+        networks |= {"name": "sub-policy", "blind": cfg.blind_low}
+        subs = ActorCritic(cfg.num_low, obs_size, env.single_action_space, **networks)
         normalise = cfg.normalise and not (image and image.scale)
         normaliser = Normaliser(0 if image and not normalise else obs_size, normalise, gather)
         return cls(*(part.to(cfg.device) for part in (master, subs, normaliser)))
