@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import mlsh  # noqa: F401
+from mlsh.config import Config
 from mlsh.envs.ant_obstacles import build_course, build_maze, opened
 from mlsh.errors import RenderingUnavailable
 from test_ant_movement import batched, simulated
@@ -61,6 +62,14 @@ def touched(model, data, xy):
 
 def inside(x, y, rectangles):
     return any(left < x < right and bottom < y < top for left, right, bottom, top in rectangles)
+
+
+def test_in_the_mazes_sub_policies_are_blind_to_absolute_x_and_y_alone():
+    blind = Config.defaults("AntMaze-v1").blind_low
+    one = mazes(1)
+    qpos, qvel = np.random.default_rng(0).standard_normal((2, 1, 15))
+    here, there = (one._observe(qpos + shift, qvel[:, :14]) for shift in (0, np.eye(15)[0] + 7 * np.eye(15)[1]))
+    assert (here[:, :blind] == qpos[:, :2]).all() and (there[:, :blind] - here[:, :blind] == (1, 7)).all()
 
 
 def test_all_three_have_the_same_ant_and_spaces():

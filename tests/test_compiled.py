@@ -23,8 +23,8 @@ def nothing_compiled():
     torch._dynamo.reset()
 
 
-def learned(space, is_compiled, members=(0, 1, 1, 0, 1, 1, 0, 0, 1), **more):
-    policy = actor_critic(2, space)
+def learned(space, is_compiled, members=(0, 1, 1, 0, 1, 1, 0, 0, 1), blind=0, **more):
+    policy = actor_critic(2, space, blind=blind)
     policy.compiled = is_compiled
     settings = {"parts": 2, "epochs": 3, "epsilon": 0.2, "c1": 0.5, "c2": 0.01} | more
     stats = update(policy, Adam(policy, 1e-3, apart=True), batch(policy, members), rngs(1), **settings)
@@ -32,14 +32,15 @@ def learned(space, is_compiled, members=(0, 1, 1, 0, 1, 1, 0, 0, 1), **more):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("blind", [0, 1])
 @pytest.mark.parametrize("space", [Discrete(4), Box(-1, 1, (2,))], ids=["discrete", "continuous"])
-def test_the_compiled_update_is_the_eager_one_but_for_rounding(space):
+def test_the_compiled_update_is_the_eager_one_but_for_rounding(space, blind):
     for members in ([0, 1, 1, 0, 1, 1, 0, 0, 1], [1, 1, 1, 1, 1, 0, 0, 1, 1, 0, 1]):  # other widths
-        (eager, told), (fast, told_fast) = (learned(space, c, members, target_kl=1e9) for c in (False, True))
+        (eager, told), (fast, told_fast) = (learned(space, c, members, blind, target_kl=1e9) for c in (False, True))
         for name, parameter in eager.named_parameters():
             torch.testing.assert_close(getattr(fast, name), parameter, rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(told_fast, told, rtol=1e-3, atol=1e-5)
-    again, _ = learned(space, True, members, target_kl=1e9)
+    again, _ = learned(space, True, members, blind, target_kl=1e9)
     assert not compiled.FAILED
     assert all(torch.equal(getattr(fast, name), p) for name, p in again.named_parameters())
 

@@ -30,8 +30,8 @@ def batch(policy, members, groups=None, seed=0):
     return Batch(obs, action, distribution.log_prob(action), *numbers, members, groups)
 
 
-def actor_critic(n, space=None):
-    policy = ActorCritic(n, 3, space or Discrete(4), hidden=8)
+def actor_critic(n, space=None, **more):
+    policy = ActorCritic(n, 3, space or Discrete(4), hidden=8, **more)
     policy.reset(rngs(n))
     return policy
 

@@ -88,8 +88,8 @@ class Config(RunSettings):
     convolve: bool = True
     """Convolutions before the hidden layers, where observations are images; else these are flattened."""
     blind_low: CountOrNone = 0
-    """Numbers at the beginning of an observation that sub-policies do not act by, such as where they are; their values
-    and the masters see them."""
+    """Numbers at the beginning of an observation that sub-policies do not act by, such as where they are. Their values
+    and the masters see them, a flat policy (--num_low 0), too; a shared one (--num_low 1) does not."""
     log_std: Finite = 0.0
     """Initial log standard deviation of continuous actions."""
     normalise: bool = True
