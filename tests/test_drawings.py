@@ -26,7 +26,7 @@ def test_arrows_run_down_only(drawings):
     assert {"train", "evaluate", "studies.bandits"} <= scripts and not scripts & set().union(*arrows.values())
     leaves = ("networks", "normaliser", "minibatches", "compiled", "errors", "plots")
     assert not any(arrows[f"mlsh.{name}"] for name in leaves)
-    assert arrows["mlsh.models"] == {"mlsh.networks", "mlsh.normaliser"}
+    assert arrows["mlsh.models"] == {"mlsh.errors", "mlsh.networks", "mlsh.normaliser"}
     assert arrows["mlsh.ppo"] == {"mlsh.compiled", "mlsh.minibatches"}
     assert not arrows["train"] & {"mlsh.checkpoint", "mlsh.files", "mlsh.tracking"}
     assert arrows["mlsh.rollout"] == {"mlsh.play", "mlsh.ppo"} and not arrows["mlsh.play"]
