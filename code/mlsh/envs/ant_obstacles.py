@@ -233,7 +233,7 @@ class AntMazes(SingleEnv):
 
 
 LEARNING = {"high_len": 200, "parts_low": 16, "target_kl": 0.03, "explore": 0.1, "log_std": -0.5}
-# what is learned here from nothing has not been tried
+# MLSH from nothing has not been tried here
 course = {"N": 1, "W": 20, "U": 40, "tasks": 30, "T": 2000, "groups": 4, "fade": 15}
 register("AntObstacles-v1", AntObstacles, 2000, LEARNING | course)
 # three decisions an episode and not five: an ant that is not yet fast would spend much of a longer one at a wall
