@@ -18,11 +18,11 @@ from mlsh.config import Config
 from mlsh.envs import make_env
 from mlsh.envs.mujoco_tasks import MujocoTasks
 from mlsh.errors import UserError, run_command
-from mlsh.logger import MOMENTS
-from mlsh.metrics import read_metrics
 from mlsh.models import Hierarchy
 from mlsh.ppo import Adam, update
 from mlsh.rollout import collect
+from mlsh.runs.log import MOMENTS
+from mlsh.runs.metrics import read_metrics
 from mlsh.sampling import Streams
 from mlsh.settings import CountOrNone, Counts, Settings, at_least, cli, parse
 
@@ -97,7 +97,7 @@ def scaling(flags, cfg, args):
 def new_agent(cfg, env):
     agent = Hierarchy.build(cfg, env)
     agent.master.reset(Streams(0, range(cfg.groups))(0, "master"))
-    agent.subs.reset(Streams(0, range(cfg.num_low))(0, "sub-policies"))
+    agent.sub_policies.reset(Streams(0, range(cfg.num_sub_policies))(0, "sub-policies"))
     return agent
 
 
@@ -118,15 +118,18 @@ def parts(cfg):
     the floating-point operations of all matrix products."""
     env = make_env(cfg, cfg.groups * cfg.N)
     agent = new_agent(cfg, env)
-    master_optimizer, low_optimizer = Adam(agent.master, cfg.hlr), Adam(agent.subs, cfg.llr, apart=True)
+    master_optimizer, low_optimizer = (
+        Adam(agent.master, cfg.master_lr),
+        Adam(agent.sub_policies, cfg.sub_lr, apart=True),
+    )
     rngs = Streams(0, range(cfg.groups))(0, "benchmark")
     action = collect(env, agent, rngs, **cfg.rollout).low.action[: env.num_envs]
 
     def cost(call):  # seconds, result and operations
-        agent.master.compiled = agent.subs.compiled = False  # for what is compiled is not counted
+        agent.master.compiled = agent.sub_policies.compiled = False  # for what is compiled is not counted
         with FlopCounterMode(display=False) as counter:
             call()
-        agent.master.compiled = agent.subs.compiled = cfg.compile == "on"
+        agent.master.compiled = agent.sub_policies.compiled = cfg.compile == "on"
         return *seconds(call, cfg.device), counter.get_total_flops()
 
     def step_through():
@@ -138,7 +141,7 @@ def parts(cfg):
     warm_up, rollout, in_warm_up = cost(lambda: collect(env, agent, rngs, low=False, **cfg.training_rollout(0)))
     theta, _, of_theta = cost(lambda: update(agent.master, master_optimizer, rollout.master, rngs, **cfg.master_ppo))
     joint, rollout, in_joint = cost(lambda: collect(env, agent, rngs, **cfg.training_rollout(0)))
-    phi, _, of_phi = cost(lambda: update(agent.subs, low_optimizer, rollout.low, rngs, **cfg.low_ppo(0)))
+    phi, _, of_phi = cost(lambda: update(agent.sub_policies, low_optimizer, rollout.low, rngs, **cfg.low_ppo(0)))
     rollouts, looks = cfg.W + cfg.U, len(MOMENTS)
     spent = {
         "environment": (rollouts + looks) * bare,

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from mlsh.errors import UserError, run_command
-from mlsh.files import make_folder, writing
+from mlsh.runs.files import make_folder, writing
 from mlsh.settings import cli
 
 CODE = Path(__file__).parent

@@ -13,14 +13,14 @@ import numpy as np
 import tyro
 from tabulate import tabulate
 
-from mlsh import checkpoint
-from mlsh import option_critic as option_critic  # it registers itself in LEARNERS, as every method
-from mlsh import rl2 as rl2
-from mlsh.adapt import LEARNERS, transferred
+from mlsh.baselines import option_critic as option_critic  # it registers itself in LEARNERS, as every method
+from mlsh.baselines import rl2 as rl2
 from mlsh.envs import make_env
 from mlsh.errors import UserError, run_command
-from mlsh.files import make_folder, write_whole, writing
-from mlsh.plots import draw_bands, steps_to
+from mlsh.meta_test import LEARNERS, transferred
+from mlsh.runs import checkpoint
+from mlsh.runs.files import make_folder, write_whole, writing
+from mlsh.runs.plots import draw_bands, steps_to
 from mlsh.sampling import Streams, distinct, drawn_tasks, find_task
 from mlsh.settings import Count, CountOrNone, NotNegative, Settings, cli, short
 
@@ -33,7 +33,7 @@ Columns of adaptation.csv, a row a run, task, seed and update:
     env_steps           that the master has had on the task by then
     return              mean of its episodes after them
     best_return         the best possible of the task, where it is known
-    final_…             with --look, of MLSH and option-critic: means of what the info of their last step reports, which
+    final_…             with --eval_episodes, of MLSH and option-critic: means of what the info of their last step reports, which
                         the table has after the last update"""
 SHOWN = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # updates in the table
 
@@ -42,10 +42,10 @@ SHOWN = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # updates in the table
 class Args(Settings):
     """Learn each task anew with what runs have learned, and write the return after every update.
 
-    MLSH trains a fresh master over frozen sub-policies; a shared policy (--num_low 1) is fine-tuned; a run without
-    sub-policies (--num_low 0) is PPO from scratch; an RL² policy just plays on, an episode in place of an update
-    (--updates, --hlr, --bs and --look are not for it). Option-critic and actor-critic go on learning, whatever their
-    tasks --shared; an update is a rollout, they learn within it, and --hlr is the rate of their values.
+    MLSH trains a fresh master over frozen sub-policies; a shared policy (--num_sub_policies 1) is fine-tuned; a run without
+    sub-policies (--num_sub_policies 0) is PPO from scratch; an RL² policy just plays on, an episode in place of an update
+    (--updates, --master_lr, --master_minibatch and --eval_episodes are not for it). Option-critic and actor-critic go on learning, whatever their
+    tasks --shared; an update is a rollout, they learn within it, and --master_lr is the rate of their values.
     Prints a table, and writes adaptation.csv and adaptation.png.
     """
 
@@ -74,9 +74,9 @@ class Args(Settings):
     """Episodes a rollout; 0 for the run's (of RL²: trials a seed, 10)."""
     T: Annotated[CountOrNone, short("-T")] = 0
     """Env steps of an episode; 0 for the run's, or those of --env."""
-    hlr: NotNegative = 0.0
+    master_lr: NotNegative = 0.0
     """Learning rate; 0 for the run's."""
-    bs: CountOrNone = 0
+    master_minibatch: CountOrNone = 0
     """Minibatch of a master, in decisions; 0 for the run's."""
     copies: Count = 64
     """Copies of an environment that is stepped one by one, but not fewer than a master's -N; with other parts PPO from

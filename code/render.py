@@ -6,13 +6,13 @@ from typing import Annotated
 
 import tyro
 
-from mlsh import checkpoint
-from mlsh.adapt import adapt, load_agent, transferred
 from mlsh.config import Config
 from mlsh.envs import make_env
 from mlsh.errors import UserError, run_command
-from mlsh.files import safe_name
-from mlsh.film import film
+from mlsh.meta_test import adapt, load_agent, transferred
+from mlsh.runs import checkpoint
+from mlsh.runs.files import safe_name
+from mlsh.runs.film import film
 from mlsh.sampling import Streams, find_task
 from mlsh.settings import Count, CountOrNone, NotNegative, Settings, cli, short
 
@@ -40,7 +40,7 @@ class Args(Settings):
     """Episodes a rollout of its training; 0 for the run's."""
     T: Annotated[CountOrNone, short("-T")] = 0
     """Env steps of an episode; 0 for the run's, or those of --env."""
-    hlr: NotNegative = 0.0
+    master_lr: NotNegative = 0.0
     """Its learning rate; 0 for the run's."""
     device: str = "cpu"
     """Torch device."""
@@ -51,7 +51,12 @@ def main():
     args.validate()
     data = checkpoint.load(args.run, [Config])
     cfg = transferred(data["config"], args.env)
-    cfg.device, cfg.N, cfg.T, cfg.hlr = args.device, args.N or cfg.N, args.T or cfg.T, args.hlr or cfg.hlr
+    cfg.device, cfg.N, cfg.T, cfg.master_lr = (
+        args.device,
+        args.N or cfg.N,
+        args.T or cfg.T,
+        args.master_lr or cfg.master_lr,
+    )
     env = make_env(cfg, cfg.N)
     task = find_task(env, args.task, "--task")
     in_its_folder = args.run.name == "checkpoint.pt"  # where runs have it

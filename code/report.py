@@ -15,11 +15,11 @@ from matplotlib.figure import Figure
 from mlsh.config import Config
 from mlsh.envs import best_return
 from mlsh.errors import UserError, run_command
-from mlsh.files import make_folder, writing
-from mlsh.metrics import read_metrics
-from mlsh.plots import curve
+from mlsh.harness.analyses import PASSED, SEPARATED, SOLVED, print_table
+from mlsh.runs.files import make_folder, writing
+from mlsh.runs.metrics import read_metrics
+from mlsh.runs.plots import curve
 from mlsh.settings import cli
-from mlsh.study_parts import PASSED, SEPARATED, SOLVED, print_table
 
 LINES = {"AntBandits-v1": (-0.155, "the earlier port")}  # in figures, where the best possible return is not known
 RANGE = {"AntBandits-v1": (-0.25, -0.08)}  # of the returns, in figures

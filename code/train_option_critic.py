@@ -3,8 +3,8 @@
 All of it is in mlsh/option_critic.py.
 """
 
+from mlsh.baselines.option_critic import main
 from mlsh.errors import run_command
-from mlsh.option_critic import main
 
 if __name__ == "__main__":
     run_command(main)

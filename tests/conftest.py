@@ -14,8 +14,8 @@ os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of what the tests start, too: several processes stall each other
 torch.set_num_threads(1)
 
-from mlsh import run  # noqa: E402
-from mlsh.metrics import read_metrics  # noqa: E402
+from mlsh.runs import run  # noqa: E402
+from mlsh.runs.metrics import read_metrics  # noqa: E402
 
 CODE = Path(__file__).parent.parent / "code"
 TINY = "--env MovementBandits-v0 -N 2 -W 2 -U 1 --tasks 2 -K 2 -T 7 --high_len 3 --groups 2 --test_episodes 3"

@@ -17,9 +17,9 @@ from torch.utils._pytree import tree_flatten
 
 CODE = Path(__file__).parent.parent / "code"
 sys.path.insert(0, str(CODE))
-from mlsh import checkpoint  # noqa: E402
 from mlsh.config import Config  # noqa: E402
-from mlsh.metrics import read_metrics  # noqa: E402
+from mlsh.runs import checkpoint  # noqa: E402
+from mlsh.runs.metrics import read_metrics  # noqa: E402
 
 TASKS = 40
 FLAGS = (

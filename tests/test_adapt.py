@@ -2,19 +2,19 @@ import numpy as np
 import torch
 from gymnasium.spaces import Box, Discrete
 
-from mlsh.adapt import adapt, alone, final_test
 from mlsh.envs import make_env
 from mlsh.envs.base import VectorTasks
+from mlsh.envs.pool import Stage
+from mlsh.meta_test import adapt, alone, final_test
 from mlsh.models import Hierarchy
 from mlsh.rollout import collect
 from mlsh.sampling import Streams
-from mlsh.stage import Stage
 
 
 def agent_for(cfg):
     agent = Hierarchy.build(cfg, make_env(cfg, 1))
     agent.master.reset(Streams(cfg.seed, range(cfg.groups))(0, "master"))
-    agent.subs.reset(Streams(cfg.seed, range(cfg.num_low))(0, "subs"))
+    agent.sub_policies.reset(Streams(cfg.seed, range(cfg.num_sub_policies))(0, "subs"))
     agent.normaliser.update(torch.randn(50, 6))
     return agent
 
@@ -37,7 +37,7 @@ def test_adapting_trains_new_masters_and_nothing_else(cfg):
     trained, steps = adapt(agent, env, tasks, cfg, 2)
     assert steps == 2 * 3 * cfg.N * cfg.T
     assert all(same(old, weights(part)) for old, part in zip(before, agent, strict=True))
-    assert trained.subs is agent.subs and trained.master.n == 3
+    assert trained.sub_policies is agent.sub_policies and trained.master.n == 3
     assert not same(weights(trained.master), weights(fresh.master))
     again, _ = adapt(agent, env, tasks, cfg, 2)
     assert same(weights(trained.master), weights(again.master))
@@ -46,7 +46,7 @@ def test_adapting_trains_new_masters_and_nothing_else(cfg):
 def test_final_test_reports_each_task(cfg):
     env = make_env(cfg, 1)
     steps, rows = final_test(agent_for(cfg), env, cfg).values()
-    assert steps == 2 * cfg.T * (cfg.W * cfg.N + cfg.test_episodes * (1 + cfg.num_low))
+    assert steps == 2 * cfg.T * (cfg.W * cfg.N + cfg.test_episodes * (1 + cfg.num_sub_policies))
     assert [row["task"] for row in rows] == [0, 1] and [row["label"] for row in rows] == ["orange", "blue"]
     for row in rows:
         assert 0 <= row["return"] <= cfg.T and row["standard_error"] >= 0
@@ -54,7 +54,7 @@ def test_final_test_reports_each_task(cfg):
         assert len(row["share"]) == 2 and abs(sum(row["share"]) - 1) < 1e-6
     cfg.W, cfg.U = 0, 3  # without a warm-up the new master gets as many updates as it had in training
     steps, _ = final_test(agent_for(cfg), env, cfg).values()
-    assert steps == 2 * cfg.T * (3 * cfg.N + cfg.test_episodes * (1 + cfg.num_low))
+    assert steps == 2 * cfg.T * (3 * cfg.N + cfg.test_episodes * (1 + cfg.num_sub_policies))
 
 
 class Guess(VectorTasks):
@@ -77,10 +77,10 @@ class Guess(VectorTasks):
 
 def test_a_new_master_finds_the_sub_policy_of_each_task(cfg):
     """Sub-policy k always takes action k; ten updates teach the master of task k to run k."""
-    cfg.num_low, cfg.N, cfg.epochs = 3, 20, 10
+    cfg.num_sub_policies, cfg.N, cfg.epochs = 3, 20, 10
     env = Guess(60)
     agent = Hierarchy.build(cfg, env)
-    agent.subs.policy_bias.data[:, 0] = 1e3 * torch.eye(3)
+    agent.sub_policies.policy_bias.data[:, 0] = 1e3 * torch.eye(3)
     trained, _ = adapt(agent, env, [0, 1, 2], cfg, 10)
     played = collect(env, trained, Streams(0, range(3))(0, "test"), **cfg.rollout)
     torch.testing.assert_close(played.outcome.share, torch.eye(3), atol=0.05, rtol=0)
@@ -91,8 +91,8 @@ def test_alone_runs_one_sub_policy_only(cfg):
     agent = agent_for(cfg)
     with torch.no_grad():  # sub-policy 0 stays, sub-policy 1 walks away to the right
         for k, action in enumerate((0, 1)):
-            agent.subs.policy_weight[k] = 0
-            agent.subs.policy_bias[k, 0, action] = 1e3
+            agent.sub_policies.policy_weight[k] = 0
+            agent.sub_policies.policy_bias[k, 0, action] = 1e3
     cfg.T, cfg.test_episodes = 50, 400
     with Stage(cfg, "alone", 1) as stage:
         returns, steps = alone(agent, [0, 1], stage)

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from conftest import TINY
-from mlsh import checkpoint
 from mlsh.config import Config
 from mlsh.envs import best_return, make_env
 from mlsh.errors import UserError
-from mlsh.metrics import read_metrics
+from mlsh.runs import checkpoint
+from mlsh.runs.metrics import read_metrics
 from mlsh.sampling import Streams, balanced_tasks, tasks_to_test
 
 MOVES = [(0, 0), (20, 0), (-20, 0), (0, 20), (0, -20)]

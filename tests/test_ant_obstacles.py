@@ -65,7 +65,7 @@ def inside(x, y, rectangles):
 
 
 def test_in_the_mazes_sub_policies_are_blind_to_absolute_x_and_y_alone():
-    blind = Config.defaults("AntMaze-v1").blind_low
+    blind = Config.defaults("AntMaze-v1").blind
     one = mazes(1)
     one._origin += 3  # else what is relative is the same
     qpos, qvel = np.random.default_rng(0).standard_normal((2, 1, 15))

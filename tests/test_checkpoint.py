@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from conftest import CODE
-from mlsh import checkpoint, files
-from mlsh.adapt import load_agent
+from mlsh.baselines.rl2 import RL2Config
 from mlsh.config import Config
 from mlsh.envs import make_env
 from mlsh.errors import UserError
+from mlsh.meta_test import load_agent
 from mlsh.models import Hierarchy
 from mlsh.ppo import Adam
-from mlsh.rl2 import RL2Config
+from mlsh.runs import checkpoint, files
 from mlsh.sampling import Streams
 
 ASSETS = CODE.parent / "assets"
@@ -23,12 +23,12 @@ PROGRESS = {"iteration": 3, "env_steps": 12, "train_env_steps": 9, "seconds": 1.
 @pytest.fixture
 def parts(cfg):
     agent = Hierarchy.build(cfg, make_env(cfg, 1))
-    agent.subs.reset(Streams(0, range(cfg.num_low))(0, "subs"))
+    agent.sub_policies.reset(Streams(0, range(cfg.num_sub_policies))(0, "subs"))
     agent.normaliser.update(torch.randn(9, 6))
-    optimizer = Adam(agent.subs, 0.1, apart=True)
-    sum(x.square().sum() for x in agent.subs(torch.randn(2, 5, 6))).backward()
+    optimizer = Adam(agent.sub_policies, 0.1, apart=True)
+    sum(x.square().sum() for x in agent.sub_policies(torch.randn(2, 5, 6))).backward()
     optimizer.step()
-    return cfg, {"subs": agent.subs, "normaliser": agent.normaliser, "optimizer": optimizer}
+    return cfg, {"sub_policies": agent.sub_policies, "normaliser": agent.normaliser, "optimizer": optimizer}
 
 
 def test_a_checkpoint_comes_back_to_the_bit(parts, tmp_path):
@@ -39,9 +39,9 @@ def test_a_checkpoint_comes_back_to_the_bit(parts, tmp_path):
     data = checkpoint.load(tmp_path, [Config])  # the run folder will do
     assert data["config"] == cfg and {k: data[k] for k in PROGRESS} == PROGRESS
     other = Hierarchy.build(cfg, make_env(cfg, 1))
-    other_optimizer = Adam(other.subs, 0.1, apart=True)
-    checkpoint.restore(data, subs=other.subs, normaliser=other.normaliser, optimizer=other_optimizer)
-    for a, b in ((parts["subs"], other.subs), (parts["normaliser"], other.normaliser)):
+    other_optimizer = Adam(other.sub_policies, 0.1, apart=True)
+    checkpoint.restore(data, sub_policies=other.sub_policies, normaliser=other.normaliser, optimizer=other_optimizer)
+    for a, b in ((parts["sub_policies"], other.sub_policies), (parts["normaliser"], other.normaliser)):
         assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
     for one, two in zip(parts["optimizer"].state.values(), other_optimizer.state.values(), strict=True):
         assert all(torch.equal(one[k], two[k]) for k in one)
@@ -50,9 +50,9 @@ def test_a_checkpoint_comes_back_to_the_bit(parts, tmp_path):
 def test_a_snapshot_does_not_follow_the_agent(parts):
     cfg, parts = parts
     data = checkpoint.snapshot(cfg, PROGRESS, **parts)
-    before = data["subs"]["weight1"].clone()
-    parts["subs"].weight1.data += 1
-    assert torch.equal(data["subs"]["weight1"], before)
+    before = data["sub_policies"]["weight1"].clone()
+    parts["sub_policies"].weight1.data += 1
+    assert torch.equal(data["sub_policies"]["weight1"], before)
 
 
 def test_a_failed_save_leaves_the_old_file(parts, tmp_path, monkeypatch):
@@ -84,7 +84,7 @@ def test_what_is_no_checkpoint_is_refused_and_not_run(parts, tmp_path, capsys):
     torch.save({"weights": torch.zeros(3)}, tmp_path / "foreign.pt")
     snapshot = checkpoint.snapshot(cfg, PROGRESS, **parts)
     torch.save(snapshot | {"iteration": "3"}, tmp_path / "text.pt")
-    torch.save(snapshot | {"config": snapshot["config"] | {"num_low": "two"}}, tmp_path / "two.pt")
+    torch.save(snapshot | {"config": snapshot["config"] | {"num_sub_policies": "two"}}, tmp_path / "two.pt")
     torch.save(snapshot | {"format": 99}, tmp_path / "newer.pt")
     files = {
         "truncated": good[: len(good) // 2],
@@ -107,14 +107,14 @@ def test_what_is_no_checkpoint_is_refused_and_not_run(parts, tmp_path, capsys):
 def test_what_does_not_fit_inside_is_refused(parts, tmp_path):
     cfg, parts = parts
     good = checkpoint.snapshot(cfg, PROGRESS, **parts)
-    for name, value in (("iteration", -5), ("subs", good["subs"] | {"weight1": torch.tensor(torch.nan)})):
+    for name, value in (("iteration", -5), ("subs", good["sub_policies"] | {"weight1": torch.tensor(torch.nan)})):
         torch.save(good | {name: value}, tmp_path / "checkpoint.pt")
         with pytest.raises(UserError, match="damaged"):
             checkpoint.load(tmp_path, [Config])
     good["config"] = cfg
     for name, value in (("subs", 3), ("optimizer", 3)):
         with pytest.raises(UserError, match="does not fit"):
-            checkpoint.restore(good | {name: value}, subs=parts["subs"], optimizer=parts["optimizer"])
+            checkpoint.restore(good | {name: value}, sub_policies=parts["sub_policies"], optimizer=parts["optimizer"])
     good["optimizer"]["state"][0]["exp_avg"] = torch.zeros(3)  # Adam would read beyond its end
     with pytest.raises(UserError, match="other shapes"):
         checkpoint.restore(good, optimizer=parts["optimizer"])
@@ -135,7 +135,7 @@ def test_a_flipped_bit_is_found_or_harmless(parts, tmp_path):
         except UserError:
             refused += 1
         else:
-            torch.testing.assert_close(data["subs"], snapshot["subs"], rtol=0, atol=0)
+            torch.testing.assert_close(data["sub_policies"], snapshot["sub_policies"], rtol=0, atol=0)
             assert data["config"] == cfg and {k: data[k] for k in PROGRESS} == PROGRESS
     assert refused > 60  # the rest hit padding
 
@@ -143,9 +143,9 @@ def test_a_flipped_bit_is_found_or_harmless(parts, tmp_path):
 def test_a_checkpoint_of_other_sizes_is_refused(parts):
     cfg, parts = parts
     data = checkpoint.snapshot(cfg, PROGRESS, **parts) | {"config": cfg}
-    other = dataclasses.replace(cfg, num_low=3)
+    other = dataclasses.replace(cfg, num_sub_policies=3)
     with pytest.raises(UserError, match="does not fit"):
-        checkpoint.restore(data, subs=Hierarchy.build(other, make_env(cfg, 1)).subs)
+        checkpoint.restore(data, sub_policies=Hierarchy.build(other, make_env(cfg, 1)).sub_policies)
 
 
 def test_a_checkpoint_says_of_which_kind_it_is(parts, tmp_path):
@@ -188,14 +188,14 @@ def test_the_shipped_checkpoint_is_read():
 
 def test_moments_of_members_that_were_kept_together_are_taken_apart(parts, tmp_path):
     cfg, parts = parts
-    together = torch.optim.Adam(parts["subs"].parameters(), 0.1)
+    together = torch.optim.Adam(parts["sub_policies"].parameters(), 0.1)
     together.step()
     data = checkpoint.snapshot(cfg, PROGRESS, **parts | {"optimizer": together}) | {"format": 1}
     torch.save(data, tmp_path / "checkpoint.pt")
-    optimizer = Adam(parts["subs"], 0.1, apart=True)
+    optimizer = Adam(parts["sub_policies"], 0.1, apart=True)
     checkpoint.restore(checkpoint.load(tmp_path, [Config]), optimizer=optimizer)
     rows = iter(optimizer.param_groups[0]["params"])
-    for p in parts["subs"].parameters():
-        for k in range(cfg.num_low):
+    for p in parts["sub_policies"].parameters():
+        for k in range(cfg.num_sub_policies):
             state = optimizer.state[next(rows)]
             assert torch.equal(state["exp_avg"], together.state[p]["exp_avg"][k]) and state["step"] == 1

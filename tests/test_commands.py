@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from conftest import CODE, TINY, wait_for_rows
-from mlsh import checkpoint, parallel
+from mlsh import parallel
 from mlsh.config import Config
 from mlsh.envs import make_env
 from mlsh.models import Hierarchy
+from mlsh.runs import checkpoint
 from mlsh.sampling import Streams
 
 
@@ -26,7 +27,7 @@ def rows(folder):
 
 
 def subs(folder):
-    return torch.load(folder / "checkpoint.pt", weights_only=True)["subs"]
+    return torch.load(folder / "checkpoint.pt", weights_only=True)["sub_policies"]
 
 
 def same(a, b):
@@ -35,8 +36,8 @@ def same(a, b):
 
 def initial_subs(cfg):
     agent = Hierarchy.build(cfg, make_env(cfg, 1))
-    agent.subs.reset(Streams(cfg.seed, range(cfg.num_low))(0, "sub-policies"))
-    return agent.subs.state_dict()
+    agent.sub_policies.reset(Streams(cfg.seed, range(cfg.num_sub_policies))(0, "sub-policies"))
+    return agent.sub_policies.state_dict()
 
 
 def test_training_fills_the_run_folder(command, tmp_path):
@@ -90,7 +91,15 @@ def test_warm_up_leaves_the_sub_policies_as_they_are(command, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "flags", ["--num_low 1", "--num_low 3", "--high_len 1", "--high_len 99", "--groups 1", "--env MovementBandits4-v0"]
+    "flags",
+    [
+        "--num_sub_policies 1",
+        "--num_sub_policies 3",
+        "--high_len 1",
+        "--high_len 99",
+        "--groups 1",
+        "--env MovementBandits4-v0",
+    ],
 )
 def test_ablations_run(command, tmp_path, flags):
     code, _, err = command("train.py", *TINY, *flags.split(), "--out", tmp_path)
@@ -103,24 +112,24 @@ def test_ablations_run(command, tmp_path, flags):
 
 def test_a_learning_rate_that_falls_counts_from_the_second_outer_iteration_on(command, tmp_path):
     for name, decay, tasks in (("a", 1, 1), ("b", 0.5, 1), ("c", 1, 2), ("d", 0.5, 2)):
-        flags = ("--llr_decay", decay, "--tasks", tasks, "--out", tmp_path / name)
+        flags = ("--sub_lr_decay", decay, "--tasks", tasks, "--out", tmp_path / name)
         assert command("train.py", *TINY, *flags, "--record", 0)[0] == 0
     assert same(subs(tmp_path / "a"), subs(tmp_path / "b")) and not same(subs(tmp_path / "c"), subs(tmp_path / "d"))
 
 
 def test_continuing_ends_where_an_uninterrupted_run_ends(command, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    flags = (*TINY, "--llr_decay", 0.5)
+    flags = (*TINY, "--sub_lr_decay", 0.5)
     assert command("train.py", *flags, "--tasks", 4, "--out", whole)[0] == 0
     assert command("train.py", *flags, "--tasks", 2, "--out", parts)[0] == 0
     code, _, err = command("train.py", "-c", "--tasks", 4, "--out", parts)
     assert code == 0, err
     assert rows(whole) == rows(parts)
     a, b = (torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (whole, parts))
-    assert same(a["subs"], b["subs"]) and same(a["normaliser"], b["normaliser"])
+    assert same(a["sub_policies"], b["sub_policies"]) and same(a["normaliser"], b["normaliser"])
     for one, two in zip(a["optimizer"]["state"].values(), b["optimizer"]["state"].values(), strict=True):
         assert same(one, two)
-    assert a["optimizer"]["param_groups"][0]["lr"] == a["config"]["llr"] * 0.5**3
+    assert a["optimizer"]["param_groups"][0]["lr"] == a["config"]["sub_lr"] * 0.5**3
     tests = [json.loads((folder / "results.json").read_text())["test"] for folder in (whole, parts)]
     assert tests[0] == tests[1]
 
@@ -150,7 +159,7 @@ def test_the_normaliser_starts_from_the_first_rollout(command, tmp_path):
     assert normaliser["count"] == 2 * 2 * 7 and 0.4 < normaliser["mean"][0] < 0.6  # the untrained agent's, ÷ 400
     a_rollout = 2 * 2 * 7
     assert rows(tmp_path / "a")[0]["env_steps"] == str(5 * a_rollout)  # that one, three looks, and one learned from
-    assert command("train.py", *TINY, *flags, "--num_low", 0, "--out", tmp_path / "flat")[0] == 0
+    assert command("train.py", *TINY, *flags, "--num_sub_policies", 0, "--out", tmp_path / "flat")[0] == 0
     assert checkpoint.load(tmp_path / "flat", [Config])["normaliser"]["count"] == 2 * a_rollout  # goes on with training
 
 
@@ -201,8 +210,8 @@ def test_what_is_refused_leaves_nothing_behind(command, tmp_path):
         f"--out {used}": "not empty",
         f"-c --out {used}": "no checkpoint",
         "-N many": "many",
-        "--blind_low 6": "use less than 6",
-        "--env MovementBanditsConv-v0 --blind_low 1": "use 0",
+        "--blind 6": "use less than 6",
+        "--env MovementBanditsConv-v0 --blind 1": "use 0",
         "--no_such_flag 1": "no_such_flag",
     }
     for flags, reason in refused.items():

@@ -85,9 +85,9 @@ def test_a_run_whose_compiler_fails_says_that_it_was_not_compiled(no_compiler, c
 
 
 def test_auto_compiles_a_long_run_where_there_is_a_compiler(monkeypatch):
-    cfg = Config(W=2, U=1, tasks=3, epochs=5, N=10, T=50, high_len=10, bs=25, parts_low=7)
+    cfg = Config(W=2, U=1, tasks=3, epochs=5, N=10, T=50, high_len=10, master_minibatch=25, sub_minibatches=7)
     assert cfg.minibatches == 3 * 5 * ((2 + 1) * 2 + 7)  # 50 decisions are two minibatches
-    short, long, flat = Config(tasks=1), Config(tasks=MANY), Config(W=1, U=0, num_low=0, tasks=MANY)
+    short, long, flat = Config(tasks=1), Config(tasks=MANY), Config(W=1, U=0, num_sub_policies=0, tasks=MANY)
     monkeypatch.setattr("mlsh.config.possible", lambda device: device == "cpu")
     for cfg, expected in ((short, "off"), (long, "on"), (flat, "on"), (Config(tasks=MANY, device="odd"), "off")):
         cfg.settle()
@@ -113,7 +113,7 @@ def test_compiled_runs_repeat_to_the_bit_also_when_continued(command, tmp_path):
     assert command("train.py", *TINY, "--compile", "on", "--out", whole)[0] == 0
     assert command("train.py", *TINY, "--compile", "on", "--tasks", 1, "--out", halves)[0] == 0
     assert command("train.py", "-c", "--tasks", 2, "--wandb", "disabled", "--out", halves)[0] == 0
-    one, two = (torch.load(folder / "checkpoint.pt", weights_only=True)["subs"] for folder in (whole, halves))
+    one, two = (torch.load(folder / "checkpoint.pt", weights_only=True)["sub_policies"] for folder in (whole, halves))
     assert all(torch.equal(one[name], two[name]) for name in one)
     for folder in (whole, halves):
         assert json.loads((folder / "config.json").read_text())["config"]["compile"] == "on"

@@ -3,10 +3,10 @@ import dataclasses
 import pytest
 
 from mlsh import settings
+from mlsh.baselines.rl2 import RL2Config
 from mlsh.config import Config
 from mlsh.envs import preset
 from mlsh.errors import UserError
-from mlsh.rl2 import RL2Config
 from test_settings import parse
 
 
@@ -14,20 +14,36 @@ def test_defaults_are_the_environments_preset_and_flags_override_them():
     cfg, saved = parse([])
     assert saved is None and cfg == Config(**preset("MovementBandits-v0"))
     cfg, _ = parse("--env MovementBandits4-v0 -W 7 --high-len 5".split())
-    assert (cfg.num_low, cfg.W, cfg.high_len) == (4, 7, 5)
+    assert (cfg.num_sub_policies, cfg.W, cfg.high_len) == (4, 7, 5)
     cfg, _ = parse("--env mlsh:MovementBandits-v0".split())
     assert cfg.groups == preset("MovementBandits-v0")["groups"]
 
 
 def test_the_ports_flags_are_understood():
-    line = "-N 9 -W 3 -U 2 --tasks 4 -K 5 -T 6 --high_len 2 --bs 8 --llr .1 --hlr .2 --gamma .3 --lam .4 --epsilon .5"
-    line += " --c1 .6 --c2 .7 --c2_low .8 --record 11 --seed 12 --num_low 3 --env MovementBandits-v0"
+    line = "-N 9 -W 3 -U 2 --tasks 4 -K 5 -T 6 --high_len 2 --master_minibatch 8 --sub_lr .1 --master_lr .2 --gamma .3 --lam .4 --clip .5"
+    line += " --value_coef .6 --master_entropy .7 --sub_entropy .8 --record 11 --seed 12 --num_sub_policies 3 --env MovementBandits-v0"
     cfg, _ = parse(line.split())
     values = [
-        getattr(cfg, name) for name in ("N", "W", "U", "tasks", "epochs", "T", "high_len", "bs", "llr", "hlr", "gamma")
+        getattr(cfg, name)
+        for name in (
+            "N",
+            "W",
+            "U",
+            "tasks",
+            "epochs",
+            "T",
+            "high_len",
+            "master_minibatch",
+            "sub_lr",
+            "master_lr",
+            "gamma",
+        )
     ]
     assert values == [9, 3, 2, 4, 5, 6, 2, 8, 0.1, 0.2, 0.3]
-    values = [getattr(cfg, name) for name in ("lam", "epsilon", "c1", "c2", "c2_low", "record", "seed", "num_low")]
+    values = [
+        getattr(cfg, name)
+        for name in ("lam", "epsilon", "c1", "c2", "sub_entropy", "record", "seed", "num_sub_policies")
+    ]
     assert values == [0.4, 0.5, 0.6, 0.7, 0.8, 11, 12, 3]
 
 
@@ -40,13 +56,13 @@ def test_w_and_u_both_0_are_refused():
 
 def test_without_sub_policies_nothing_is_joint():
     with pytest.raises(UserError, match="-U is 1: .*use -U 0"):
-        parse("--num_low 0 -U 1".split())
-    cfg, _ = parse("--num_low 0 -U 0 -N 4 -T 50 --bs 100".split())
+        parse("--num_sub_policies 0 -U 1".split())
+    cfg, _ = parse("--num_sub_policies 0 -U 0 -N 4 -T 50 --master_minibatch 100".split())
     assert cfg.master_ppo["parts"] == 2  # a decision at each of 200 steps
 
 
 def test_derived_values():
-    cfg = dataclasses.replace(Config(), N=40, T=50, high_len=10, bs=64, fade=10, c2_low=0.5)
+    cfg = dataclasses.replace(Config(), N=40, T=50, high_len=10, master_minibatch=64, fade=10, sub_entropy=0.5)
     assert cfg.master_ppo["parts"] == 4  # 200 decisions in minibatches of at most 64
     assert dataclasses.replace(cfg, T=51).master_ppo["parts"] == 4  # 240
     assert [cfg.faded(i) for i in (0, 5, 10, 99)] == [1, 0.5, 0, 0]
@@ -56,7 +72,7 @@ def test_derived_values():
     assert cfg.master_ppo == same | {"parts": 4, "c2": 0.0}
     assert cfg.low_ppo(10) == same | {"parts": 15, "c2": 0.0, "target_kl": 0.1}
     assert dataclasses.replace(cfg, fade=0).faded(99) == 1
-    assert [dataclasses.replace(cfg, llr=0.8, llr_decay=0.5).low_rate(i) for i in (0, 1, 3)] == [0.8, 0.4, 0.1]
+    assert [dataclasses.replace(cfg, sub_lr=0.8, sub_lr_decay=0.5).low_rate(i) for i in (0, 1, 3)] == [0.8, 0.4, 0.1]
 
 
 def test_the_horizon_is_the_environments_own_limit_where_nothing_else_is_said():

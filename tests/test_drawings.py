@@ -21,14 +21,14 @@ def test_arrows_run_down_only(drawings):
     arrows = drawings.imports()
     TopologicalSorter(arrows).prepare()  # refuses circles
     with pytest.raises(CycleError):
-        TopologicalSorter(arrows | {"mlsh.errors": {"mlsh.files"}}).prepare()
+        TopologicalSorter(arrows | {"mlsh.errors": {"mlsh.runs.files"}}).prepare()
     scripts = {name for name in arrows if not name.startswith("mlsh.")}
     assert {"train", "evaluate", "studies.bandits"} <= scripts and not scripts & set().union(*arrows.values())
     leaves = ("networks", "normaliser", "minibatches", "compiled", "errors", "plots")
     assert not any(arrows[f"mlsh.{name}"] for name in leaves)
     assert arrows["mlsh.models"] == {"mlsh.errors", "mlsh.networks", "mlsh.normaliser"}
     assert arrows["mlsh.ppo"] == {"mlsh.compiled", "mlsh.minibatches"}
-    assert not arrows["train"] & {"mlsh.checkpoint", "mlsh.files", "mlsh.tracking"}
+    assert not arrows["train"] & {"mlsh.runs.checkpoint", "mlsh.runs.files", "mlsh.runs.tracking"}
     assert arrows["mlsh.rollout"] == {"mlsh.play", "mlsh.ppo"} and not arrows["mlsh.play"]
 
 

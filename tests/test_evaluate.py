@@ -6,11 +6,12 @@ import numpy as np
 import torch
 
 from conftest import CODE, TINY
-from mlsh import adapt, checkpoint
+from mlsh import meta_test as adapt
 from mlsh.config import Config
 from mlsh.envs import make_env
 from mlsh.models import Hierarchy
 from mlsh.rollout import Outcome, collect
+from mlsh.runs import checkpoint
 from mlsh.sampling import Streams
 
 RL2 = "--env MovementBandits-v0 -N 4 --iterations 2 -K 1 -T 7 --episodes 3 --wandb disabled".split()
@@ -29,8 +30,8 @@ def adaptation(folder):
 
 def test_every_method_is_a_line(command, tmp_path):
     mlsh = train(command, tmp_path / "mlsh")
-    shared = train(command, tmp_path / "shared", "--num_low", 1, "-W", 0)
-    scratch = train(command, tmp_path / "scratch", "--num_low", 0, "-U", 0)
+    shared = train(command, tmp_path / "shared", "--num_sub_policies", 1, "-W", 0)
+    scratch = train(command, tmp_path / "scratch", "--num_sub_policies", 0, "-U", 0)
     assert command("train_rl2.py", *RL2, "--out", tmp_path / "rl2")[0] == 0
     (mlsh / "checkpoint.pt").rename(tmp_path / "alone.pt")  # a checkpoint without its run folder
     runs = [tmp_path / "alone.pt", shared, scratch, tmp_path / "rl2"]
@@ -51,12 +52,14 @@ def test_every_method_is_a_line(command, tmp_path):
 
 
 def test_a_shared_policy_is_tuned_as_it_is(command, tmp_path):
-    data = checkpoint.load(train(command, tmp_path, "--num_low", 1, "-W", 0), [Config])
+    data = checkpoint.load(train(command, tmp_path, "--num_sub_policies", 1, "-W", 0), [Config])
     env = make_env(data["config"], 6)
     agent = adapt.load_agent(data, env)
     flat, cfg = adapt.as_flat(agent, data["config"], 3)
-    assert cfg.hlr == cfg.llr and cfg.num_low == 0 and cfg.bs == 1  # 2 episodes of 7 steps in 15 minibatches
-    for name, tensor in agent.subs.state_dict().items():  # three copies of the one policy
+    assert (
+        cfg.master_lr == cfg.sub_lr and cfg.num_sub_policies == 0 and cfg.master_minibatch == 1
+    )  # 2 episodes of 7 steps in 15 minibatches
+    for name, tensor in agent.sub_policies.state_dict().items():  # three copies of the one policy
         assert torch.equal(flat.master.state_dict()[name], tensor.expand_as(flat.master.state_dict()[name]))
     before = flat.master.policy_bias.clone()
     list(adapt.learn(flat, env, [0, 1, 1], cfg, 1))
@@ -64,16 +67,16 @@ def test_a_shared_policy_is_tuned_as_it_is(command, tmp_path):
 
 
 def test_returns_are_of_the_master_after_so_many_updates(cfg, tmp_path, monkeypatch):
-    """Against adapt() and an own rollout; with --look, and by the episodes that it learns from."""
+    """Against adapt() and an own rollout; with --eval_episodes, and by the episodes that it learns from."""
     monkeypatch.syspath_prepend(CODE)
     from evaluate import Args, evaluate
 
-    cfg.num_low, cfg.seed = 2, 5
+    cfg.num_sub_policies, cfg.seed = 2, 5
     env = make_env(cfg, 6)
     agent = Hierarchy.build(cfg, env)
-    agent.subs.reset(Streams(0, range(2))(0, "subs"))
+    agent.sub_policies.reset(Streams(0, range(2))(0, "subs"))
     progress = {"iteration": 0, "env_steps": 0, "train_env_steps": 0, "seconds": 0.0, "run_id": ""}
-    parts = {"subs": agent.subs, "normaliser": agent.normaliser}
+    parts = {"sub_policies": agent.sub_policies, "normaliser": agent.normaliser}
     checkpoint.save(checkpoint.snapshot(cfg, progress, **parts), tmp_path / "checkpoint.pt")
     for look in (0, 4):
         steps, measured, labels, best = evaluate(tmp_path, Args(updates=2, seeds=2, seed=5, look=look))
@@ -106,7 +109,7 @@ def test_tasks_transfer_and_what_does_not_fit(command, tmp_path):
         ((run, "--tasks", 7), "--tasks is 7: use 0, 1"),
         ((run, "--seeds", 0), "--seeds is 0"),
         ((run, "-N", -1), "-N is -1"),
-        ((run, "--hlr", -1), "--hlr is -1"),
+        ((run, "--master_lr", -1), "--master_lr is -1"),
         ((tmp_path / "none",), "no checkpoint"),
         ((), "name a run"),
         ((run, "--out", run / "checkpoint.pt"), "cannot"),
@@ -135,7 +138,7 @@ def test_another_environment_has_its_own_horizon_and_decisions(command, tmp_path
         evaluate(run, Args(env=env, T=T, updates=0, seeds=1, N=1))
         assert (played[-1]["T"], played[-1]["high_len"]) == wanted
     transfer = ["--env", "AntObstacles-v1", "-T", 9, "--updates", 1, "--seeds", 2]
-    code, out, err = command("evaluate.py", run, *transfer, "--look", 2, "--out", tmp_path / "look")
+    code, out, err = command("evaluate.py", run, *transfer, "--eval_episodes", 2, "--out", tmp_path / "look")
     assert code == 0, err
     assert out.splitlines()[0].split()[-2:] == ["final_distance", "final_reached"]
     rows = adaptation(tmp_path / "look")

@@ -2,9 +2,9 @@ import re
 
 import pytest
 
-from mlsh import files
 from mlsh.errors import UserError
-from mlsh.files import make_folder, safe_name, write_whole, writing
+from mlsh.runs import files
+from mlsh.runs.files import make_folder, safe_name, write_whole, writing
 
 
 def test_a_file_is_replaced_whole(tmp_path):

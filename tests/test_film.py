@@ -4,21 +4,21 @@ import imageio.v3 as iio
 import pytest
 import torch
 
-from mlsh import film as film_module
 from mlsh.config import Config
 from mlsh.envs import make_env
 from mlsh.envs.movement_bandits import MovementBanditsVector
 from mlsh.errors import RenderingUnavailable
-from mlsh.film import Look, film
 from mlsh.models import Hierarchy
 from mlsh.rollout import measure
+from mlsh.runs import film as film_module
+from mlsh.runs.film import Look, film
 from mlsh.sampling import Streams
 
 
 def new_agent(cfg):
     agent = Hierarchy.build(cfg, make_env(cfg, 1))
     agent.master.reset(Streams(0, range(cfg.groups))(0, "master"))
-    agent.subs.reset(Streams(0, range(cfg.num_low))(0, "subs"))
+    agent.sub_policies.reset(Streams(0, range(cfg.num_sub_policies))(0, "subs"))
     return agent
 
 

@@ -13,9 +13,9 @@ from foreign import KINDS, Counted
 from mlsh.config import Config
 from mlsh.envs import make_env
 from mlsh.errors import UserError
-from mlsh.metrics import read_metrics
 from mlsh.models import Hierarchy
 from mlsh.rollout import collect
+from mlsh.runs.metrics import read_metrics
 from mlsh.sampling import Streams, balanced_tasks
 
 README = Path(__file__).parent.parent / "README.md"
@@ -132,7 +132,7 @@ def test_images_stay_whole_and_bytes(kind, shape):
     assert (new[0] == obs[0] + 30).all() and (new[1] == obs[1] - 30).all()
     for normalise in (True, False):
         agent = Hierarchy.build(Config(groups=2, normalise=normalise), env)
-        assert bool(agent.subs.trunk) == (kind == "Images")  # small maps are vectors
+        assert bool(agent.sub_policies.trunk) == (kind == "Images")  # small maps are vectors
         rollout = collect(env, agent, Streams(0, range(2))(0, "test"), T=5, high_len=2, gamma=0.9, lam=0.9)
         assert rollout.obs.dtype == torch.uint8 and rollout.low.obs.dtype == torch.uint8 or kind == "Maps" and normalise
         agent.normaliser.update(rollout.obs)
@@ -188,7 +188,7 @@ def test_copies_are_as_many_as_a_rollout_needs_and_of_tests_bounded(command, tmp
         results.append(json.loads((out / "results.json").read_text()))
     assert results[0]["test"] == results[1]["test"] and len(results[0]["test"]) == 2
     assert results[0]["test_env_steps"] == 2 * 7 * (2 * 2 + 9 * (1 + 2))
-    for flags in ([], ["--look", 3]):
+    for flags in ([], ["--eval_episodes", 3]):
         Counted.copies = Counted.most = 0
         few = ["--updates", 1, "--seeds", 3, "--copies", 5, *flags, "--out", tmp_path / f"x{len(flags)}"]
         code, _, err = command("evaluate.py", tmp_path / "a", *few)

@@ -8,8 +8,8 @@ import pytest
 
 from conftest import CODE, TINY, wait_for_rows
 from mlsh.errors import UserError
-from mlsh.jobs import Job, Jobs
-from mlsh.metrics import read_metrics
+from mlsh.harness.jobs import Job, Jobs
+from mlsh.runs.metrics import read_metrics
 
 COMMAND = " ".join(["train.py", *TINY])
 
@@ -54,9 +54,7 @@ def test_a_job_that_fails_is_named_and_the_others_save_and_stop(tmp_path):
 
 @pytest.mark.slow
 def test_interrupted_it_goes_on_where_it_was(tmp_path):
-    program = (
-        f"from pathlib import Path; from mlsh.jobs import *; Jobs(Path({str(tmp_path)!r})).run([Job('a', '''{{}}''')])"
-    )
+    program = f"from pathlib import Path; from mlsh.harness.jobs import *; Jobs(Path({str(tmp_path)!r})).run([Job('a', '''{{}}''')])"
     run = subprocess.Popen([sys.executable, "-c", program.format(f"{COMMAND} --tasks 1000000")], stdout=subprocess.PIPE)
     wait_for_rows(run, tmp_path / "a", 4)
     run.send_signal(signal.SIGINT)

@@ -5,11 +5,12 @@ import imageio.v3 as iio
 import pytest
 import torch
 
-from mlsh import logger, parallel
+from mlsh import parallel
 from mlsh.errors import UserError
-from mlsh.logger import LOSSES, Logger
-from mlsh.metrics import read_metrics
 from mlsh.rollout import Outcome, Rollout
+from mlsh.runs import log as logger
+from mlsh.runs.log import LOSSES, Logger
+from mlsh.runs.metrics import read_metrics
 
 
 class Life:
@@ -127,7 +128,7 @@ def test_metrics_curves_and_results(cfg, folder):
 
 
 def test_what_the_tracker_gets_of_an_outer_iteration(cfg, folder, monkeypatch):
-    cfg.explore, cfg.c2_low, cfg.fade, cfg.llr, cfg.llr_decay = 0.2, 0.04, 4, 0.1, 0.5
+    cfg.explore, cfg.sub_entropy, cfg.fade, cfg.sub_lr, cfg.sub_lr_decay = 0.2, 0.04, 4, 0.1, 0.5
     life = Life(cfg, folder)
     life.trackers = [Seen(), Seen()]
     write_task(Logger(life), 1)
@@ -140,8 +141,8 @@ def test_what_the_tracker_gets_of_an_outer_iteration(cfg, folder, monkeypatch):
     assert logged["charts/trained_reward"] == 4.5 and logged["tasks/0_trained_reward"] == 6
     assert logged["tasks/1_share_1"] == 0.75 and logged["losses/master_kl"] == 0.5 and logged["losses/sub1_kl"] == 1
     assert logged["losses/master_explained_variance"] == 0.5 and logged["charts/diverged"] == 2
-    assert logged["charts/explore"] == pytest.approx(0.15) and logged["charts/c2_low"] == pytest.approx(0.03)
-    assert logged["charts/llr"] == 0.05
+    assert logged["charts/explore"] == pytest.approx(0.15) and logged["charts/sub_entropy"] == pytest.approx(0.03)
+    assert logged["charts/sub_lr"] == 0.05
 
 
 @pytest.mark.parametrize("tasks", [[0.25, -1.5], [[0.5, 1.0], [2.0, 0.0]], [10, 499], ["left", "right"]])

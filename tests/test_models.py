@@ -73,12 +73,12 @@ def test_what_blind_policies_do_is_independent_of_the_first_numbers_but_their_va
 
 def test_sub_policies_are_blind_and_masters_are_not():
     env = make_env(Config(), 1)
-    agent = Hierarchy.build(Config(blind_low=5), env)
-    for parameter in (*agent.master.parameters(), *agent.subs.parameters()):
+    agent = Hierarchy.build(Config(blind=5), env)
+    for parameter in (*agent.master.parameters(), *agent.sub_policies.parameters()):
         parameter.data += torch.randn_like(parameter)
     a, b = torch.zeros(2, 1, 1, 6)
     b[..., 4] = 1.0
-    assert torch.equal(agent.subs.params(a.expand(2, -1, -1)), agent.subs.params(b.expand(2, -1, -1)))
+    assert torch.equal(agent.sub_policies.params(a.expand(2, -1, -1)), agent.sub_policies.params(b.expand(2, -1, -1)))
     assert not torch.equal(agent.master.params(a), agent.master.params(b))
 
 
@@ -242,7 +242,7 @@ def test_members_with_trunks_are_reset_copied_and_joined():
 def test_an_agent_of_images_convolves_and_leaves_integers_to_the_trunk():
     env = make_env(Config(env="MovementBanditsConv-v0"), 1)
     agent = Hierarchy.build(Config(), env)
-    assert agent.master.trunk.size == agent.subs.trunk.size == 576
+    assert agent.master.trunk.size == agent.sub_policies.trunk.size == 576
     assert not agent.normaliser.enabled  # though normalise is on
     agent.normaliser.update(torch.ones(5, 768, dtype=torch.uint8))
     obs = torch.ones(2, 768, dtype=torch.uint8)

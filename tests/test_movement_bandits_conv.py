@@ -7,12 +7,12 @@ import torch
 from gymnasium.spaces import Box
 
 from conftest import TINY
-from mlsh import checkpoint
-from mlsh.adapt import load_agent
 from mlsh.config import Config
 from mlsh.envs import best_return, make_env
+from mlsh.meta_test import load_agent
 from mlsh.models import Hierarchy
 from mlsh.rollout import collect
+from mlsh.runs import checkpoint
 from mlsh.sampling import Streams
 
 ENV = "MovementBanditsConv-v0"
@@ -112,9 +112,9 @@ def test_it_is_trained_continued_learned_anew_and_filmed(command, tmp_path):
     code, _, err = command("train.py", *TINY, "--env", ENV, "--out", run)
     assert code == 0, err
     saved = checkpoint.load(run, [Config])
-    assert saved["subs"]["trunk.kernel0"].shape == (2, 2, 16, 3, 3, 3) and saved["config"].convolve
-    assert saved["subs"]["trunk.kernel0"].any() and saved["subs"]["trunk.bias1"].any()
-    assert load_agent(saved, family(1)).subs.trunk.kernel0.equal(saved["subs"]["trunk.kernel0"])
+    assert saved["sub_policies"]["trunk.kernel0"].shape == (2, 2, 16, 3, 3, 3) and saved["config"].convolve
+    assert saved["sub_policies"]["trunk.kernel0"].any() and saved["sub_policies"]["trunk.bias1"].any()
+    assert load_agent(saved, family(1)).sub_policies.trunk.kernel0.equal(saved["sub_policies"]["trunk.kernel0"])
     assert len(list((run / "videos").iterdir())) > 0
     code, _, err = command("train.py", "-c", "--out", run, "--tasks", 3)
     assert code == 0, err
@@ -131,4 +131,4 @@ def test_an_older_checkpoint_of_images_is_of_flattened_ones(command, tmp_path):
     del data["config"]["convolve"]  # a flag that came later
     torch.save(data, tmp_path / "checkpoint.pt")
     saved = checkpoint.load(tmp_path, [Config])
-    assert not saved["config"].convolve and load_agent(saved, family(1)).subs.trunk is None
+    assert not saved["config"].convolve and load_agent(saved, family(1)).sub_policies.trunk is None

@@ -9,9 +9,9 @@ import torch
 from gymnasium.spaces import Box, Discrete
 
 from mlsh import parallel
+from mlsh.baselines.option_critic import OptionCriticConfig, learn, new_task, optimisers
+from mlsh.baselines.options import Losses, OptionCritic, Transition, objective, play, update
 from mlsh.envs import preset
-from mlsh.option_critic import OptionCriticConfig, learn, new_task, optimisers
-from mlsh.options import Losses, OptionCritic, Transition, objective, play, update
 from mlsh.sampling import Streams
 from test_adapt import Guess
 from test_rollout import Ladder
@@ -252,7 +252,7 @@ def test_a_line_in_evaluate(command, tmp_path):
     assert len(read) == 3 * 2 * 2 * 3 and {row["run"] for row in read} == set(names)
     assert sorted({row["env_steps"] for row in read}) == ["0", "21", "42"]
     assert command("evaluate.py", *runs, *flags, "--out", tmp_path / "y")[1] == out
-    assert command("evaluate.py", runs[0], *flags, "--look", 2, "--tasks", 1, "--out", tmp_path / "z")[0] == 0
+    assert command("evaluate.py", runs[0], *flags, "--eval_episodes", 2, "--tasks", 1, "--out", tmp_path / "z")[0] == 0
     code, _, err = command("evaluate.py", runs[0], "--env", "MovementBandits4-v0", "--out", tmp_path / "w")
     assert code == 2 and "does not fit" in err
     code, _, err = command("train.py", "-c", "--out", runs[0])

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from conftest import CODE, TINY, wait_for_rows
-from mlsh import checkpoint
 from mlsh.config import Config
-from mlsh.metrics import read_metrics
+from mlsh.runs import checkpoint
+from mlsh.runs.metrics import read_metrics
 
-FLAGS = [*TINY, "--groups", "4", "-U", "2", "--num_low", "3", "--normalise", "--target_kl", "0.01"]
-FLAGS += ["--llr_decay", "0.5"]
+FLAGS = [*TINY, "--groups", "4", "-U", "2", "--num_sub_policies", "3", "--normalise", "--target_kl", "0.01"]
+FLAGS += ["--sub_lr_decay", "0.5"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -76,7 +76,7 @@ def test_groups_that_do_not_divide_and_two_machines(alone, tmp_path):
     pair = [start([*nodes, "1", "--node-rank", str(rank)], *flags, "--out", tmp_path / "two") for rank in (0, 1)]
     finish(*pair)
     finish(start([sys.executable], *flags, "--out", tmp_path / "one"))
-    a, b = (checkpoint.load(tmp_path / name, [Config])["subs"]["weight1"] for name in ("one", "two"))
+    a, b = (checkpoint.load(tmp_path / name, [Config])["sub_policies"]["weight1"] for name in ("one", "two"))
     torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 
@@ -97,7 +97,7 @@ def test_a_process_that_dies_ends_the_run_and_another_number_goes_on(tmp_path):
 @pytest.mark.slow
 def test_a_sub_policy_that_is_not_finite_ends_all(tmp_path):
     """The first process finds it in the one that it learns, and tells."""
-    run = start(torchrun(2), *FLAGS, "--llr", 1e38, "--out", tmp_path)
+    run = start(torchrun(2), *FLAGS, "--sub_lr", 1e38, "--out", tmp_path)
     _, err = run.communicate(timeout=100)
     assert run.returncode != 0 and "sub-policy 0 is not finite after an update, in outer iteration 0" in err, err
     assert "sub-policy 1" not in err and "has lost" not in err  # the other process has heard of it

@@ -2,7 +2,7 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 
-from mlsh.plots import (
+from mlsh.runs.plots import (
     curve,
     draw_bands,
     draw_curves,

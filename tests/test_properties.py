@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from conftest import TINY
 from foreign import KINDS
-from mlsh import checkpoint
 from mlsh.config import Config
 from mlsh.envs import ids
-from mlsh.metrics import read_metrics
+from mlsh.runs import checkpoint
+from mlsh.runs.metrics import read_metrics
 
 FLAGS = {
     "--env": st.sampled_from([*ids(), "CartPole-v1", "NoSuch-v0", *(f"foreign:{kind}" for kind in KINDS)]),
@@ -22,16 +22,16 @@ FLAGS = {
     "-T": st.integers(1, 6),
     "--tasks": st.integers(1, 2),
     "--high_len": st.integers(1, 8),
-    "--num_low": st.integers(0, 3),
+    "--num_sub_policies": st.integers(0, 3),
     "--groups": st.integers(1, 3),
-    "--bs": st.integers(1, 9),
-    "--parts_low": st.integers(1, 20),
-    "--blind_low": st.integers(0, 5),
+    "--master_minibatch": st.integers(1, 9),
+    "--sub_minibatches": st.integers(1, 20),
+    "--blind": st.integers(0, 5),
     "--hidden": st.integers(1, 4),
-    "--llr": st.sampled_from(["0", "1e-9", "0.1", "1e30", "nan"]),
+    "--sub_lr": st.sampled_from(["0", "1e-9", "0.1", "1e30", "nan"]),
     "--gamma": st.sampled_from(["0", "0.9", "1", "1.1"]),
     "--lam": st.sampled_from(["0", "1"]),
-    "--c2_low": st.sampled_from(["0", "1"]),
+    "--sub_entropy": st.sampled_from(["0", "1"]),
     "--target_kl": st.sampled_from(["0", "1e-6"]),
     "--explore": st.sampled_from(["0", "0.5", "1", "-0.1"]),
     "--fade": st.integers(0, 2),
@@ -59,6 +59,6 @@ def test_every_combination_trains_or_is_refused(command, tmp_path_factory, flags
         shares = [row["share"] for row in results["test"]]
         assert all(abs(sum(share) - 1) < 1e-3 for share in shares if share)
     elif "is not finite" in err:  # learning rates that only running shows to be absurd
-        assert all(x.isfinite().all() for x in checkpoint.load(folder, [Config])["subs"].values())
+        assert all(x.isfinite().all() for x in checkpoint.load(folder, [Config])["sub_policies"].values())
     else:
         assert code in (1, 2) and err.strip() and not folder.exists()

@@ -3,7 +3,7 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 
-from mlsh import rl2
+from mlsh.baselines import rl2
 from mlsh.ppo import gae
 from mlsh.sampling import Streams
 from test_adapt import Guess

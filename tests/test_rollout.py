@@ -46,11 +46,11 @@ class Ladder(VectorTasks):
         return self._observation(), reward, self._elapsed >= self.lifetime, {}
 
 
-def agent_for(env, groups, num_low=2, seed=0):
-    cfg = Config(groups=groups, num_low=num_low, hidden=8, normalise=False)
+def agent_for(env, groups, num_sub_policies=2, seed=0):
+    cfg = Config(groups=groups, num_sub_policies=num_sub_policies, hidden=8, normalise=False)
     agent = Hierarchy.build(cfg, env)
     agent.master.reset(Streams(seed, range(groups))(0, "master"))
-    agent.subs.reset(Streams(seed, range(num_low))(0, "subs"))
+    agent.sub_policies.reset(Streams(seed, range(num_sub_policies))(0, "subs"))
     return agent
 
 
@@ -79,7 +79,7 @@ def test_two_timescales_by_hand(space):
     # low-level values are those of the sub-policy then active, across switches, with a bootstrap at the end
     at = torch.tensor([[t, e] for t in range(8) for e in range(4)], dtype=torch.float32)
     members = low.member.view(7, 4)[[0, 1, 2, 3, 4, 5, 6, 6]].flatten()
-    value = agent.subs.value(at.expand(2, -1, -1))[members, range(32)].view(8, 4)
+    value = agent.sub_policies.value(at.expand(2, -1, -1))[members, range(32)].view(8, 4)
     reward = torch.arange(1.0, 8)[:, None].expand(7, 4) / 2
     advantage = gae(reward, value[:-1], value[1:], torch.ones(7, 4), 0.9, 0.8)
     torch.testing.assert_close(low.advantage.view(7, 4), advantage)
@@ -118,7 +118,7 @@ def test_the_environments_last_info_is_kept():
 @pytest.mark.parametrize("space", [Discrete(3), Box(-1, 1, (2,))])
 def test_without_sub_policies_the_masters_act_at_every_step(space):
     env = Ladder([99, 3, 99, 99], space)
-    cfg = Config(groups=2, num_low=0, hidden=8)
+    cfg = Config(groups=2, num_sub_policies=0, hidden=8)
     agent = Hierarchy.build(cfg, env)
     agent.master.reset(Streams(0, range(2))(0, "master"))
     out = collect(env, agent, Streams(1, range(2))(2, "x"), **SETTINGS | {"high_len": 1})
@@ -137,7 +137,7 @@ def test_log_probs_are_of_the_actions_taken():
     env = Ladder([99] * 4)
     agent = agent_for(env, groups=2)
     out = collect(env, agent, Streams(1, range(2))(2, "x"), **SETTINGS)
-    for batch, policy in ((out.master, agent.master), (out.low, agent.subs)):
+    for batch, policy in ((out.master, agent.master), (out.low, agent.sub_policies)):
         params = policy.params(batch.obs.expand(2, -1, -1))[batch.member, range(len(batch.obs))]
         torch.testing.assert_close(batch.log_prob, params.log_softmax(-1)[range(len(batch.obs)), batch.action])
 
@@ -186,7 +186,7 @@ def brute_force(env, agent, z, T, high_len, bootstrap, low):
     groups = agent.master.n
 
     def value(x, e, t):
-        policy, k = (agent.subs, z[t][e]) if low else (agent.master, e * groups // env.num_envs)
+        policy, k = (agent.sub_policies, z[t][e]) if low else (agent.master, e * groups // env.num_envs)
         return policy.value(x.expand(policy.n, 1, 3))[k, 0].item()
 
     for e in range(env.num_envs):
@@ -358,12 +358,14 @@ def test_weights_are_of_the_decision_under_which_a_step_was_taken():
             torch.testing.assert_close(weight[t, e], wanted, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(("num_low", "high_len"), [(1, 3), (3, 1), (4, 7), (2, 99)])
-def test_any_number_of_sub_policies_and_any_period(num_low, high_len):
+@pytest.mark.parametrize(("num_sub_policies", "high_len"), [(1, 3), (3, 1), (4, 7), (2, 99)])
+def test_any_number_of_sub_policies_and_any_period(num_sub_policies, high_len):
     env = make_env(Config(T=7), 6)
-    out = collect(env, agent_for(env, 2, num_low), Streams(1, range(2))(2, "x"), **SETTINGS | {"high_len": high_len})
+    out = collect(
+        env, agent_for(env, 2, num_sub_policies), Streams(1, range(2))(2, "x"), **SETTINGS | {"high_len": high_len}
+    )
     assert len(out.master.obs) == 6 * -(-7 // high_len) and len(out.low.obs) == 42
-    assert out.outcome.share.shape == (2, num_low)
+    assert out.outcome.share.shape == (2, num_sub_policies)
 
 
 def test_outcomes_are_put_side_by_side():

@@ -12,11 +12,12 @@ import sys
 import pytest
 
 from conftest import CODE, TINY, wait_for_rows, wait_until
-from mlsh import checkpoint, errors
+from mlsh import errors
 from mlsh.config import Config
-from mlsh.memory import available
-from mlsh.metrics import read_metrics
-from mlsh.run import Run
+from mlsh.envs.memory import available
+from mlsh.runs import checkpoint
+from mlsh.runs.metrics import read_metrics
+from mlsh.runs.run import Run
 from soak import result, same, soak
 
 SMALL = [*TINY, "--hidden", "8", "--record", "0"]
@@ -39,12 +40,12 @@ def test_what_is_not_finite_stops_the_run_with_the_last_good_checkpoint(command,
     assert checkpoint.load(tmp_path, [Config])["iteration"] == 1 and len(read_metrics(tmp_path)) == 2
 
 
-@pytest.mark.parametrize(("flag", "who"), [("--llr", "sub-policy"), ("--hlr", "master")])
+@pytest.mark.parametrize(("flag", "who"), [("--sub_lr", "sub-policy"), ("--master_lr", "master")])
 def test_weights_that_are_not_finite_are_never_saved(command, tmp_path, flag, who):
     code, _, err = command("train.py", *SMALL, flag, 1e38, "--out", tmp_path)
     assert code == 2 and f"{who} " in err and "is not finite after an update" in err
     data = checkpoint.load(tmp_path, [Config])
-    assert data["iteration"] == 0 and all(x.isfinite().all() for x in data["subs"].values())
+    assert data["iteration"] == 0 and all(x.isfinite().all() for x in data["sub_policies"].values())
 
 
 def limit_files(size):
@@ -167,7 +168,7 @@ def test_what_no_memory_would_hold_is_refused_before_it_is_asked_for(command, tm
 
 def test_memory_is_what_the_machine_or_a_limit_gives():
     installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    show = [sys.executable, "-c", "from mlsh.memory import available as a; print(a())"]
+    show = [sys.executable, "-c", "from mlsh.envs.memory import available as a; print(a())"]
     command = f"ulimit -v 4000000; exec {shlex.join(show)}"
     run = subprocess.run(["bash", "-c", command], cwd=CODE, capture_output=True, text=True)
     assert int(run.stdout) == min(installed, 4_096_000_000), run.stderr

@@ -2,10 +2,10 @@ import dataclasses
 
 import pytest
 
+from mlsh.baselines.option_critic import OptionCriticConfig
+from mlsh.baselines.rl2 import RL2Config
 from mlsh.config import Config
 from mlsh.errors import UserError
-from mlsh.option_critic import OptionCriticConfig
-from mlsh.rl2 import RL2Config
 from mlsh.settings import cli
 from mlsh.settings import parse as parse_kind
 
@@ -21,20 +21,33 @@ def parse(argv, load=nothing_saved):
 BAD = [
     *(
         (flag, "-1")
-        for flag in ("-W", "-U", "--record", "--fade", "--seed", "--explore", "--c1", "--c2_low", "--gamma")
+        for flag in (
+            "-W",
+            "-U",
+            "--record",
+            "--fade",
+            "--seed",
+            "--explore",
+            "--value_coef",
+            "--sub_entropy",
+            "--gamma",
+        )
     ),
-    *((flag, "0") for flag in ("-N", "-K", "-T", "--tasks", "--high_len", "--bs", "--groups", "--hidden")),
-    *((flag, "-1") for flag in ("--num_low", "--sim_threads")),
+    *(
+        (flag, "0")
+        for flag in ("-N", "-K", "-T", "--tasks", "--high_len", "--master_minibatch", "--groups", "--hidden")
+    ),
+    *((flag, "-1") for flag in ("--num_sub_policies", "--sim_threads")),
     *(
         (flag, value)
-        for flag in ("--llr", "--hlr", "--epsilon", "--reward_scale")
+        for flag in ("--sub_lr", "--master_lr", "--clip", "--reward_scale")
         for value in ("0", "-1", "nan", "inf")
     ),
     ("--test_episodes", "1"),
     ("--device", "meta"),
     ("--gamma", "1.01"),
     ("--lam", "nan"),
-    ("--c2", "inf"),
+    ("--master_entropy", "inf"),
     ("--log_std", "nan"),
     ("--explore", "2"),
     ("--device", "abacus"),
@@ -65,7 +78,7 @@ def test_continuing_takes_the_checkpoints_configuration():
     cfg, saved = parse("-c --out there --tasks 9 --record 0 --wandb disabled -W 7".split(), lambda _: saved_run)
     assert saved == saved_run
     assert (cfg.W, cfg.tasks, cfg.record, cfg.wandb, cfg.out, cfg.resume) == (7, 9, 0, "disabled", "there", True)
-    for flags in ("-W 8", "--seed 1", "--env MovementBandits4-v0", "--llr 1.0"):
+    for flags in ("-W 8", "--seed 1", "--env MovementBandits4-v0", "--sub_lr 1.0"):
         with pytest.raises(UserError, match=f"^{flags} contradicts"):
             parse(f"-c --out there {flags}".split(), lambda _: saved_run)
     with pytest.raises(UserError, match="--tasks is 3: the run has had 4"):

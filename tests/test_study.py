@@ -15,16 +15,14 @@ from matplotlib.figure import Figure
 
 from conftest import CODE, TINY
 from evaluate import Args
-from mlsh import study as module
-from mlsh import study_parts
+from mlsh.baselines.option_critic import OptionCriticConfig
+from mlsh.baselines.rl2 import RL2Config
 from mlsh.config import Config
 from mlsh.envs import make_env
 from mlsh.errors import UserError
-from mlsh.option_critic import OptionCriticConfig
-from mlsh.rl2 import RL2Config
-from mlsh.settings import cli, parse
-from mlsh.study import Study, Way, read_adaptation
-from mlsh.study_parts import (
+from mlsh.harness import analyses as study_parts
+from mlsh.harness import study as module
+from mlsh.harness.analyses import (
     ALL,
     BEST_TASK,
     WORST_TASK,
@@ -36,12 +34,14 @@ from mlsh.study_parts import (
     learning_curves,
     sweep,
 )
+from mlsh.harness.study import Study, Way, read_adaptation
+from mlsh.settings import cli, parse
 
 STUDY = Study(
     name="tried",
     best_return=43.8,
     horizon=50,
-    methods={"one": "train.py --llr", "two": "train.py -W 0 --llr", "other": "train.py -U 2 --llr"},
+    methods={"one": "train.py --sub_lr", "two": "train.py -W 0 --sub_lr", "other": "train.py -U 2 --sub_lr"},
     rates=(1e-3, 2e-3, 4e-3),
     sharing=("one", "two"),
     seeds=range(2),
@@ -128,7 +128,7 @@ def test_a_method_takes_its_best_rate_and_some_share_one(study, tmp_path):
     study.make(tmp_path)
     assert seen == [{"one": 2e-3, "two": 2e-3, "other": 4e-3}]
     assert {job.name.rsplit("-", 1)[1] for job in study.started} == {"100"} and len(study.started) == 9
-    assert ("other-0.002-100", "train.py -U 2 --llr 0.002 --seed 100") in study.started
+    assert ("other-0.002-100", "train.py -U 2 --sub_lr 0.002 --seed 100") in study.started
 
 
 def test_learning_curves_rank_the_tasks_of_each_run_by_its_end(study, tmp_path, capsys):
@@ -150,7 +150,7 @@ def test_masters_of_a_run_are_one_run_and_tasks_in_its_order(study, tmp_path, ca
     study.chosen = {"one": 1e-3}
     ways = {
         "new master": Way("one", [(1, 0.1), (1, 0.2)], 300, (2, 2), [100]),
-        "scratch": Way("alone", [(2, 0.3)], 600, (2, 2), command="train.py --num_low 0"),
+        "scratch": Way("alone", [(2, 0.3)], 600, (2, 2), command="train.py --num_sub_policies 0"),
     }
     worse, better = np.array([[10, 10]] + [[43, 3]] * 6), np.full((7, 2), 43)
     for seed, ends in ((0, (43, 41)), (1, (41, 43)), (100, (43, 43))):
@@ -177,7 +177,7 @@ def test_masters_of_a_run_are_one_run_and_tasks_in_its_order(study, tmp_path, ca
     assert [row[4:6] for row in rows[2:]] == [["3 of 4", "3 of 4"], ["4 of 4", "4 of 4"]]
     assert rows[2][3] == "75 (0 to never)"  # of 150, never, 0 and 0
     flags = {job.command.split(" -N ")[1] for job in study.started if "/adapt-1-0.2-1" in job.name}
-    assert "1 --hlr 0.2 --bs 64 --updates 6 --seeds 2 --seed 1 --look 50" in flags
+    assert "1 --master_lr 0.2 --master_minibatch 64 --updates 6 --seeds 2 --seed 1 --eval_episodes 50" in flags
 
 
 def test_a_panel_of_other_tasks_is_chosen_for_on_those_of_training(study, tmp_path, capsys):
@@ -199,7 +199,7 @@ def test_a_panel_of_other_tasks_is_chosen_for_on_those_of_training(study, tmp_pa
     assert [row[4:6] for row in rows] == [["0 of 8", "8 of 8"], ["4 of 12", "8 of 12"]]  # 40 of 43.8; .96, .91, .8
     assert [row[-1] for row in rows] == ["91%", "89%"]
     held_out = [job for job in study.started if "/adapt-held_out-" in job.name]
-    assert len(held_out) == 4 and all(job.command.endswith(" --look 50 --held_out") for job in held_out)
+    assert len(held_out) == 4 and all(job.command.endswith(" --eval_episodes 50 --held_out") for job in held_out)
 
 
 def test_parts_of_the_best_possible(study):
@@ -346,8 +346,13 @@ def test_help_starts_nothing():
 @pytest.mark.slow
 def test_the_whole_study_shrunken(command, tmp_path, monkeypatch, capfd):
     tiny = " ".join(["train.py", *TINY])
-    methods = {"MLSH": "", "no warm-up": "-W 0", "timescale 1": "--high_len 1", "shared policy": "--num_low 1 -W 0"}
-    methods = {name: f"{tiny} {flags} --llr" for name, flags in methods.items()}
+    methods = {
+        "MLSH": "",
+        "no warm-up": "-W 0",
+        "timescale 1": "--high_len 1",
+        "shared policy": "--num_sub_policies 1 -W 0",
+    }
+    methods = {name: f"{tiny} {flags} --sub_lr" for name, flags in methods.items()}
     said = []
 
     def run_here(self, jobs):
@@ -365,11 +370,13 @@ def test_the_whole_study_shrunken(command, tmp_path, monkeypatch, capfd):
     ways = {
         "MLSH, new master": Way("MLSH", [(3, 1e-3), (2, 2e-3)], 900, (2, 2), (100, 101)),
         "shared policy, fine-tuned": Way("shared policy", [(2, 1e-3)], 900, (2, 2), [100]),
-        "scratch": Way("scratch", [(2, 1e-3)], 900, (2, 2), command=f"{tiny} --num_low 0 -U 0"),
+        "scratch": Way("scratch", [(2, 1e-3)], 900, (2, 2), command=f"{tiny} --num_sub_policies 0 -U 0"),
     }
     columns = {"both": ALL, "worse": WORST_TASK}
     panels = {"both": Panel(), "orange": Panel(tasks="--tasks 0"), "blue": Panel(tasks="--tasks 1")}
-    cells = {x: (f"{tiny} --num_low {x[0]} -W {x[1]} --llr", f"{flags} --seeds 2") for x, flags in fewer.items()}
+    cells = {
+        x: (f"{tiny} --num_sub_policies {x[0]} -W {x[1]} --sub_lr", f"{flags} --seeds 2") for x, flags in fewer.items()
+    }
     cells[3, 2] = "no warm-up", "--updates 1 --seeds 2"
     study = dataclasses.replace(
         STUDY,

@@ -10,12 +10,12 @@ import wandb
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from conftest import CODE, TINY
-from mlsh import tracking
 from mlsh.errors import UserError
-from mlsh.logger import LOSSES, Logger
-from mlsh.metrics import read_metrics
-from mlsh.tracking import Tracker, start_wandb
-from mlsh.video import video
+from mlsh.runs import tracking
+from mlsh.runs.log import LOSSES, Logger
+from mlsh.runs.metrics import read_metrics
+from mlsh.runs.tracking import Tracker, start_wandb
+from mlsh.runs.video import video
 from test_logger import RESULTS, Life, write_task
 
 MACHINE = {"commit": "abc1234", "packages": {"torch": "9.8.7"}}
@@ -72,7 +72,7 @@ def test_offline_wandb_names_the_curves_and_has_the_gifs(cfg, folder, capfd):
     (record,) = run.glob("*.wandb")
     names = ["reward", "trained_reward", "0_trained_reward", "1_trained_reward", "pretrain-video-1", "env_steps"]
     names += ["losses/sub0_policy_loss", "losses/master_entropy", "losses/sub1_explained_variance", "tasks/1_share_0"]
-    names += ["charts/SPS", "charts/episodic_length", "charts/explore", "charts/c2_low", "videos/pretrain-video-1"]
+    names += ["charts/SPS", "charts/episodic_length", "charts/explore", "charts/sub_entropy", "videos/pretrain-video-1"]
     names += ["1_test_return", "1_test_standard_error", "high_len", "abc1234", "9.8.7"]
     names += ["checkpoint-id", "checkpoint.pt", "results.json", "train.py", "tracking.py"]
     media = [

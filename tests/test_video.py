@@ -6,7 +6,7 @@ import pytest
 from PIL import Image, ImageSequence
 
 from mlsh.errors import UserError
-from mlsh.video import SAMPLE, video
+from mlsh.runs.video import SAMPLE, video
 
 
 def write(path, frames, fps=10):

@@ -47,20 +47,20 @@ class Config(RunSettings):
     """Horizon: env steps after which an episode is truncated; by default the environment's own limit."""
     high_len: Count = 10
     """Env steps between two decisions of the master (paper: N)."""
-    num_low: CountOrNone = 2
+    num_sub_policies: CountOrNone = 2
     """Number of sub-policies (paper: K); with 0 the master is a flat policy that acts itself, at every step."""
     groups: Count = 1
     """Task groups in step, each with its own task and master; they share the sub-policies (paper: 10)."""
-    bs: Count = 64
+    master_minibatch: Count = 64
     """Minibatch of a master, in decisions; of more of them where episodes end early."""
-    parts_low: Count = 15
+    sub_minibatches: Count = 15
     """Minibatches into which an epoch splits the sub-policies' samples."""
-    hlr: Positive = 1e-2
+    master_lr: Positive = 1e-2
     """Adam's learning rate for the masters θ."""
-    llr: Positive = 3e-4
+    sub_lr: Positive = 3e-4
     """Adam's learning rate for the sub-policies φ, at first."""
-    llr_decay: Annotated[float, Constraint(lambda x: 0 < x <= 1, "use more than 0, at most 1")] = 1.0
-    """Factor by which --llr falls with every outer iteration, however many there are."""
+    sub_lr_decay: Annotated[float, Constraint(lambda x: 0 < x <= 1, "use more than 0, at most 1")] = 1.0
+    """Factor by which --sub_lr falls with every outer iteration, however many there are."""
     target_kl: NotNegative = 0.0
     """KL divergence above which a sub-policy's update makes no further epoch; 0 for none."""
     gamma: Fraction = 0.99
@@ -77,19 +77,19 @@ class Config(RunSettings):
     """Weight of the value loss."""
     c2: NotNegative = 0.0
     """Weight of the master's entropy bonus."""
-    c2_low: NotNegative = 0.0
+    sub_entropy: NotNegative = 0.0
     """Weight of the sub-policies' entropy bonus, at first (see --fade)."""
     explore: Fraction = 0.0
     """Probability that training replaces a master's decision by a uniformly random one, at first (see --fade)."""
     fade: CountOrNone = 0
-    """Outer iterations over which --explore and --c2_low go linearly to 0; with 0 they stay."""
+    """Outer iterations over which --explore and --sub_entropy go linearly to 0; with 0 they stay."""
     hidden: Count = 64
     """Units in each of the two hidden layers of every network."""
     convolve: bool = True
     """Convolutions before the hidden layers, where observations are images; else these are flattened."""
-    blind_low: CountOrNone = 0
+    blind: CountOrNone = 0
     """Numbers at the beginning of an observation that sub-policies do not act by, such as where they are. Their values
-    and the masters see them, a flat policy (--num_low 0), too; a shared one (--num_low 1) does not."""
+    and the masters see them, a flat policy (--num_sub_policies 0), too; a shared one (--num_sub_policies 1) does not."""
     log_std: Finite = 0.0
     """Initial log standard deviation of continuous actions."""
     normalise: bool = True
@@ -113,39 +113,42 @@ class Config(RunSettings):
 
     @property
     def play(self):
-        """Keyword arguments of `measure`; a flat policy (num_low 0) decides at every step."""
-        return {"T": self.T, "high_len": self.high_len if self.num_low else 1}
+        """Keyword arguments of `measure`; a flat policy (num_sub_policies 0) decides at every step."""
+        return {"T": self.T, "high_len": self.high_len if self.num_sub_policies else 1}
 
     @property
     def rollout(self):
         """Keyword arguments of `collect`, without random decisions."""
-        bootstrap = self.bootstrap or not self.num_low
+        bootstrap = self.bootstrap or not self.num_sub_policies
         return self.play | self.only("gamma", "lam", "reward_scale") | {"bootstrap": bootstrap}
 
     def training_rollout(self, iteration):
         """Keyword arguments of `collect` for what an outer iteration learns from."""
-        return self.rollout | {"explore": self.explore * self.faded(iteration) if self.num_low else 0.0}
+        return self.rollout | {"explore": self.explore * self.faded(iteration) if self.num_sub_policies else 0.0}
 
     @property
     def master_ppo(self):
         """Keyword arguments of `update` for the masters."""
         decisions = self.N * -(-self.T // self.play["high_len"])
-        return {"parts": -(-decisions // self.bs), **self.only("epochs", "epsilon", "dual_clip", "c1", "c2")}
+        return {
+            "parts": -(-decisions // self.master_minibatch),
+            **self.only("epochs", "epsilon", "dual_clip", "c1", "c2"),
+        }
 
     def low_ppo(self, iteration):
         """Keyword arguments of `update` for the sub-policies at an outer iteration."""
-        c2 = self.c2_low * self.faded(iteration)
+        c2 = self.sub_entropy * self.faded(iteration)
         same = self.only("epochs", "epsilon", "dual_clip", "c1", "target_kl")
-        return {"parts": self.parts_low, "c2": c2, **same}
+        return {"parts": self.sub_minibatches, "c2": c2, **same}
 
     def low_rate(self, iteration):
         """The sub-policies' learning rate at an outer iteration."""
-        return self.llr * self.llr_decay**iteration
+        return self.sub_lr * self.sub_lr_decay**iteration
 
     @property
     def minibatches(self):
         """How many the run learns from."""
-        low = self.U * self.parts_low if self.num_low else 0
+        low = self.U * self.sub_minibatches if self.num_sub_policies else 0
         return self.tasks * self.epochs * ((self.W + self.U) * self.master_ppo["parts"] + low)
 
     def settle(self):
@@ -154,12 +157,14 @@ class Config(RunSettings):
             self.compile = "on" if self.minibatches >= MANY and possible(self.device) else "off"
 
     def faded(self, iteration):
-        """What remains of --explore and --c2_low at an outer iteration: a factor in [0, 1]."""
+        """What remains of --explore and --sub_entropy at an outer iteration: a factor in [0, 1]."""
         return max(0.0, 1 - iteration / self.fade) if self.fade else 1.0
 
     def validate(self):
         super().validate()
         if self.W == self.U == 0:
             raise UserError("-W 0 and -U 0 together learn nothing; make one of them positive")
-        if self.U and not self.num_low:
-            raise UserError(f"-U is {self.U}: without sub-policies (--num_low 0) there is no joint learning; use -U 0")
+        if self.U and not self.num_sub_policies:
+            raise UserError(
+                f"-U is {self.U}: without sub-policies (--num_sub_policies 0) there is no joint learning; use -U 0"
+            )

@@ -210,19 +210,19 @@ class Hierarchy(NamedTuple):
         """The agent of a `Config` for a batched environment, all parameters zero: call reset on master and subs.
 
         `masters`: their number, if not all `cfg.groups` are this process's; `gather`: see `Normaliser`. Without
-        sub-policies (`num_low` 0) the masters are policies over the environment's own actions. Images of integers are
+        sub-policies (`num_sub_policies` 0) the masters are policies over the environment's own actions. Images of integers are
         not normalised: the trunk scales them.
         """
         space = env.single_observation_space
         obs_size, image = math.prod(space.shape), Image.of(space) if cfg.convolve else None
-        if cfg.blind_low and (image or cfg.blind_low >= obs_size):
+        if cfg.blind and (image or cfg.blind >= obs_size):
             most = "0, of an image all is needed" if image else f"less than {obs_size}, an observation's size"
-            raise UserError(f"--blind_low is {cfg.blind_low}: use {most}")
-        choices = Discrete(cfg.num_low) if cfg.num_low else env.single_action_space
+            raise UserError(f"--blind is {cfg.blind}: use {most}")
+        choices = Discrete(cfg.num_sub_policies) if cfg.num_sub_policies else env.single_action_space
         networks = {"hidden": cfg.hidden, "log_std": cfg.log_std, "image": image, "compiled": cfg.compile == "on"}
         master = ActorCritic(masters or cfg.groups, obs_size, choices, name="master", **networks)
-        networks |= {"name": "sub-policy", "blind": cfg.blind_low}
-        subs = ActorCritic(cfg.num_low, obs_size, env.single_action_space, **networks)
+        networks |= {"name": "sub-policy", "blind": cfg.blind}
+        subs = ActorCritic(cfg.num_sub_policies, obs_size, env.single_action_space, **networks)
         normalise = cfg.normalise and not (image and image.scale)
         normaliser = Normaliser(0 if image and not normalise else obs_size, normalise, gather)
         return cls(*(part.to(cfg.device) for part in (master, subs, normaliser)))

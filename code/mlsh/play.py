@@ -65,10 +65,10 @@ def play(env, agent, rngs, T, high_len, explore=0.0, again=True, on_step=None):
             due = (t - begun) % high_len == 0
             choices.append(choose(agent.master, x, noise.of_decisions(taken, len(choices))))
             dues.append((t, due))
-            z = torch.where(due, choices[-1].action, z) if agent.subs.n else z
+            z = torch.where(due, choices[-1].action, z) if agent.sub_policies.n else z
             taken = taken + due
-        if agent.subs.n:
-            acts.append(act(agent.subs, x, z, noise.low[t]))
+        if agent.sub_policies.n:
+            acts.append(act(agent.sub_policies, x, z, noise.low[t]))
         active.append(z)
         new_obs, reward, terminated, truncated, info = env.step((acts or choices)[-1].action)
         new_obs = new_obs.flatten(1)
@@ -113,7 +113,9 @@ class Noise:
 
     def __init__(self, agent, rngs, T, N, high_len, explore):
         self._agent, self._rngs, self._size, self._explore = agent, rngs, (-(-T // high_len), N), explore
-        self.low = self._draw(rngs, lambda rng: agent.subs.noise(rng, T, N)) if agent.subs.n else None  # [T, E, A]
+        self.low = (
+            self._draw(rngs, lambda rng: agent.sub_policies.noise(rng, T, N)) if agent.sub_policies.n else None
+        )  # [T, E, A]
         self._decisions = self._draw_decisions(rngs)
 
     def _draw(self, rngs, sample):  # sample(rng) [steps, N, ...] of each group -> [steps, E, ...]
@@ -125,7 +127,7 @@ class Noise:
         drawn = [self._draw(rngs, lambda rng: self._agent.master.noise(rng, *self._size))]
         if self._explore:
             drawn.append(self._draw(rngs, lambda rng: rng.random(self._size) < self._explore))
-            drawn.append(self._draw(rngs, lambda rng: rng.integers(self._agent.subs.n, size=self._size)))
+            drawn.append(self._draw(rngs, lambda rng: rng.integers(self._agent.sub_policies.n, size=self._size)))
         return drawn
 
     def of_decisions(self, taken, most):

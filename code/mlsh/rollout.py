@@ -64,8 +64,10 @@ def collect(
         cuts = agent.normaliser(played.cuts[2])
         credit = {"gamma": gamma, "lam": lam, "reward_scale": reward_scale}
         master = master_batch(played, inputs, cuts, agent.master, bootstrap, **credit)
-        low = low_batch(played, inputs, cuts, agent, explore, **credit) if low and agent.subs.n else None
-        return Rollout(master, low, played.obs[:-1].flatten(0, 1), outcome(played, agent.master.n, agent.subs.n))
+        low = low_batch(played, inputs, cuts, agent, explore, **credit) if low and agent.sub_policies.n else None
+        return Rollout(
+            master, low, played.obs[:-1].flatten(0, 1), outcome(played, agent.master.n, agent.sub_policies.n)
+        )
 
 
 def settle(env, agent, rngs, **settings):
@@ -88,7 +90,7 @@ def measure(env, agent, rngs, *, T, high_len, on_step=None):
     """
     with env.simulating():
         played = play(env, agent, rngs, T, high_len, again=False, on_step=on_step)
-        return outcome(played, agent.master.n, agent.subs.n)
+        return outcome(played, agent.master.n, agent.sub_policies.n)
 
 
 def master_batch(played, inputs, cuts, master, bootstrap, gamma, lam, reward_scale):
@@ -126,15 +128,17 @@ def low_batch(played, inputs, cuts, agent, explore, gamma, lam, reward_scale):
     """
     steps, active, (T, E) = played.steps, played.active, played.active.shape
     group, members = groups_of(E, agent.master.n, inputs.device), torch.cat((active, active[-1:]))
-    value = values(agent.subs, inputs.flatten(0, 1), members.flatten()).view(T + 1, E)  # each by the one then active
+    value = values(agent.sub_policies, inputs.flatten(0, 1), members.flatten()).view(
+        T + 1, E
+    )  # each by the one then active
     following = value[1:].clone()
     t, e, _ = played.cuts
-    following[t, e] = values(agent.subs, cuts, active[t, e])
+    following[t, e] = values(agent.sub_policies, cuts, active[t, e])
     following = torch.where(steps.terminated, 0, following)
     goes_on = ~(steps.terminated | steps.truncated)
     goes_on[-1] = False
     advantage = gae(steps.reward * reward_scale, value[:-1], following, goes_on, gamma, lam)
-    batch = batch_of(agent.subs, inputs[:-1], played.acts, advantage, value[:-1], active, group)
+    batch = batch_of(agent.sub_policies, inputs[:-1], played.acts, advantage, value[:-1], active, group)
     return batch._replace(weight=importance(played, explore).gather(0, played.under).flatten()) if explore else batch
 
 

@@ -10,22 +10,22 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from mlsh import checkpoint
-from mlsh.adapt import adapt, load_agent, stubborn, transferred
 from mlsh.config import Config
 from mlsh.envs import make_env
 from mlsh.errors import run_command
-from mlsh.files import writing
+from mlsh.harness.analyses import Learner, learned_anew
+from mlsh.harness.study import Study
+from mlsh.meta_test import adapt, load_agent, stubborn, transferred
 from mlsh.play import play
+from mlsh.runs import checkpoint
+from mlsh.runs.files import writing
 from mlsh.sampling import Streams
 from mlsh.settings import cli
-from mlsh.study import Study
-from mlsh.study_parts import Learner, learned_anew
 
 TRAIN = "train.py --record 0 --wandb disabled --env"
-NOTHING = "--num_low 0 -W 1 -U 0 --tasks 1 --test_episodes 2"  # of a run that is made for its settings
-PPO = "-N 8 --hlr 0.001 --bs 512 --updates"
-MASTERS = "-N 8 --updates 12 --look 5 --seeds"
+NOTHING = "--num_sub_policies 0 -W 1 -U 0 --tasks 1 --test_episodes 2"  # of a run that is made for its settings
+PPO = "-N 8 --master_lr 0.001 --master_minibatch 512 --updates"
+MASTERS = "-N 8 --updates 12 --eval_episodes 5 --seeds"
 MAZE = "-T 1000"  # primitives learn in shorter episodes
 COURSE_LEARNERS = {
     "movement": Learner(f"{TRAIN} AntMovement-v1", range(3), [f"{MASTERS} 5 --env AntObstacles-v1"]),
@@ -33,7 +33,9 @@ COURSE_LEARNERS = {
 }
 MAZE_LEARNERS = {
     "mazes": Learner(f"{TRAIN} AntMaze-v1", [0, 1], [f"{MASTERS} 2 {MAZE}", f"{MASTERS} 2 {MAZE} --held_out"]),
-    "mazes from scratch": Learner(f"{TRAIN} AntMaze-v1 {NOTHING}", [0], [f"{PPO} 12 --seeds 1 --look 5 {MAZE}"]),
+    "mazes from scratch": Learner(
+        f"{TRAIN} AntMaze-v1 {NOTHING}", [0], [f"{PPO} 12 --seeds 1 --eval_episodes 5 {MAZE}"]
+    ),
 }
 EPISODES = 20  # of which the paths are drawn
 
@@ -51,7 +53,7 @@ def draw_primitives(study, figure, runs):
     picture = Figure(figsize=(3.6 * len(runs), 3.4), layout="constrained")
     for axes, run in zip(picture.subplots(1, len(runs), squeeze=False)[0], runs, strict=True):
         agent, cfg, one = load(study, run, "AntMovement-v1")
-        K = agent.subs.n
+        K = agent.sub_policies.n
         xy, active = follow(stubborn(agent, 1), cfg, one.train_tasks[:1] * K)
         draw_paths(axes, (xy - xy[0]).flatten(1, 2), active.flatten(1, 2), K)
         axes.set(title=f"{run}, {cfg.T * one.dt:g} s", xlabel="m")
@@ -72,7 +74,7 @@ def draw_ways(study, figure, run, env, updates, N, T=None, columns=5):
     for j, task in enumerate(tasks):
         axes = picture.add_subplot(rows, columns, j + 1, title=one.task_label(task))
         draw_walls(axes, one.world(task))
-        draw_paths(axes, xy[:, j], active[:, j], agent.subs.n)
+        draw_paths(axes, xy[:, j], active[:, j], agent.sub_policies.n)
     with writing(study.figures):
         picture.savefig(study.figures / figure, dpi=110)
 

@@ -8,20 +8,20 @@ from itertools import product
 
 from mlsh.envs.movement_bandits import BEST_RETURN
 from mlsh.errors import run_command
+from mlsh.harness.analyses import ALL, BEST_TASK, WORST_TASK, Panel, adaptation, final_tests, learning_curves, sweep
+from mlsh.harness.study import Study, Way
 from mlsh.settings import cli
-from mlsh.study import Study, Way
-from mlsh.study_parts import ALL, BEST_TASK, WORST_TASK, Panel, adaptation, final_tests, learning_curves, sweep
 
 # Four groups in place of eight, so that many runs fit into an hour: an iteration has 8,000 env steps
 SMALL = "train.py --groups 4 --record 0 --wandb disabled"
 # 4 M env steps to learn from; without a warm-up all iterations are joint, as many a task, of a quarter of the updates
 WARMED = f"{SMALL} -W 20 -U 1 --tasks 24 --fade 16"
-JOINT = f"{SMALL} -W 0 -U 21 --tasks 24 --fade 16 --parts_low 8"
+JOINT = f"{SMALL} -W 0 -U 21 --tasks 24 --fade 16 --sub_minibatches 8"
 METHODS = {
-    "MLSH": f"{WARMED} --llr",
-    "no warm-up": f"{JOINT} --llr",
-    "timescale 1": f"{WARMED} --high_len 1 --bs 500 --llr",
-    "shared policy": f"{JOINT} --num_low 1 --llr",
+    "MLSH": f"{WARMED} --sub_lr",
+    "no warm-up": f"{JOINT} --sub_lr",
+    "timescale 1": f"{WARMED} --high_len 1 --master_minibatch 500 --sub_lr",
+    "shared policy": f"{JOINT} --num_sub_policies 1 --sub_lr",
     "RL2": "train_rl2.py --iterations 200 --wandb disabled --lr",
 }
 CURVES = partial(
@@ -34,8 +34,8 @@ CURVES = partial(
 MASTERS = [*product((1, 2), (1e-3, 3e-3, 1e-2, 3e-2))]
 FINE_TUNING = [*product((10,), (3e-4, 1e-3, 3e-3))]
 FROM_SCRATCH = [*product((10, 20), (3e-4, 1e-3, 3e-3))]
-SCRATCH = "train.py --num_low 0 -W 1 -U 0 --tasks 1 --record 0 --wandb disabled"  # for its settings
-USUAL = f"{SCRATCH} --gamma 0.99 --epsilon 0.2"
+SCRATCH = "train.py --num_sub_policies 0 -W 1 -U 0 --tasks 1 --record 0 --wandb disabled"  # for its settings
+USUAL = f"{SCRATCH} --gamma 0.99 --clip 0.2"
 ANEW = partial(
     adaptation,
     figure="bandits-adaptation.png",
@@ -54,7 +54,10 @@ FOUR_GOALS = {"four-goals": "train.py --env MovementBandits4-v0 --record 0 --wan
 # Outer iterations of a warm-up, in 2.4 M env steps
 TASKS = {0: "300 --fade 200", 5: "50 --fade 33", 20: "14 --fade 9", 60: "5 --fade 3"}
 CELLS = {
-    (K, W): (f"{SMALL} --num_low {K} -W {W} -U 1 --tasks {tasks} --llr", "--updates 20 --seeds 5 --look 200")
+    (K, W): (
+        f"{SMALL} --num_sub_policies {K} -W {W} -U 1 --tasks {tasks} --sub_lr",
+        "--updates 20 --seeds 5 --eval_episodes 200",
+    )
     for K, (W, tasks) in product((2, 4), TASKS.items())
 }
 LABELS = ("sub-policies", "warm-up iterations W", "W")

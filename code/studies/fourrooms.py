@@ -9,16 +9,16 @@ from itertools import product
 import numpy as np
 
 from mlsh.errors import run_command
+from mlsh.harness.analyses import ALL, Panel, adaptation, learning_curves, sweep
+from mlsh.harness.study import Study, Way
 from mlsh.settings import cli
-from mlsh.study import Study, Way
-from mlsh.study_parts import ALL, Panel, adaptation, learning_curves, sweep
 
 ENV = "--env FourroomsUnseen-v0 --wandb disabled"
 CRITICS = f"train_option_critic.py {ENV}"
 METHODS = {
-    "MLSH": f"train.py {ENV} --record 0 --llr",
-    "MLSH, 16 sub-policies": f"train.py {ENV} --record 0 --num_low 16 --llr",
-    "shared policy": f"train.py {ENV} --record 0 --num_low 1 -W 0 -U 50 --llr",
+    "MLSH": f"train.py {ENV} --record 0 --sub_lr",
+    "MLSH, 16 sub-policies": f"train.py {ENV} --record 0 --num_sub_policies 16 --sub_lr",
+    "shared policy": f"train.py {ENV} --record 0 --num_sub_policies 1 -W 0 -U 50 --sub_lr",
     "option-critic": f"{CRITICS} --lr",
     "actor-critic": f"{CRITICS} --num_options 1 --shared all --lr",
 }
@@ -26,8 +26,8 @@ GOALS = {"mean of 16 goals": ALL}
 CURVES = partial(learning_curves, figure="fourrooms-training.png", panels=GOALS, columns=GOALS)
 
 RATES = (1e-3, 3e-3, 1e-2)
-FLAGS = "-N {episodes} --hlr {rate:g} --bs 64 --updates {updates} --seeds {learners} --seed {seed} --look 20"
-SCRATCH = f"train.py {ENV} --num_low 0 -W 1 -U 0 --tasks 1 --record 0"  # for its settings
+FLAGS = "-N {episodes} --master_lr {rate:g} --master_minibatch 64 --updates {updates} --seeds {learners} --seed {seed} --eval_episodes 20"
+SCRATCH = f"train.py {ENV} --num_sub_policies 0 -W 1 -U 0 --tasks 1 --record 0"  # for its settings
 NOTHING = f"{CRITICS} --num_options 1 --shared nothing --tasks 1 --rollouts 1"  # likewise
 LEARN = partial(Way, env_steps=50_000, learners=(2, 1), choosing_seeds=[100], flags=FLAGS)
 ALONE = partial(Way, env_steps=50_000, learners=(10, 2), flags=FLAGS)  # learners count as runs
@@ -51,16 +51,16 @@ ANEW = partial(
 
 # Held-out tasks of FourroomsUnseen-v0 whose goals (cells 88, 93, 100) are none of Fourrooms-v0 either. All cells have
 # as many env steps, groups, and minibatches of a master.
-UNSEEN = "--env FourroomsUnseen-v0 --tasks 10 15 17 --updates 20 --seeds 2 --look 50"
+UNSEEN = "--env FourroomsUnseen-v0 --tasks 10 15 17 --updates 20 --seeds 2 --eval_episodes 50"
 OTHERS = {
-    "16 goals, 5 steps": f"train.py {ENV} --high_len 5 --bs 200",
+    "16 goals, 5 steps": f"train.py {ENV} --high_len 5 --master_minibatch 200",
     "4 goals, 25 steps": "train.py --env Fourrooms-v0 -N 10 --groups 16 --wandb disabled",
 }
 OPTIONS = {
     ("16 goals, 25 steps", 4): ("MLSH", UNSEEN),
     ("16 goals, 25 steps", 16): ("MLSH, 16 sub-policies", UNSEEN),
     **{
-        (trained, K): (f"{command} --record 0 --num_low {K} --llr", UNSEEN)
+        (trained, K): (f"{command} --record 0 --num_sub_policies {K} --sub_lr", UNSEEN)
         for (trained, command), K in product(OTHERS.items(), (4, 16))
     },
 }

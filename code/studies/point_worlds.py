@@ -6,9 +6,9 @@ Stop it at will: what is finished is not run again. Runs go to runs/point-worlds
 from functools import partial
 
 from mlsh.errors import run_command
+from mlsh.harness.analyses import final_tests
+from mlsh.harness.study import Study
 from mlsh.settings import cli
-from mlsh.study import Study
-from mlsh.study_parts import final_tests
 
 ENVS = ("KeyDoor-v0", "MovementBanditsConv-v0", "Allwalk-v0")
 RUNS = {env: f"train.py --env {env} --record 0 --wandb disabled" for env in ENVS}

@@ -7,17 +7,17 @@ from functools import partial
 from itertools import product
 
 from mlsh.errors import run_command
+from mlsh.harness.analyses import ALL, Panel, adaptation, learning_curves
+from mlsh.harness.study import Study, Way
 from mlsh.settings import cli
-from mlsh.study import Study, Way
-from mlsh.study_parts import ALL, Panel, adaptation, learning_curves
 
 MLSH = "train.py --env TaxiFAMP-v0 --record 0 --wandb disabled"
 METHODS = {
-    "MLSH": f"{MLSH} --llr",
-    "shared policy": f"{MLSH} --num_low 1 -W 0 -U 20 --llr",
+    "MLSH": f"{MLSH} --sub_lr",
+    "shared policy": f"{MLSH} --num_sub_policies 1 -W 0 -U 20 --sub_lr",
 }
-SCRATCH = f"{MLSH} --num_low 0 -W 1 -U 0 --tasks 1"  # for its settings
-FLAGS = "-N {episodes} --hlr {rate:g} --bs 64 --updates {updates} --seeds {learners} --seed {seed} --look 5"
+SCRATCH = f"{MLSH} --num_sub_policies 0 -W 1 -U 0 --tasks 1"  # for its settings
+FLAGS = "-N {episodes} --master_lr {rate:g} --master_minibatch 64 --updates {updates} --seeds {learners} --seed {seed} --eval_episodes 5"
 LEARN = partial(Way, env_steps=50_000, learners=(2, 1), choosing_seeds=[100], flags=FLAGS)
 RATES = (1e-3, 3e-3, 1e-2)
 TRIPS = {"mean of the trips": ALL}

@@ -98,7 +98,7 @@ PRESET = OF_BANDITS | {
     "W": 10,
     "tasks": 60,
     "fade": 40,
-    "num_low": 4,
+    "num_sub_policies": 4,
     "groups": 32,  # goals at a time
     "gamma": 0.95,
     "dual_clip": 3.0,

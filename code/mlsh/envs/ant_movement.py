@@ -87,7 +87,7 @@ PRESET = {
     "high_len": 200,
     "groups": 4,
     "epochs": 4,
-    "parts_low": 16,
+    "sub_minibatches": 16,
     "target_kl": 0.03,
     "bootstrap": False,
     "explore": 0.1,

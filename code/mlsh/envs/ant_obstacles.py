@@ -232,11 +232,11 @@ class AntMazes(SingleEnv):
     vector_class = AntMazesVector
 
 
-LEARNING = {"high_len": 200, "parts_low": 16, "target_kl": 0.03, "explore": 0.1, "log_std": -0.5}
+LEARNING = {"high_len": 200, "sub_minibatches": 16, "target_kl": 0.03, "explore": 0.1, "log_std": -0.5}
 # MLSH from nothing has not been tried here
 course = {"N": 1, "W": 20, "U": 40, "tasks": 30, "T": 2000, "groups": 4, "fade": 15}
 register("AntObstacles-v1", AntObstacles, 2000, LEARNING | course)
 # three decisions an episode and not five: an ant that is not yet fast would spend much of a longer one at a wall
-maze = {"N": 2, "W": 14, "U": 36, "tasks": 17, "T": 600, "num_low": 5, "groups": 9, "test_episodes": 20}
-maze |= {"epochs": 4, "parts_low": 21, "reward_scale": 0.1, "explore": 0.3, "fade": 14, "blind_low": 2}
+maze = {"N": 2, "W": 14, "U": 36, "tasks": 17, "T": 600, "num_sub_policies": 5, "groups": 9, "test_episodes": 20}
+maze |= {"epochs": 4, "sub_minibatches": 21, "reward_scale": 0.1, "explore": 0.3, "fade": 14, "blind": 2}
 register("AntMaze-v1", AntMazes, 1000, LEARNING | maze)

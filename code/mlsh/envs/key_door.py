@@ -89,13 +89,13 @@ PRESET = OF_BANDITS | {
     "U": 5,
     "tasks": 56,
     "epochs": 4,
-    "parts_low": 60,
-    "llr_decay": 0.96,
+    "sub_minibatches": 60,
+    "sub_lr_decay": 0.96,
     "fade": 24,
     "T": 100,
     "high_len": 100,
     "gamma": 0.97,
-    "c2_low": 0.05,
+    "sub_entropy": 0.05,
     "dual_clip": 3.0,
 }
 register("KeyDoor-v0", KeyDoor, 100, PRESET, BEST_RETURN)

@@ -94,18 +94,26 @@ PRESET = {
     "T": 50,
     "high_len": 10,
     "groups": 8,
-    "bs": 200,
-    "parts_low": 30,
-    "llr": 1.5e-3,
+    "master_minibatch": 200,
+    "sub_minibatches": 30,
+    "sub_lr": 1.5e-3,
     "gamma": 0.9,
-    "epsilon": 0.4,
+    "clip": 0.4,
     "explore": 0.1,
-    "c2_low": 0.02,
+    "sub_entropy": 0.02,
     "fade": 16,
     "normalise": False,
     "reward_scale": 0.1,
     "test_episodes": 1000,
 }
-FOUR_GOALS = PRESET | {"W": 20, "U": 5, "tasks": 20, "num_low": 4, "c2_low": 0.05, "fade": 20, "dual_clip": 3.0}
+FOUR_GOALS = PRESET | {
+    "W": 20,
+    "U": 5,
+    "tasks": 20,
+    "num_sub_policies": 4,
+    "sub_entropy": 0.05,
+    "fade": 20,
+    "dual_clip": 3.0,
+}
 register("MovementBandits-v0", MovementBandits, 50, PRESET, BEST_RETURN, num_goals=2)
 register("MovementBandits4-v0", MovementBandits, 50, FOUR_GOALS, BEST_RETURN, num_goals=4)

@@ -76,9 +76,9 @@ PRESET = OF_BANDITS | {
     "tasks": 45,
     "epochs": 2,
     "groups": 4,
-    "bs": 40,
-    "parts_low": 100,
-    "llr_decay": 0.96,
+    "master_minibatch": 40,
+    "sub_minibatches": 100,
+    "sub_lr_decay": 0.96,
     "fade": 25,
     "dual_clip": 3.0,
 }

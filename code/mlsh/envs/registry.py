@@ -12,8 +12,8 @@ from gymnasium.envs.registration import load_env_creator
 
 from mlsh.envs.base import VectorTasks
 from mlsh.envs.gymnasium_tasks import GymnasiumTasks
+from mlsh.envs.memory import available
 from mlsh.errors import EnvironmentFailed, RenderingUnavailable, UserError
-from mlsh.memory import available
 
 HARMLESS = 1_000_000  # env steps in a rollout, whatever is observed
 COPIES = 4  # of a rollout's observations: stacked, normalised, for the sub-policies, for the normaliser; of images one
@@ -100,7 +100,7 @@ def refuse_too_large(cfg, num_envs):
         raise UserError(
             f"{num_envs:,} episodes of {cfg.T:,} steps at once want {wanted / 1e9:,.0f} GB of memory or "
             f"more, and there are {available() / 1e9:,.0f}; use smaller -N, -T, --groups or --test_episodes "
-            "(of evaluate.py -N, --look, --seeds or --sample)"
+            "(of evaluate.py -N, --eval_episodes, --seeds or --sample)"
         )
 
 

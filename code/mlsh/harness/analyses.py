@@ -9,10 +9,10 @@ import numpy as np
 from tabulate import tabulate
 
 from mlsh.envs import best_return
-from mlsh.files import writing
-from mlsh.jobs import Job
-from mlsh.plots import draw_bands, draw_map, interval, last_tenth, steps_until
-from mlsh.study import read_adaptation, training_curve
+from mlsh.harness.jobs import Job
+from mlsh.harness.study import read_adaptation, training_curve
+from mlsh.runs.files import writing
+from mlsh.runs.plots import draw_bands, draw_map, interval, last_tenth, steps_until
 
 SOLVED, PASSED, LEARNED, SEPARATED = 0.95, 0.97, 0.9, 0.685  # parts of the best possible return
 ALL, WORST_TASK, BEST_TASK = slice(None), slice(0, 1), slice(-1, None)  # of tasks, ranked by the end of a run

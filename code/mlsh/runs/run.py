@@ -16,10 +16,11 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-from mlsh import checkpoint, compiled, parallel
+from mlsh import compiled, parallel
+from mlsh.runs import checkpoint
 from mlsh.envs.registry import refuse_too_large
 from mlsh.errors import EnvironmentFailed, UserError, be_deaf
-from mlsh.files import write_whole
+from mlsh.runs.files import write_whole
 from mlsh.settings import parse
 
 PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "pygame-ce", "wandb", "imageio", "matplotlib")
@@ -106,11 +107,11 @@ class Run:
         """wandb and TensorBoard, as far as they are wanted: each takes half a second and more to import."""
         settle_home(self.folder)
         if self.cfg.wandb_mode != "disabled":
-            from mlsh.tracking import Tracker
+            from mlsh.runs.tracking import Tracker
 
             self.trackers.append(Tracker(self.cfg, self.folder, self.progress["run_id"], machine()))
         if self.cfg.tensorboard:
-            from mlsh.events import Events
+            from mlsh.runs.events import Events
 
             self.trackers.append(Events(self.folder, self.progress["env_steps"]))
 

@@ -2,7 +2,7 @@
 
 from torch.utils.tensorboard import SummaryWriter
 
-from mlsh.files import writing
+from mlsh.runs.files import writing
 
 
 class Events:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mlsh.errors import UserError
-from mlsh.files import write_whole
+from mlsh.runs.files import write_whole
 
-CODE = Path(__file__).parents[1]
+CODE = Path(__file__).parents[2]
 
 
 class Job(NamedTuple):

@@ -44,15 +44,15 @@ def peak(dimensions, share, sizes):
     env = Blank(cfg.groups * cfg.N, dimensions)
     agent = Hierarchy.build(cfg, env)
     agent.master.reset(Streams(0, range(cfg.groups))(0, "master"))
-    agent.subs.reset(Streams(0, range(cfg.num_low))(0, "subs"))
+    agent.sub_policies.reset(Streams(0, range(cfg.num_sub_policies))(0, "subs"))
     if share == "all to one":
         agent.master.policy_bias.data[..., 0] = 50.0
-    optimizers = Adam(agent.master, cfg.hlr), Adam(agent.subs, cfg.llr, apart=True)
+    optimizers = Adam(agent.master, cfg.master_lr), Adam(agent.sub_policies, cfg.sub_lr, apart=True)
     rngs = Streams(0, range(cfg.groups))(0, "peak")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     rollout = collect(env, agent, rngs, **cfg.rollout)
     update(agent.master, optimizers[0], rollout.master, rngs, **cfg.master_ppo)
-    update(agent.subs, optimizers[1], rollout.low, rngs, **cfg.low_ppo(0))
+    update(agent.sub_policies, optimizers[1], rollout.low, rngs, **cfg.low_ppo(0))
     agent.normaliser.update(rollout.obs)
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return (after - before) * 1024, 4 * dimensions * env.num_envs * cfg.T

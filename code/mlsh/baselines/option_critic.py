@@ -8,19 +8,20 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 import torch
 
-from mlsh import checkpoint, parallel
-from mlsh.adapt import LEARNERS, measures
+from mlsh import parallel
+from mlsh.baselines.options import Losses, OptionCritic, play, update
 from mlsh.envs import make_env, preset
+from mlsh.envs.pool import Stage
 from mlsh.errors import UserError, run_command
-from mlsh.logger import Log, has_curves
-from mlsh.metrics import means_of
+from mlsh.meta_test import LEARNERS, measures
 from mlsh.normaliser import Normaliser
-from mlsh.options import Losses, OptionCritic, play, update
 from mlsh.ppo import Adam
-from mlsh.run import Run
+from mlsh.runs import checkpoint
+from mlsh.runs.log import Log, has_curves
+from mlsh.runs.metrics import means_of
+from mlsh.runs.run import Run
 from mlsh.sampling import Streams, balanced_tasks
 from mlsh.settings import Count, Finite, Fraction, NotNegative, Positive, RunSettings, short
-from mlsh.stage import Stage
 
 
 @dataclass
@@ -192,7 +193,7 @@ def learn_anew(data, cfg, env, tasks, ev):
     agent = OptionCritic.build(cfg, env)
     parts = {name: getattr(agent, name) for name in agent._fields}
     checkpoint.restore(data | {"config": cfg}, **parts)
-    cfg = dataclasses.replace(cfg, N=ev.N or cfg.N, lr_critic=ev.hlr or cfg.lr_critic)
+    cfg = dataclasses.replace(cfg, N=ev.N or cfg.N, lr_critic=ev.master_lr or cfg.lr_critic)
     blocks, episodes = [task for task in tasks for _ in range(ev.seeds)], cfg.N + ev.look
     with Stage(cfg, "evaluate", len(blocks) * cfg.T * episodes * (ev.updates + 1)) as stage:
         parts = [learn_some(agent, blocks, some, stage, ev) for some in stage.parts(len(blocks), episodes)]
@@ -203,7 +204,7 @@ def learn_anew(data, cfg, env, tasks, ev):
 def learn_some(agent, blocks, some, stage, ev):
     """`learn_anew` of some of the `blocks`: env steps [updates + 1] in all, an `Outcome` an update.
 
-    The returns of a rollout are of what learned within it; with --look nobody learns from the episodes measured.
+    The returns of a rollout are of what learned within it; with --eval_episodes nobody learns from the episodes measured.
     """
     cfg, tasks, streams = stage.cfg, [blocks[j] for j in some], Streams(ev.seed, some)
     agent = agent.copies(len(some))

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from mlsh.errors import UserError
-from mlsh.files import make_folder
-from mlsh.jobs import CODE, Job, Jobs
-from mlsh.metrics import read_metrics
-from mlsh.plots import curve, last_tenth
+from mlsh.harness.jobs import CODE, Job, Jobs
+from mlsh.runs.files import make_folder
+from mlsh.runs.metrics import read_metrics
+from mlsh.runs.plots import curve, last_tenth
 
 
 @dataclass
@@ -100,7 +100,7 @@ class Way:
     learners: tuple[int, int]  # a task and run: reported, and for choosing
     choosing_seeds: Sequence[int] = ()
     command: str = ""
-    flags: str = "-N {episodes} --hlr {rate:g} --bs 64 --updates {updates} --seeds {learners} --seed {seed} --look 50"
+    flags: str = "-N {episodes} --master_lr {rate:g} --master_minibatch 64 --updates {updates} --seeds {learners} --seed {seed} --eval_episodes 50"
 
     def training(self, study, choosing=False):
         seeds = self.choosing_seeds if choosing else study.seeds

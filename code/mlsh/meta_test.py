@@ -6,20 +6,20 @@ import dataclasses
 import numpy as np
 import torch
 
-from mlsh import checkpoint
 from mlsh.config import Config
 from mlsh.envs import preset
+from mlsh.envs.pool import Stage
 from mlsh.models import Hierarchy
 from mlsh.ppo import Adam, update
 from mlsh.rollout import collect, extended, joined, measure, settle
+from mlsh.runs import checkpoint
 from mlsh.sampling import Streams, tasks_to_test
-from mlsh.stage import Stage
 
 
 def load_agent(data, env):
     """A new agent with the checkpoint's sub-policies and normaliser, for a batched environment of fitting spaces."""
     agent = Hierarchy.build(data["config"], env)
-    checkpoint.restore(data, subs=agent.subs, normaliser=agent.normaliser)
+    checkpoint.restore(data, sub_policies=agent.sub_policies, normaliser=agent.normaliser)
     return agent
 
 
@@ -39,8 +39,15 @@ def with_new_masters(agent, groups, seed):
 
 def as_flat(agent, cfg, n):
     """An agent of one sub-policy (a shared policy) and its Config, as `n` flat policies for `learn` to fine-tune."""
-    cfg = dataclasses.replace(cfg, num_low=0, W=1, U=0, hlr=cfg.llr, bs=-(-cfg.N * cfg.T // cfg.parts_low))
-    return agent._replace(master=agent.subs.only([0] * n), subs=agent.subs.like(0)), cfg
+    cfg = dataclasses.replace(
+        cfg,
+        num_sub_policies=0,
+        W=1,
+        U=0,
+        master_lr=cfg.sub_lr,
+        master_minibatch=-(-cfg.N * cfg.T // cfg.sub_minibatches),
+    )
+    return agent._replace(master=agent.sub_policies.only([0] * n), sub_policies=agent.sub_policies.like(0)), cfg
 
 
 def learn(agent, env, tasks, cfg, updates, before=lambda rollout: None, groups=None):
@@ -51,9 +58,9 @@ def learn(agent, env, tasks, cfg, updates, before=lambda rollout: None, groups=N
     afterwards. `groups`: indices of the tasks, by which they get their random numbers, if they are not all.
     """
     streams = Streams(cfg.seed, groups or range(len(tasks)))
-    optimizer = Adam(agent.master, cfg.hlr)
+    optimizer = Adam(agent.master, cfg.master_lr)
     env.set_task(tasks)
-    flat = not agent.subs.n
+    flat = not agent.sub_policies.n
     if flat and not agent.normaliser.count:
         settle(env, agent, streams(0, "test: normaliser"), **cfg.rollout)
     for i in range(updates):
@@ -108,15 +115,15 @@ def play(agent, tasks, stage, purpose):
 
 def stubborn(agent, n):
     """The agent with `n` times K masters, of which each always runs one sub-policy: 0 … K-1, again and again."""
-    master = agent.master.like(n * agent.subs.n)  # weights zero: the bias decides
+    master = agent.master.like(n * agent.sub_policies.n)  # weights zero: the bias decides
     with torch.no_grad():
-        master.policy_bias[:, 0] = 1e3 * torch.eye(agent.subs.n, device=master.policy_bias.device).repeat(n, 1)
+        master.policy_bias[:, 0] = 1e3 * torch.eye(agent.sub_policies.n, device=master.policy_bias.device).repeat(n, 1)
     return agent._replace(master=master)
 
 
 def alone(agent, tasks, stage):
     """Mean return of each sub-policy when it runs all the time, a list [tasks][K], and the env steps taken."""
-    K = agent.subs.n
+    K = agent.sub_policies.n
     if not K:
         return [[] for _ in tasks], 0
     played = play(stubborn(agent, len(tasks)), [task for task in tasks for _ in range(K)], stage, "test: alone")
@@ -141,7 +148,7 @@ def test(agent, env, tasks, cfg):
     possible return where it is known), and the env steps taken. `env` only tells of the tasks.
     """
     updates, best = cfg.W or cfg.U, env.optimal_returns(cfg.T)
-    most = len(tasks) * cfg.T * (cfg.N * updates + cfg.test_episodes * (1 + cfg.num_low))
+    most = len(tasks) * cfg.T * (cfg.N * updates + cfg.test_episodes * (1 + cfg.num_sub_policies))
     with Stage(cfg, "final test", most) as stage:
         trained, steps = adapt_all(agent, tasks, stage, updates)
         played = play(trained, tasks, stage, "test: play")
@@ -167,17 +174,19 @@ def learn_anew(data, cfg, env, tasks, ev):
     """How fast a checkpoint's agent learns: env steps [updates + 1] a task, and measures [updates + 1, tasks, seeds].
 
     These are a dict of arrays: `return`, and, of what only measures, what the environment reports, as `final_NAME`.
-    MLSH trains `ev.seeds` fresh masters a task over frozen sub-policies; a shared policy (num_low 1) is fine-tuned; a
-    run without sub-policies (num_low 0) is PPO from scratch. The first returns are of the untrained. `ev`: the settings
+    MLSH trains `ev.seeds` fresh masters a task over frozen sub-policies; a shared policy (num_sub_policies 1) is fine-tuned; a
+    run without sub-policies (num_sub_policies 0) is PPO from scratch. The first returns are of the untrained. `ev`: the settings
     of evaluate.py.
     """
     blocks = [task for task in tasks for _ in range(ev.seeds)]
-    agent = load_agent(data | {"config": cfg}, env) if cfg.num_low else Hierarchy.build(cfg, env)
-    if cfg.num_low == 1:
+    agent = load_agent(data | {"config": cfg}, env) if cfg.num_sub_policies else Hierarchy.build(cfg, env)
+    if cfg.num_sub_policies == 1:
         agent, cfg = as_flat(agent, cfg, len(blocks))
     else:
         agent = with_new_masters(agent, range(len(blocks)), cfg.seed)
-    cfg = dataclasses.replace(cfg, **{name: x for name in ("N", "hlr", "bs") if (x := getattr(ev, name))})
+    cfg = dataclasses.replace(
+        cfg, **{name: x for name in ("N", "master_lr", "master_minibatch") if (x := getattr(ev, name))}
+    )
     cfg.validate()
     episodes = cfg.N + ev.look
     with Stage(cfg, "evaluate", len(blocks) * cfg.T * episodes * (ev.updates + 1)) as stage:

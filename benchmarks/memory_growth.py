@@ -11,7 +11,7 @@ from pathlib import Path
 
 CODE = Path(__file__).parent.parent / "code"
 sys.path.insert(0, str(CODE))
-from mlsh.metrics import read_metrics  # noqa: E402
+from mlsh.runs.metrics import read_metrics  # noqa: E402
 
 FLAGS = "-N 2 -W 2 -U 2 -K 2 -T 7 --high_len 3 --groups 2 --hidden 8 --record 100 --test_episodes 2 --wandb offline"
 

@@ -11,7 +11,7 @@ import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from mlsh.errors import UserError
-from mlsh.files import write_whole
+from mlsh.runs.files import write_whole
 
 FORMAT = 2
 PLAIN = {"config": dict, "iteration": int, "env_steps": int, "train_env_steps": int, "seconds": float, "run_id": str}
@@ -86,14 +86,14 @@ def upgraded(data):
         cfg.setdefault("normalise", False)
     if data["kind"] == "mlsh":
         cfg.setdefault("compile", "off")  # as it was
-    if data["kind"] == "mlsh" and "convolve" not in cfg and data["subs"]["weight1"].shape[2] >= 64:  # maybe images
+    if data["kind"] == "mlsh" and "convolve" not in cfg and data["sub_policies"]["weight1"].shape[2] >= 64:  # maybe images
         cfg["convolve"] = False
     if "train_env_steps" not in data:
         learned = cfg["W"] + cfg["U"] if data["kind"] == "mlsh" else 1  # rollouts an outer iteration
         measured = 3 if data["kind"] == "mlsh" else 0
         data["train_env_steps"] = data["env_steps"] * learned // (learned + measured)
     if data["format"] == 1 and data["kind"] == "mlsh" and data["optimizer"]["state"]:
-        data["optimizer"] = apart(data["optimizer"], cfg["num_low"])
+        data["optimizer"] = apart(data["optimizer"], cfg["num_sub_policies"])
     return data
 
 
@@ -106,7 +106,7 @@ def apart(optimizer, n):
 
 
 def restore(data, **parts):
-    """Put what `load` gave into modules and optimisers, by their name in it: subs=agent.subs, …"""
+    """Put what `load` gave into modules and optimisers, by their name in it: sub_policies=agent.sub_policies, …"""
     missing = parts.keys() - data.keys()
     if missing:
         raise UserError(f"the checkpoint is of an older version, without {', '.join(missing)}: it cannot be continued")

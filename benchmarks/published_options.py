@@ -12,10 +12,10 @@ import argparse
 import numpy as np
 import torch
 
+from mlsh.baselines.option_critic import OptionCriticConfig, new_task, optimisers
+from mlsh.baselines.options import OptionCritic, play, update
 from mlsh.envs.fourrooms import CELLS, ROOM, FourroomsVector, build_dynamics
 from mlsh.envs.grid_world import GridWorld
-from mlsh.option_critic import OptionCriticConfig, new_task, optimisers
-from mlsh.options import OptionCritic, play, update
 from mlsh.sampling import Streams
 
 GOALS = (62, *ROOM)

@@ -6,10 +6,10 @@ import itertools
 from mlsh import parallel
 from mlsh.envs import make_env
 from mlsh.errors import RenderingUnavailable
-from mlsh.files import safe_name
+from mlsh.runs.files import safe_name
 from mlsh.rollout import measure
 from mlsh.sampling import Streams
-from mlsh.video import video
+from mlsh.runs.video import video
 
 
 class Look:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from mlsh.errors import UserError
 
-CODE = Path(__file__).parents[1]
+CODE = Path(__file__).parents[2]
 
 
 class Tracker:

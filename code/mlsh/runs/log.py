@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from mlsh import compiled, parallel
 from mlsh.errors import UserError
-from mlsh.files import write_whole, writing
-from mlsh.metrics import Metrics, means_of, read_metrics
+from mlsh.runs.files import write_whole, writing
+from mlsh.runs.metrics import Metrics, means_of, read_metrics
 from mlsh.rollout import joined
 
 MOMENTS = {"pretrain": "pretrain_reward", "warmup": "trained_reward", "afterjoint": "joint_reward"}  # only measured
@@ -72,7 +72,7 @@ class Log:
         """Draw the curves, write `results` (a dict) to results.json and say them, end what wandb has, close all."""
         if not parallel.FIRST:
             return
-        from mlsh.plots import draw_curves  # Matplotlib and SciPy take a second to import
+        from mlsh.runs.plots import draw_curves  # Matplotlib and SciPy take a second to import
 
         self._bar.close()
         self._metrics.close()
@@ -127,7 +127,7 @@ class Logger(Log):
 
     def __init__(self, run):
         cfg = run.cfg
-        self._subs = [f"sub{k}" for k in range(cfg.num_low)]
+        self._subs = [f"sub{k}" for k in range(cfg.num_sub_policies)]
         columns = [
             "iteration",
             "group",
@@ -138,7 +138,7 @@ class Logger(Log):
             "seconds",
             "diverged",
         ]
-        columns += [f"share_{k}" for k in range(cfg.num_low)]
+        columns += [f"share_{k}" for k in range(cfg.num_sub_policies)]
         columns += [f"{who}_{name}" for who in ("master", *self._subs) for name in LOSSES]
         rewards = {name: name.removesuffix("_reward") for name in MOMENTS.values()}
         super().__init__(run, columns, rewards, cfg.W + cfg.U)
@@ -191,8 +191,8 @@ class Logger(Log):
             of_task |= {f"{task}_{name}": x for name, x in shown.items()}
         port = {name: charts[name] for name in rewards}  # the earlier port's names
         port |= {name: x for name, x in of_task.items() if name.endswith("_reward")}
-        fading = {"explore": self.cfg.training_rollout(i)["explore"], "c2_low": self.cfg.low_ppo(i)["c2"]}
-        fading["llr"] = self.cfg.low_rate(i)
+        fading = {"explore": self.cfg.training_rollout(i)["explore"], "sub_entropy": self.cfg.low_ppo(i)["c2"]}
+        fading["sub_lr"] = self.cfg.low_rate(i)
         more = {"diverged": int(self._diverged.sum()), **fading}
         last = f"trained reward {charts['trained_reward']:.2f}"
         self._iteration_done(i, of_group, last, port, charts=charts | more, losses=subs | means, tasks=of_task)

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from mlsh.errors import UserError
-from mlsh.files import write_whole, writing
+from mlsh.runs.files import write_whole, writing
 
 
 def read_metrics(folder):

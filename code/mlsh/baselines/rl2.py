@@ -8,18 +8,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from mlsh import checkpoint, parallel
-from mlsh.adapt import LEARNERS
+from mlsh import parallel
 from mlsh.envs import make_env, preset
+from mlsh.envs.pool import Stage
 from mlsh.errors import UserError, run_command
-from mlsh.logger import RL2Logger
+from mlsh.meta_test import LEARNERS
 from mlsh.models import RecurrentPolicy
 from mlsh.play import check_finite
 from mlsh.ppo import Samples, figures, named, samples_of, surrogate, total_loss
-from mlsh.run import Run
+from mlsh.runs import checkpoint
+from mlsh.runs.log import RL2Logger
+from mlsh.runs.run import Run
 from mlsh.sampling import Streams, balanced_tasks
 from mlsh.settings import Count, CountOrNone, Finite, Fraction, NotNegative, Positive, RunSettings, short
-from mlsh.stage import Stage
 
 
 @dataclass

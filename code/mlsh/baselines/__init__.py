@@ -1,0 +1,1 @@
+"""The baselines of the paper: RL², option-critic and actor-critic."""

@@ -1,0 +1,1 @@
+"""What the studies share: jobs, their results, tables and figures."""
