@@ -20,7 +20,7 @@ from mlsh.errors import UserError, run_command
 from mlsh.meta_test import LEARNERS, transferred
 from mlsh.runs import checkpoint
 from mlsh.runs.files import make_folder, write_whole, writing
-from mlsh.runs.plots import draw_bands, steps_to
+from mlsh.runs.plots import draw_bands, steps_to_fraction
 from mlsh.sampling import Streams, distinct, drawn_tasks, find_task
 from mlsh.settings import Count, CountOrNone, NotNegative, Settings, cli, short
 
@@ -122,7 +122,7 @@ def print_table(results):
         for j, label in enumerate(labels):
             mean = returns[:, j].mean(1)
             cells = [f"{mean[n]:.4g}" if n < len(mean) else "" for n in shown]
-            cells += [f"{steps_to(part, steps, returns[:, j]):,.0f}" for part in (0.9, 0.95)]
+            cells += [f"{steps_to_fraction(part, steps, returns[:, j]):,.0f}" for part in (0.9, 0.95)]
             cells.append(f"{np.trapezoid(mean, steps) / steps[-1]:.4g}" if steps[-1] else "")
             cells += [f"{measured[x][-1, j].mean():.4g}" if x in measured else "" for x in finals]
             rows.append([name, label, *cells])
