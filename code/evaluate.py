@@ -18,7 +18,7 @@ from mlsh.errors import UserError, run_command
 from mlsh.meta_test import LEARNERS, Measures, adaptation_curves, transferred
 from mlsh.runs import checkpoint
 from mlsh.runs.files import make_folder, write_whole, writing
-from mlsh.runs.plots import draw_bands, steps_to
+from mlsh.runs.plots import draw_bands, steps_to_fraction
 from mlsh.sampling import Streams, distinct, drawn_tasks, find_task
 from mlsh.settings import AdaptationSettings, Count, CountOrZero, cli
 
@@ -110,7 +110,7 @@ def print_table(results: dict[str, Adaptation]) -> None:
             returns = measures["return"][:, j]
             mean = returns.mean(1)
             cells = [f"{mean[n]:.4g}" if n < len(mean) else "" for n in shown]
-            cells += [f"{steps_to(part, env_steps, returns):,.0f}" for part in (0.9, 0.95)]
+            cells += [f"{steps_to_fraction(part, env_steps, returns):,.0f}" for part in (0.9, 0.95)]
             cells.append(f"{np.trapezoid(mean, env_steps) / env_steps[-1]:.4g}" if env_steps[-1] else "")
             cells += [f"{measures[x][-1, j].mean():.4g}" if x in measures else "" for x in reported]
             rows.append([name, label, *cells])

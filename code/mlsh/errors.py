@@ -5,29 +5,43 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
+from typing import Self
 
 import gymnasium
 import torch
 
-OURS = (str(Path(__file__).parent), str(Path(gymnasium.__file__).parent))
-PYTHONS = ("<", str(Path(signal.__file__).parent))
+OWN_CODE = (str(Path(__file__).parent), str(Path(gymnasium.__file__).parent))
+STANDARD_LIBRARY = ("<", str(Path(signal.__file__).parent))  # "<" begins names such as <frozen importlib>
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SAME_SIGNAL_SECONDS = 3.0  # torchrun sends two signals for one Ctrl-C
+last_signal = -SAME_SIGNAL_SECONDS
 
 
 class UserError(Exception):
-    """What went wrong and the remedy, in one line; the command prints it and exits with 2."""
+    """An error that the user can fix.
+
+    The message is one line with what happened and the remedy. The command prints it and exits with code 2.
+    """
 
 
 class EnvironmentFailed(UserError):
-    """Somebody's environment raised an exception."""
+    """An environment from outside this package raised an exception."""
 
     @classmethod
-    def told(cls, where, error):
-        """Of the exception `error`: it, and the line of a file of theirs, or else of a package, where it was raised."""
-        frames = [x for x in traceback.extract_tb(error.__traceback__) if not x.filename.startswith(OURS)]
-        packages = [frame for frame in frames if "site-packages" in frame.filename]
-        theirs = [frame for frame in frames if frame not in packages and not frame.filename.startswith(PYTHONS)]
-        place = f", in {frame.filename}:{frame.lineno}" if (frame := (theirs or packages or [None])[-1]) else ""
+    def from_exception(cls, where: str, error: BaseException) -> Self:
+        """Describe `error`, which an environment raised, with the file and line that raised it.
+
+        `where` says when it happened, such as "at step 3, task 1". The line named is the last one in the user's own
+        files. If there is none, it is the last one in an installed package other than Gymnasium.
+        """
+        frames = [x for x in traceback.extract_tb(error.__traceback__) if not x.filename.startswith(OWN_CODE)]
+        in_packages = [frame for frame in frames if "site-packages" in frame.filename]
+        in_user_files = [x for x in frames if x not in in_packages and not x.filename.startswith(STANDARD_LIBRARY)]
+        culprit = (in_user_files or in_packages or [None])[-1]
+        place = f", in {culprit.filename}:{culprit.lineno}" if culprit else ""
         return cls(f"the environment failed {where}{place} ({' '.join(repr(error).split()):.200})")
 
 
@@ -35,33 +49,29 @@ class RenderingUnavailable(UserError):
     """This machine cannot draw the environment."""
 
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-ONCE = 3.0  # seconds in which several signals are one: torchrun sends two
-signalled = -ONCE
-
-
-def be_deaf():
-    """From here on ignore both signals: what is under way must not be cut off."""
+def ignore_signals() -> None:
+    """Ignore SIGINT and SIGTERM from now on, so that a last save is not cut short."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
-def interrupt(number, frame):
-    global signalled
-    if time.monotonic() > signalled + ONCE:
-        signalled = time.monotonic()
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Handle a signal: raise KeyboardInterrupt, unless another signal did so in the last `SAME_SIGNAL_SECONDS`."""
+    global last_signal
+    if time.monotonic() > last_signal + SAME_SIGNAL_SECONDS:
+        last_signal = time.monotonic()
         raise KeyboardInterrupt
 
 
-def run_command(main):
-    """Call `main()` as a command's whole program: no traceback for a UserError, Ctrl-C and SIGTERM alike.
+def run_command(main: Callable[[], None]) -> None:
+    """Run `main()` as the whole program of a command, and turn errors into one line and an exit code.
 
-    They reach `main` as KeyboardInterrupt, but not what follows within `ONCE`; the exit code is then 130. Where memory
-    does not suffice, that is the user's error. So is a FloatingPointError: a reward, an observation or a weight has
-    become NaN or infinite, and learning from it would spoil everything.
+    Exit code 2, without a traceback: a UserError, too little memory, or a FloatingPointError (a reward, an observation
+    or a weight has become NaN or infinite, and learning from it would spoil the run). Exit code 130: Ctrl-C or
+    SIGTERM, which reach `main` as KeyboardInterrupt. Exit code 1: the reader of standard output has gone.
     """
-    torch.set_flush_denormal(True)  # a saturated master's gradients, with which a CPU takes many times as long
-    for number in SIGNALS:  # a shell's background job starts with SIGINT ignored
+    torch.set_flush_denormal(True)  # gradients of a saturated master are denormal, and slow a CPU down many times
+    for number in SIGNALS:  # explicitly, because a shell starts its background jobs with SIGINT ignored
         signal.signal(number, interrupt)
     try:
         main()
@@ -74,7 +84,7 @@ def run_command(main):
         reason = " ".join(str(error).split())
         print(f"{sys.argv[0]}: error: {reason:.150}; use smaller -N, --groups or --hidden", file=sys.stderr)
         sys.exit(2)
-    except BrokenPipeError:  # `| head` has seen enough
+    except BrokenPipeError:  # as with `| head`; the interpreter must not flush into the closed pipe at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt:

@@ -1,8 +1,66 @@
-"""Progress bars."""
+"""Progress on stderr: a bar on a terminal, and an occasional line of text in a pipe or a file."""
+
+import sys
+import time
 
 from tqdm import tqdm
 
+SECONDS_BETWEEN_LINES = 30.0
 
-def progress_bar(total, description, unit="it", initial=0):
-    bar = {"unit": unit, "unit_scale": True, "dynamic_ncols": True, "leave": False}
-    return tqdm(total=total, desc=description, initial=initial, **bar)
+
+class ProgressLines:
+    """Prints progress as lines of text. It has the methods of `tqdm` that this package uses."""
+
+    def __init__(self, total: int, initial: int, description: str, unit: str, unit_scale: bool, leave: bool) -> None:
+        self._total, self._initial, self._done, self._printed = total, initial, initial, initial
+        self._description, self._postfix = description, ""
+        self._unit, self._unit_scale, self._leave = unit, unit_scale, leave
+        self._start = self._last_line = time.monotonic()
+
+    def set_description_str(self, description: str, refresh: bool = True) -> None:
+        self._description = description
+
+    def set_postfix_str(self, postfix: str, refresh: bool = True) -> None:
+        self._postfix = postfix
+
+    def update(self, n: int = 1) -> None:
+        """Count `n` more. Print a line if the last one is old enough, or if this is the end."""
+        self._done += n
+        due = time.monotonic() >= self._last_line + SECONDS_BETWEEN_LINES
+        if due or self._leave and self._done >= self._total:
+            self._print()
+
+    def close(self) -> None:
+        """Print how far it came, unless that was printed."""
+        if self._leave and self._done > self._printed:
+            self._print()
+
+    def _print(self) -> None:
+        self._printed, self._last_line = self._done, time.monotonic()
+        text = tqdm.format_meter(
+            self._done,
+            self._total,
+            self._last_line - self._start,
+            ncols=0,  # no bar
+            prefix=self._description,
+            unit=self._unit,
+            unit_scale=self._unit_scale,
+            postfix=self._postfix,
+            initial=self._initial,
+        )
+        print(text, file=sys.stderr)
+
+
+def progress_bar(
+    total: int, initial: int = 0, description: str = "", unit: str = "it", leave: bool = False
+) -> tqdm | ProgressLines:
+    """Start a progress bar that counts from `initial` to `total`; call `update(n)`, and `close()` at the end.
+
+    In a pipe or a file it prints at most one line every `SECONDS_BETWEEN_LINES`. With `leave` the bar stays on the
+    terminal when it is closed, or prints a last line in a file; otherwise it disappears.
+    """
+    unit_scale = total >= 10_000  # shortens numbers: 12.3k
+    if sys.stderr.isatty():
+        options = {"unit": unit, "unit_scale": unit_scale, "leave": leave, "dynamic_ncols": True}
+        return tqdm(total=total, initial=initial, desc=description, **options)
+    return ProgressLines(total, initial, description, unit, unit_scale, leave)

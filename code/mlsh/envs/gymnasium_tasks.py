@@ -140,7 +140,7 @@ class GymnasiumTasks(VectorTasks):
         return {name: self._tensor(reported.copy()) for name, reported in self._final.items()}
 
     def _failure(self, e, error):
-        return EnvironmentFailed.told(f"at step {self._elapsed[e]}, task {self.task[e]}", error)
+        return EnvironmentFailed.from_exception(f"at step {self._elapsed[e]}, task {self.task[e]}", error)
 
     def _action(self, action):
         space = self.envs[0].action_space
@@ -193,7 +193,7 @@ def failures(where):
     except UserError:
         raise
     except Exception as error:
-        raise EnvironmentFailed.told(where, error) from None
+        raise EnvironmentFailed.from_exception(where, error) from None
 
 
 def flat(env):

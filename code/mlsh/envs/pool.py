@@ -16,7 +16,7 @@ class EnvPool:
         self.cfg = cfg
         self.slots_at_once: int = most_episodes(cfg)
         self._envs: dict[Purpose, VectorTasks] = {}
-        self._bar = progress_bar(total=env_steps, description=description, unit=" steps")
+        self._bar = progress_bar(env_steps, description=description, unit=" steps")
 
     def __enter__(self) -> Self:
         return self

@@ -53,7 +53,7 @@ def find_id(env):
         gym.spec(env_id)
     except Exception as error:  # an imported module may raise anything
         if not isinstance(error, (gym.error.Error, ModuleNotFoundError)):
-            raise UserError(f"--env {env}: {EnvironmentFailed.told('at its import', error)}") from None
+            raise UserError(f"--env {env}: {EnvironmentFailed.from_exception('at its import', error)}") from None
         reason = " ".join(str(error).split())
         raise UserError(f"--env {env} is unknown ({reason}); the package's own are {', '.join(PRESETS)}") from None
     return env_id
@@ -119,7 +119,7 @@ def make_env(cfg, num_envs, render_mode=None):
         except RenderingUnavailable:
             raise
         except Exception as error:  # of the environment's own making, too
-            reason = error if isinstance(error, UserError) else EnvironmentFailed.told("at its start", error)
+            reason = error if isinstance(error, UserError) else EnvironmentFailed.from_exception("at its start", error)
             raise UserError(f"--env {cfg.env}: {reason}") from None
     known = inspect.signature(batched).parameters
     threads = {"sim_threads": cfg.sim_threads} if "sim_threads" in known else {}

@@ -12,7 +12,7 @@ from mlsh.envs import best_return
 from mlsh.harness.jobs import Job
 from mlsh.harness.study import read_adaptation, training_curve
 from mlsh.runs.files import writing
-from mlsh.runs.plots import draw_bands, draw_map, interval, last_tenth, steps_until
+from mlsh.runs.plots import draw_bands, draw_map, interval, last_tenth, steps_to_level
 
 SOLVED, PASSED, LEARNED, SEPARATED = 0.95, 0.97, 0.9, 0.685  # parts of the best possible return
 ALL, WORST_TASK, BEST_TASK = slice(None), slice(0, 1), slice(-1, None)  # of tasks, ranked by the end of a run
@@ -79,7 +79,7 @@ def adaptation(study, figure, panels, ways, compared, chosen_only=False):
             of_learners = parts.reshape(len(parts), -1).T  # [all learners, n]
             if setting == best[label]:
                 lines[title][label] = env_steps, of_runs
-            steps = np.array([steps_until(SOLVED, env_steps, y) for y in of_learners])
+            steps = np.array([steps_to_level(SOLVED, env_steps, y) for y in of_learners])
             counts = [f"{x.sum()} of {len(x)}" for x in (steps < np.inf, last_tenth(of_learners) >= LEARNED)]
             ends = [with_interval(x, study.decimals) for x in (of_runs[0], last_tenth(of_runs.T))]
             in_the_end = f"{last_tenth(of_learners).mean():.0%}"

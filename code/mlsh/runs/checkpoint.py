@@ -1,121 +1,145 @@
-"""Save and load a run: plain data, written whole or not at all, read without running any code in it."""
+"""Saving and loading the state of a run: plain data, written whole or not at all, and read without running code."""
 
 import io
 import os
 import pickle
 import warnings
 import zipfile
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from mlsh.errors import UserError
 from mlsh.runs.files import write_whole
+from mlsh.settings import RunSettings
 
-FORMAT = 2
-PLAIN = {"config": dict, "iteration": int, "env_steps": int, "train_env_steps": int, "seconds": float, "run_id": str}
+FORMAT = 3
+FIELDS = {"config": dict, "iteration": int, "env_steps": int, "train_env_steps": int, "seconds": float, "run_id": str}
+
+Component = nn.Module | torch.optim.Optimizer
 
 
-def snapshot(cfg, progress, **parts):
-    """The state between two outer iterations: nested dicts of copied tensors and plain values.
+def snapshot(cfg: RunSettings, progress: Mapping[str, Any], **components: Component) -> dict[str, Any]:
+    """Return the state between two outer iterations as nested dicts of copied CPU tensors and plain values.
 
-    `parts`: modules and optimisers, by name. Masters are not among them: each outer iteration begins with new ones.
+    `components` are modules and optimisers by name. Masters are not among them, because each outer iteration starts
+    with new ones.
     """
-    state = {name: part.state_dict() for name, part in parts.items()}
+    state = {name: component.state_dict() for name, component in components.items()}
     copy = tree_map_only(torch.Tensor, lambda t: t.detach().cpu().clone(), state)
-    return {"format": FORMAT, "kind": cfg.kind, "config": cfg.as_dict(), **copy, **progress}
+    return {"format": FORMAT, "kind": cfg.KIND, "config": cfg.as_dict(), **copy, **progress}
 
 
-def save(data, path):
-    buffer = io.BytesIO()  # to a file directly, torch would report a full disk in its own words
+def save(data: dict[str, Any], path: Path) -> None:
+    """Write a snapshot to `path`, whole or not at all; raise a UserError if that fails."""
+    buffer = io.BytesIO()  # writing to the file directly, torch would report a full disk in a way of its own
     torch.save(data, buffer)
     write_whole(path, buffer.getbuffer())
 
 
-def load(path, kinds):
-    """Read a checkpoint, given as a file or as its run folder. Returns its dict, tensors on the CPU.
+def load(path: Path | str, kinds: Collection[type[RunSettings]]) -> dict[str, Any]:
+    """Read a checkpoint, given as a file or as its run folder, with tensors on the CPU.
 
-    `kinds`: the classes of settings (`settings.RunSettings`) that will do; its "config" is then one of them.
+    `kinds` are the classes of settings that the caller can use; "config" in the result is an instance of one of them.
+    Raises a UserError if there is no checkpoint, if it is damaged, or if it belongs to a run of another kind.
     """
     path = Path(path)
-    if os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises for a name too long)
+    if os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises for a name that is too long)
         path = path / "checkpoint.pt"
     if not os.path.isfile(path):  # noqa: PTH113
-        give = "give a run folder or a checkpoint.pt"
-        raise UserError(f"there is no checkpoint at {path}; {give}; a run killed before its first starts without -c")
+        remedy = "give a run folder or a checkpoint.pt, or leave out -c if the run was killed before its first save"
+        raise UserError(f"there is no checkpoint at {path}; {remedy}")
     try:
         data = upgraded(read(path))
-        for name, kind in PLAIN.items():
-            if type(data[name]) is not kind or kind is int and data[name] < 0:
-                raise TypeError(f"{name} is {data[name]!r}")
-        if not all(x.isfinite().all() for x in tree_leaves(data) if isinstance(x, torch.Tensor)):
-            raise ValueError("not all of its numbers are finite")
-        fitting = [settings for settings in kinds if settings.kind == data["kind"]]
-        if fitting:
-            data["config"] = fitting[0].from_dict(data["config"])
+        check(data)
+        settings = next((kind for kind in kinds if data["kind"] == kind.KIND), None)
+        if settings:
+            data["config"] = settings.from_dict(data["config"])
     except Exception as error:  # a damaged file may fail anywhere
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if isinstance(error, pickle.UnpicklingError):
-            reason = "it holds other things than plain data, which are not loaded"
-        raise UserError(f"{path} is damaged or no checkpoint of ours ({reason:.80}); use another one") from None
-    if not fitting:
-        wanted = " or ".join(settings.kind for settings in kinds)
-        raise UserError(f"{path} is of a run of {data['kind']!r:.20}; this takes one of {wanted}")
+            reason = "it contains more than plain data, which is not loaded"
+        raise UserError(f"{path} is damaged or no checkpoint of this project ({reason:.80}); use another one") from None
+    if settings is None:
+        wanted = " or ".join(kind.KIND for kind in kinds)
+        raise UserError(f"{path} belongs to a run of kind {data['kind']!r:.20}; give one of kind {wanted}")
     return data
 
 
-def read(path):
-    """What is in the file, or an exception."""
+def read(path: Path) -> dict[str, Any]:
+    """Return the content of a checkpoint file; raise some exception if it is damaged or not plain data."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's guess at what a foreign file is
+        warnings.simplefilter("ignore")  # torch guesses what a foreign file may be
         damaged = zipfile.ZipFile(path).testzip()  # compares checksums, which torch.load does not
         if damaged:
             raise ValueError(f"{damaged} has a wrong checksum")
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def upgraded(data):
-    """What an earlier version of this package saved, as this one does."""
-    if data["format"] not in (1, FORMAT):
-        raise ValueError(f"it has format {data['format']}, this version reads 1 and {FORMAT}")
+def check(data: Mapping[str, Any]) -> None:
+    """Raise an exception if a field has the wrong type, a count is negative, or a tensor is not finite."""
+    for name, kind in FIELDS.items():
+        if type(data[name]) is not kind or (kind is int and data[name] < 0):
+            raise TypeError(f"{name} is {data[name]!r}")
+    if not all(x.isfinite().all() for x in tree_leaves(data) if isinstance(x, torch.Tensor)):
+        raise ValueError("not all of its numbers are finite")
+
+
+def upgraded(data: dict[str, Any]) -> dict[str, Any]:
+    """Return what an earlier version saved in the format of this one, except for names of settings.
+
+    Format 2 called the sub-policies "subs". Format 1 also kept the moments of all sub-policies together. Renamed and
+    removed settings are handled by `Settings.from_dict`.
+    """
+    if data["format"] not in (1, 2, FORMAT):
+        raise ValueError(f"it has format {data['format']}, and this version reads formats 1 to {FORMAT}")
     cfg = data["config"]
+    if "subs" in data:
+        data["sub_policies"] = data.pop("subs")
     if "kind" not in data:
         data["kind"] = "rl2" if "episodes" in cfg else "mlsh"
     if data["kind"] == "rl2":
         cfg.setdefault("normalise", False)
     if data["kind"] == "mlsh":
-        cfg.setdefault("compile", "off")  # as it was
-    if data["kind"] == "mlsh" and "convolve" not in cfg and data["sub_policies"]["weight1"].shape[2] >= 64:  # maybe images
-        cfg["convolve"] = False
+        weights = data["sub_policies"]["weight1"]  # [K, 2, obs, hidden]
+        cfg.setdefault("compile", "off")
+        if weights.shape[2] >= 64:  # perhaps images, which were flattened before there were convolutions
+            cfg.setdefault("convolve", False)
+        if data["format"] == 1 and data["optimizer"]["state"]:
+            data["optimizer"] = split_by_member(data["optimizer"], len(weights))
     if "train_env_steps" not in data:
-        learned = cfg["W"] + cfg["U"] if data["kind"] == "mlsh" else 1  # rollouts an outer iteration
-        measured = 3 if data["kind"] == "mlsh" else 0
-        data["train_env_steps"] = data["env_steps"] * learned // (learned + measured)
-    if data["format"] == 1 and data["kind"] == "mlsh" and data["optimizer"]["state"]:
-        data["optimizer"] = apart(data["optimizer"], cfg["num_sub_policies"])
+        learned = cfg["W"] + cfg["U"] if data["kind"] == "mlsh" else 1  # rollouts per outer iteration
+        evaluated = 3 if data["kind"] == "mlsh" else 0
+        data["train_env_steps"] = data["env_steps"] * learned // (learned + evaluated)
     return data
 
 
-def apart(optimizer, n):
-    """The state dict of an Adam over parameters [n, …], as of one that keeps its n members apart (format 2)."""
+def split_by_member(optimizer: dict[str, Any], n: int) -> dict[str, Any]:
+    """Turn the state dict of an Adam over parameters [n, …] into that of an Adam with a state for each of n members."""
     (group,) = optimizer["param_groups"]
     states = [optimizer["state"][i] for i in group["params"]]
     rows = [{name: x[k] if x.dim() else x.clone() for name, x in s.items()} for s in states for k in range(n)]
     return {"state": dict(enumerate(rows)), "param_groups": [group | {"params": list(range(len(rows)))}]}
 
 
-def restore(data, **parts):
-    """Put what `load` gave into modules and optimisers, by their name in it: sub_policies=agent.sub_policies, …"""
-    missing = parts.keys() - data.keys()
+def restore(data: Mapping[str, Any], **components: Component) -> None:
+    """Load what `load` returned into modules and optimisers, given by their names in it.
+
+    Raises a UserError if one of them is missing in the checkpoint or has other shapes.
+    """
+    missing = components.keys() - data.keys()
     if missing:
         raise UserError(f"the checkpoint is of an older version, without {', '.join(missing)}: it cannot be continued")
     try:
-        for name, part in parts.items():
-            part.load_state_dict(data[name])
-            for parameter, state in getattr(part, "state", {}).items():  # an optimiser compares no shapes
+        for name, component in components.items():
+            component.load_state_dict(data[name])
+            for parameter, state in getattr(component, "state", {}).items():  # an optimiser compares no shapes
                 if any(x.dim() and x.shape != parameter.shape for x in state.values()):
-                    raise ValueError(f"{name} is of parameters of other shapes")
-    except Exception as error:  # whatever is in it
+                    raise ValueError(f"{name} is for parameters of other shapes")
+    except Exception as error:  # a checkpoint from elsewhere may fail in any way
         env = data["config"].env
         raise UserError(f"the checkpoint does not fit {env}: {' '.join(str(error).split())[:200]}") from None

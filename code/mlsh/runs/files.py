@@ -1,27 +1,28 @@
-"""Files written whole or not at all, and a disk that takes no more as the user's error."""
+"""Files that are written whole or not at all, with failures of the disk reported as user errors."""
 
 import contextlib
 import hashlib
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from mlsh.errors import UserError
 
 
 @contextlib.contextmanager
-def writing(path):
-    """What the operating system refuses while something is written to `path` becomes a UserError."""
+def writing(path: Path | str) -> Iterator[None]:
+    """Context in which something is written to `path`: an OSError inside it becomes a UserError."""
     try:
         yield
     except OSError as error:
         raise UserError(f"cannot write {path} ({error}); free disk space or check permissions") from None
 
 
-def write_whole(path, content):
-    """Write `content` (bytes or text) beside `path`, flush it to the disk, then rename: the one atomic write.
+def write_whole(path: Path | str, content: bytes | memoryview | str) -> None:
+    """Write `content` to a temporary file next to `path`, flush it to the disk, then rename it to `path`.
 
-    A failure leaves the old file whole and nothing beside it, and is a UserError.
+    If that fails, the old file stays as it was, nothing is left next to it, and a UserError is raised.
     """
     temporary = Path(f"{path}.tmp")
     with writing(path):
@@ -36,10 +37,10 @@ def write_whole(path, content):
             raise
 
 
-def safe_name(text):
-    """`text` as a part of a file's name: letters, digits, dot, minus and underscore, 60 at most.
+def safe_name(text: str) -> str:
+    """Return `text` as a part of a file name: at most 60 letters, digits, dots, hyphens and underscores.
 
-    A text that is changed by that gets a hash of its own, so that different texts keep different names.
+    A text that has to be changed for this gets a hash of the original, so that different texts give different names.
     """
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", text)
     if name == text and 0 < len(name) <= 60:
@@ -47,8 +48,8 @@ def safe_name(text):
     return f"{name[:51]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def make_folder(folder):
-    """Make the folder, and those above it; a UserError where that cannot be."""
+def make_folder(folder: Path) -> None:
+    """Make the folder and its parents; raise a UserError if that is impossible."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

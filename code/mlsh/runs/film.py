@@ -23,9 +23,7 @@ from mlsh.sampling import Streams, Task
 class Evaluator:
     """Plays evaluation episodes for the log, and in every `cfg.record`-th outer iteration films some."""
 
-    def __init__(
-        self, cfg: Config, env: VectorTasks, agent: Hierarchy, streams: Streams, log: MLSHLog
-    ) -> None:
+    def __init__(self, cfg: Config, env: VectorTasks, agent: Hierarchy, streams: Streams, log: MLSHLog) -> None:
         """`env`, `agent` and `streams` hold the task groups of this process. The first process films all groups."""
         self._cfg, self._env, self._agent, self._streams, self._log = cfg, env, agent, streams, log
         self._can_film = True

@@ -1,76 +1,119 @@
-"""What a run reports: metrics.csv, curves.png, results.json, the progress bar, and to wandb and TensorBoard."""
+"""What a run reports: metrics.csv, curves.png, results.json, the progress bar, and values for wandb and TensorBoard."""
 
 import contextlib
 import json
 import sys
 import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Generic, NamedTuple
 
 import torch
 from tqdm import tqdm
 
 from mlsh import compiled, parallel
+from mlsh.config import Config
 from mlsh.errors import UserError
+from mlsh.outcome import Outcome, concatenate_groups
+from mlsh.progress import progress_bar
 from mlsh.runs.files import write_whole, writing
-from mlsh.runs.metrics import Metrics, means_of, read_metrics
-from mlsh.rollout import joined
+from mlsh.runs.metrics import MetricsFile, Row, means_of, read_metrics
+from mlsh.runs.run import Run, SettingsType
 
-MOMENTS = {"pretrain": "pretrain_reward", "warmup": "trained_reward", "afterjoint": "joint_reward"}  # only measured
+
+class Moment(NamedTuple):
+    """A moment of an outer iteration at which evaluation episodes are played."""
+
+    key: str  # in the names of films, as in the earlier port
+    column: str  # of metrics.csv, with the mean return
+
+
+MOMENTS = {
+    "untrained": Moment("pretrain", "pretrain_reward"),  # before the warm-up period
+    "trained": Moment("warmup", "trained_reward"),  # after it
+    "joint": Moment("afterjoint", "joint_reward"),  # after the joint period
+}
 LOSSES = ("policy_loss", "value_loss", "kl", "clip_fraction", "entropy", "explained_variance")
 
 
-def has_curves(task):
-    """Whether a task has names of its own on wandb: of a family without end, or of hundreds, each would be a point."""
-    return type(task) is int and task < 10  # the tasks of a finite family are 0 … n-1
+def has_curves(task: object) -> bool:
+    """Return whether a task has curves of its own on wandb: tasks 0 to 9 of a finite family.
+
+    In a continuous family, or in one of hundreds of tasks, each curve would be a single point.
+    """
+    return type(task) is int and task < 10
 
 
-class Silence:
-    """In place of what only the first process has."""
+def means_by_task(rows: Sequence[Row], names: Iterable[str]) -> dict[str, float]:
+    """Return TASK_NAME -> mean over the rows of a task, for each task that `has_curves` and each named column."""
+    means = {}
+    for task in dict.fromkeys(row["task"] for row in rows if has_curves(row["task"])):
+        of_task = means_of([row for row in rows if row["task"] == task], names)
+        means |= {f"{task}_{name}": x for name, x in of_task.items()}
+    return means
 
-    def __getattr__(self, name):
-        return lambda *args, **kwargs: None
 
+class Log(Generic[SettingsType]):
+    """Base class of the log of a run. Each method of training has a subclass, which knows what it reports.
 
-class Log:
-    """What every kind of run reports. A subclass knows what an outer iteration of its own has to say.
+    A subclass has to
 
-    It counts seconds and env steps from the run's progress on: `env_steps` are all, `train_env_steps` those learned
-    from. `columns`: of metrics.csv; `rewards`: those that are drawn, and their labels; `inner`: steps of the
-    progress bar an outer iteration. In a process that is not the first it only counts.
+    - give the columns of metrics.csv to `__init__`: "iteration", "task", "env_steps", "train_env_steps", "seconds", and
+      more of its own;
+    - add env steps to `env_steps` as they are played, and to `train_env_steps` if the policies learn from them;
+    - call `_log_training_episodes` and `_advance_bar` after each training iteration;
+    - call `_end_outer_iteration` after each outer iteration, which also lets the run save a checkpoint.
+
+    All counts start where the run's progress stands. In processes other than the first one, a log only counts.
     """
 
-    def __init__(self, run, columns, rewards, inner=1):
+    def __init__(
+        self, run: Run[SettingsType], columns: Sequence[str], rewards: Mapping[str, str], iterations: int = 1
+    ) -> None:
+        """Open metrics.csv and start the progress bar.
+
+        `rewards` maps the columns drawn in curves.png to their labels. `iterations` is the number of training
+        iterations in an outer iteration, which are the steps of the progress bar.
+        """
         self.run, self.cfg, self.folder, self._rewards = run, run.cfg, run.folder, rewards
-        self.env_steps, self.train_env_steps = (run.progress[name] for name in ("env_steps", "train_env_steps"))
-        begun, self._length = run.progress["iteration"], getattr(self.cfg, self.cfg.length)
-        self._metrics = self._bar = Silence()
-        self._rate_from, self._last = None, ""
+        self.env_steps: int = run.progress["env_steps"]
+        self.train_env_steps: int = run.progress["train_env_steps"]
+        self._metrics = self._bar = None
+        self._summary = ""  # of the last outer iteration, shown in the progress bar
+        self._first_advance: tuple[int, float] | None = None  # env steps and time
         if parallel.FIRST:
-            self._metrics = Metrics(run.folder, columns, begun)
-            doing = "compiling" * (self.cfg.compile == "on")
-            bar = {"total": self._length * inner, "initial": begun * inner, "desc": doing}
-            self._bar = tqdm(**bar, unit="it", dynamic_ncols=True)
+            done = run.progress["iteration"]
+            self._metrics = MetricsFile(run.folder, columns, done)
+            description = "compiling" if self.cfg.compile == "on" else ""
+            self._bar = progress_bar(run.length * iterations, done * iterations, description, leave=True)
         self._start = time.monotonic() - run.progress["seconds"]
 
     @property
-    def seconds(self):
-        """Wall-clock seconds of training, earlier parts of a continued run included."""
+    def seconds(self) -> float:
+        """Seconds of training by the clock, including earlier parts of a continued run."""
         return time.monotonic() - self._start
 
-    def say(self, text):
-        """A line above the progress bar."""
+    def message(self, text: str) -> None:
+        """Print a line to stderr, above the progress bar."""
         if parallel.FIRST:
             tqdm.write(text, file=sys.stderr)
 
-    def video(self, name, path):
-        """Show the film that was written to `path` under `name`, MOMENT-video-TASK."""
+    def add_video(self, name: str, path: Path) -> None:
+        """Send the film at `path` to the trackers. `name` is MOMENT-video-TASK.
+
+        A task without curves of its own shares the name videos/MOMENT with the others.
+        """
         moment, _, task = name.partition("-video-")
         names = (name, f"videos/{name}") if task.isdecimal() and has_curves(int(task)) else (f"videos/{moment}",)
         for tracker in self.run.trackers:
-            tracker.videos(names, path, self.env_steps)
+            tracker.log_video(names, path, self.env_steps)
 
-    def close(self, results=None):
-        """Draw the curves, write `results` (a dict) to results.json and say them, end what wandb has, close all."""
-        if not parallel.FIRST:
+    def close(self, results: Mapping[str, Any] | None = None) -> None:
+        """Draw curves.png, write and print `results` if there are any, and close everything.
+
+        Raises a UserError if a file cannot be written.
+        """
+        if self._bar is None or self._metrics is None:
             return
         from mlsh.runs.plots import draw_curves  # Matplotlib and SciPy take a second to import
 
@@ -80,171 +123,183 @@ class Log:
             draw_curves(self.folder / "curves.png", read_metrics(self.folder), self._rewards)
         if results:
             write_whole(self.folder / "results.json", json.dumps(results, indent=2) + "\n")
-            say_results(results, self.folder)
+            print_results(results, self.folder)
         for tracker in self.run.trackers:
-            tracker.finish(results or {}, summary_of(results or {}), self.env_steps)
+            tracker.finish(results or {}, summarise_final_test(results or {}), self.env_steps)
 
-    def abandon(self):
-        """Close what is open, when the disk takes no more; nothing is raised."""
+    def close_after_failed_write(self) -> None:
+        """Close what is open without raising, when the disk takes no more."""
+        if self._bar is None or self._metrics is None:
+            return
         self._bar.close()
         with contextlib.suppress(UserError):
             self._metrics.close()
             for tracker in self.run.trackers:
-                tracker.abandon()
+                tracker.close()
 
-    def _advance(self, doing):
-        """The progress bar after an inner iteration."""
+    def _advance_bar(self, description: str) -> None:
+        """Move the progress bar by one training iteration."""
+        if self._bar is None:
+            return
         now = time.monotonic()
-        steps, then = self._rate_from = self._rate_from or (self.env_steps, now)
-        rate = f"{(self.env_steps - steps) / (now - then):,.0f} steps/s" if now > then else ""
-        self._bar.set_description_str(doing, refresh=False)
-        how = "compiled" * (self.cfg.compile == "on" and not compiled.FAILED)
-        self._bar.set_postfix_str(", ".join(filter(None, (self._last, rate, how))), refresh=False)
+        if self._first_advance is None:
+            self._first_advance = self.env_steps, now
+        steps, then = self._first_advance
+        notes = [self._summary]
+        if now > then:
+            notes.append(f"{(self.env_steps - steps) / (now - then):,.0f} env steps/s")
+        if self.cfg.compile == "on" and not compiled.FAILED:
+            notes.append("compiled")
+        self._bar.set_description_str(description, refresh=False)
+        self._bar.set_postfix_str(", ".join(filter(None, notes)), refresh=False)
         self._bar.update()
 
-    def _log(self, plain, **sections):
-        """Values by name for wandb and TensorBoard: some as they are, and some in sections, by `section/name`."""
+    def _track(self, values: Mapping[str, Any], **sections: Mapping[str, Any]) -> None:
+        """Send values to the trackers: `values` under their names, and those in sections as `section/name`."""
         named = {f"{section}/{name}": x for section, values in sections.items() for name, x in values.items()}
         for tracker in self.run.trackers:
-            tracker.log(plain | named, self.env_steps)
+            tracker.log({**values, **named}, self.env_steps)
 
-    def _played(self, episodic_return, episodic_length):
-        """Means over what was just learned from, as CleanRL names them; `reward` is the earlier port's name."""
+    def _log_training_episodes(self, episodic_return: float, episodic_length: float) -> None:
+        """Track means over the episodes just learned from, named as in CleanRL; "reward" is the earlier port's name."""
         charts = {"episodic_return": episodic_return, "episodic_length": episodic_length}
-        self._log({"reward": episodic_return}, charts=charts | {"SPS": self.env_steps / self.seconds})
+        self._track({"reward": episodic_return}, charts=charts | {"SPS": self.env_steps / self.seconds})
 
-    def _iteration_done(self, i, rows, last, plain, **sections):
-        """After outer iteration `i`: its rows for metrics.csv, a word for the progress bar, and what `_log` gets."""
-        counted = {"env_steps": self.env_steps, "train_env_steps": self.train_env_steps, "seconds": self.seconds}
-        self._metrics.write([{"iteration": i, **row, **counted} for row in rows])
-        self._log(plain, **sections)
-        self._last = last
-        self.run.keep(iteration=i + 1, **counted)
+    def _end_outer_iteration(
+        self, i: int, rows: Sequence[Row], summary: str, values: Mapping[str, Any], **sections: Mapping[str, Any]
+    ) -> None:
+        """After outer iteration `i`: write `rows` to metrics.csv, track values as `_track` does, and save if due.
+
+        `rows` lack the iteration and the counts, which are added here. `summary` is shown in the progress bar.
+        """
+        counts = {"env_steps": self.env_steps, "train_env_steps": self.train_env_steps, "seconds": self.seconds}
+        if self._metrics is not None:
+            self._metrics.write([{"iteration": i, **row, **counts} for row in rows])
+        self._track(values, **sections)
+        self._summary = summary
+        self.run.end_iteration(iteration=i + 1, **counts)
 
 
-class Logger(Log):
-    """What a run of MLSH reports. What several processes have is gathered here."""
+class MLSHLog(Log[Config]):
+    """The log of train.py. metrics.csv has one row per task group and outer iteration.
 
-    def __init__(self, run):
+    It gathers what the processes of torchrun have, so every process has to call the same methods.
+    """
+
+    def __init__(self, run: Run[Config]) -> None:
         cfg = run.cfg
-        self._subs = [f"sub{k}" for k in range(cfg.num_sub_policies)]
-        columns = [
-            "iteration",
-            "group",
-            "task",
-            *MOMENTS.values(),
-            "env_steps",
-            "train_env_steps",
-            "seconds",
-            "diverged",
-        ]
-        columns += [f"share_{k}" for k in range(cfg.num_sub_policies)]
-        columns += [f"{who}_{name}" for who in ("master", *self._subs) for name in LOSSES]
-        rewards = {name: name.removesuffix("_reward") for name in MOMENTS.values()}
+        self._sub_policies = [f"sub{k}" for k in range(cfg.num_sub_policies)]
+        self._shares = [f"share_{k}" for k in range(cfg.num_sub_policies)]
+        rewards = {moment.column: name for name, moment in MOMENTS.items()}
+        columns = ["iteration", "group", "task", *rewards, "env_steps", "train_env_steps", "seconds", "diverged"]
+        columns += self._shares
+        columns += [f"{policy}_{name}" for policy in ("master", *self._sub_policies) for name in LOSSES]
         super().__init__(run, columns, rewards, cfg.W + cfg.U)
         self._forget()
 
-    def _forget(self):
-        self._looks, self._stats, self._diverged = {}, {}, 0
+    def _forget(self) -> None:
+        """Forget the last outer iteration."""
+        self._evaluations: dict[str, Outcome] = {}  # moment -> outcome of all groups
+        self._figures: Mapping[str, torch.Tensor] = {}  # [groups of this process] each
+        self._sub_figures: Mapping[str, torch.Tensor] = {}  # [K] each, the same in all processes
+        self._diverged: list[torch.Tensor] = []  # [groups] of each training iteration
 
-    def observed(self, env_steps):
-        """Before the first outer iteration: env steps from which only the normaliser learns."""
+    def count_env_steps(self, env_steps: int) -> None:
+        """Count env steps of this process from which only the normaliser learns."""
         self.env_steps += sum(parallel.gather(env_steps))
 
-    def look(self, moment, outcome):
-        """At one of `MOMENTS`: the outcome of episodes from which nobody learns."""
-        self._looks[MOMENTS[moment]] = outcome = joined(parallel.gather(outcome))
+    def evaluated(self, moment: str, outcome: Outcome) -> None:
+        """Take the outcome of the evaluation episodes at one of `MOMENTS`, for the groups of this process."""
+        outcome = self._evaluations[moment] = concatenate_groups(parallel.gather(outcome))
         self.env_steps += outcome.steps
 
-    def step(self, i, phase, rollout, **stats):
-        """After an inner iteration: what was played, and what `update` returned of master and low."""
-        outcome = joined(parallel.gather(rollout.outcome))
+    def trained(
+        self,
+        i: int,
+        phase: str,
+        outcome: Outcome,
+        figures: Mapping[str, torch.Tensor],
+        sub_figures: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
+        """Take the outcome of the rollout of a training iteration, and what `update` returned.
+
+        `phase` is "warm-up" or "joint". `figures` are those of the masters of this process; only a joint iteration has
+        those of the sub-policies.
+        """
+        outcome = concatenate_groups(parallel.gather(outcome))
         self.env_steps += outcome.steps
         self.train_env_steps += outcome.steps
-        self._stats |= stats
-        self._diverged = self._diverged + outcome.diverged
-        self._advance(f"task {i + 1}/{self._length} {phase}")
-        self._played(outcome.episode_return.mean().item(), outcome.episode_length.mean().item())
+        self._figures, self._sub_figures = figures, sub_figures or self._sub_figures
+        self._diverged.append(outcome.diverged)
+        self._advance_bar(f"outer iteration {i + 1}/{self.run.length} {phase}")
+        self._log_training_episodes(outcome.episode_return.mean().item(), outcome.episode_length.mean().item())
 
-    def task_done(self, i, tasks):
-        """After an outer iteration: a row a group. `tasks`: of this process's groups."""
-        tasks = [task for some in parallel.gather(tasks) for task in some]
-        everyones = parallel.gather(self._stats["master"])
-        masters = {f"master_{k}": torch.cat([stats[k] for stats in everyones]).tolist() for k in LOSSES}
-        low = self._stats.get("low", {})  # of all processes alike
-        subs = {f"{who}_{k}": v for k, x in low.items() for who, v in zip(self._subs, x.tolist(), strict=True)}
-        rewards = {name: outcome.episode_return.mean(1).tolist() for name, outcome in self._looks.items()}
-        trained = self._looks[MOMENTS["warmup"]]
-        share, final = trained.share.tolist(), trained.final_means()
-        of_group = [
-            {"group": g, "task": task, "diverged": int(self._diverged[g]), **subs}
-            | {name: x[g] for name, x in (rewards | masters | final).items()}
-            | {f"share_{k}": x for k, x in enumerate(share[g])}
+    def outer_iteration_done(self, i: int, tasks: Sequence[Any]) -> None:
+        """After outer iteration `i`, write one row per group. `tasks` are those of this process's groups."""
+        tasks = [task for of_process in parallel.gather(tasks) for task in of_process]
+        of_processes = parallel.gather(self._figures)
+        masters = {f"master_{name}": torch.cat([x[name] for x in of_processes]).tolist() for name in LOSSES}
+        sub_policies = {
+            f"{policy}_{name}": value
+            for name, values in self._sub_figures.items()
+            for policy, value in zip(self._sub_policies, values.tolist(), strict=True)
+        }
+        rewards = {MOMENTS[name].column: x.episode_return.mean(1).tolist() for name, x in self._evaluations.items()}
+        trained = self._evaluations["trained"]
+        final = trained.final_means()
+        of_group = rewards | masters | final | dict(zip(self._shares, trained.share.T.tolist(), strict=True))
+        diverged = torch.stack(self._diverged).sum(0).tolist()
+        rows = [
+            {"group": g, "task": task, "diverged": diverged[g], **sub_policies}
+            | {name: values[g] for name, values in of_group.items()}
             for g, task in enumerate(tasks)
         ]
-        means = {name: sum(x) / len(x) for name, x in masters.items()}
-        charts = means_of(of_group, (*rewards, *final))
-        of_task = {}
-        for task in dict.fromkeys(filter(has_curves, tasks)):
-            mine = [row for row in of_group if row["task"] == task]
-            shown = means_of(mine, (*rewards, *final, *(f"share_{k}" for k in range(len(self._subs)))))
-            of_task |= {f"{task}_{name}": x for name, x in shown.items()}
-        port = {name: charts[name] for name in rewards}  # the earlier port's names
-        port |= {name: x for name, x in of_task.items() if name.endswith("_reward")}
-        fading = {"explore": self.cfg.training_rollout(i)["explore"], "sub_entropy": self.cfg.low_ppo(i)["c2"]}
-        fading["sub_lr"] = self.cfg.low_rate(i)
-        more = {"diverged": int(self._diverged.sum()), **fading}
-        last = f"trained reward {charts['trained_reward']:.2f}"
-        self._iteration_done(i, of_group, last, port, charts=charts | more, losses=subs | means, tasks=of_task)
+        charts = means_of(rows, (*rewards, *final))
+        of_tasks = means_by_task(rows, (*rewards, *final, *self._shares))
+        port = {name: charts[name] for name in rewards}  # names of the earlier port
+        port |= {name: x for name, x in of_tasks.items() if name.endswith("_reward")}
+        losses = sub_policies | {name: sum(values) / len(values) for name, values in masters.items()}
+        summary = f"trained reward {charts['trained_reward']:.2f}"
+        charts |= {"diverged": sum(diverged), **self._faded(i)}
+        self._end_outer_iteration(i, rows, summary, port, charts=charts, losses=losses, tasks=of_tasks)
         self._forget()
 
-
-class RL2Logger(Log):
-    """What a run of RL² reports: a row a task of an iteration, the returns of each episode of its trials."""
-
-    def __init__(self, run):
-        self._episodes = [f"episode_{e}" for e in range(run.cfg.episodes)]
-        columns = ["iteration", "task", "env_steps", "train_env_steps", "seconds", *self._episodes, *LOSSES]
-        super().__init__(run, columns, {name: name.replace("_", " ") for name in self._episodes})
-
-    def iteration_done(self, i, tasks, trials, stats):
-        """After iteration `i`, whose trials were of `tasks`; `stats` is what `learn` returned."""
-        losses = {name: x.item() for name, x in stats.items()}
-        self.env_steps += trials.steps
-        self.train_env_steps += trials.steps
-        rows = []
-        for task in {str(t): t for t in tasks}.values():
-            returns = trials.episode_return[:, [t == task for t in tasks]].mean(1).tolist()
-            rows.append({"task": task, **dict(zip(self._episodes, returns, strict=True)), **losses})
-        of_task = {f"{r['task']}_{name}": r[name] for r in rows if has_curves(r["task"]) for name in self._episodes}
-        last = trials.episode_return[-1].mean().item()
-        self._played(last, trials.steps / trials.episode_return.numel())
-        self._advance(f"iteration {i + 1}/{self._length}")
-        self._iteration_done(i, rows, f"last episode {last:.2f}", of_task, losses=losses, tasks=of_task)
+    def _faded(self, i: int) -> dict[str, float]:
+        """Return the settings that fall over time, as they are at outer iteration `i`."""
+        explore, sub_entropy = self.cfg.training_rollout(i).explore, self.cfg.sub_ppo(i).entropy_coef
+        return {"explore": explore, "sub_entropy": sub_entropy, "sub_lr": self.cfg.sub_lr_at(i)}
 
 
-def say_results(results, folder):
-    """Print what the run has come to."""
-    for kind, rows in tests_in(results).items():
-        told = "held-out " * (kind == "held_out") + "task {task} ({label}): return {return:.4g} ± {standard_error:.2g}"
-        told += " of at best {best_return:.4g}" * ("best_return" in rows[0]) + ", shares {share}"
-        print(*(told.format(**row) for row in rows), sep="\n")
-    print(f"{results['env_steps']:,} env steps in {results['seconds']:.0f} s; see {folder}")
+def print_results(results: Mapping[str, Any], folder: Path) -> None:
+    """Print the rows of the final test, what the run took, and which files there are."""
+    for table, rows in final_test_tables(results).items():
+        for row in rows:
+            task = f"{'held-out ' if table == 'held_out' else ''}task {row['task']} ({row['label']})"
+            best = f" (best possible: {row['best_return']:.4g})" if "best_return" in row else ""
+            mean = f"return {row['return']:.4g} ± {row['standard_error']:.2g}{best}"
+            print(f"{task}: {mean}, shares {row['share']}")
+    has_videos = any((folder / "videos").iterdir())
+    files = "results.json, curves.png and videos/" if has_videos else "results.json and curves.png"
+    print(f"{results['env_steps']:,} env steps in {results['seconds']:.0f} s; see {files} in {folder}")
 
 
-def tests_in(results):
-    """The tables of the final test, by name."""
-    return {kind: results[kind] for kind in ("test", "held_out") if results.get(kind)}
+def final_test_tables(results: Mapping[str, Any]) -> dict[str, list[Row]]:
+    """Return the tables of the final test: "test", and "held_out" if there are held-out tasks."""
+    return {name: results[name] for name in ("test", "held_out") if results.get(name)}
 
 
-def summary_of(results):
-    """Means over the tasks of the final test, and of each that has curves its return, with standard errors, by name."""
-    summary = {}
-    for kind, rows in tests_in(results).items():
+def summarise_final_test(results: Mapping[str, Any]) -> dict[str, float]:
+    """Return values for the summary on wandb.
+
+    These are the means over the tasks of the final test with their standard error, and the return of each task that
+    has curves of its own.
+    """
+    summary: dict[str, float] = {}
+    for table, rows in final_test_tables(results).items():
         final = dict.fromkeys(name for row in rows for name in row if name.startswith("final_"))
-        summary |= {f"{kind}_{name}": x for name, x in means_of(rows, ("return", *final)).items()}
-        summary[f"{kind}_standard_error"] = sum(row["standard_error"] ** 2 for row in rows) ** 0.5 / len(rows)
+        summary |= {f"{table}_{name}": x for name, x in means_of(rows, ("return", *final)).items()}
+        summary[f"{table}_standard_error"] = sum(row["standard_error"] ** 2 for row in rows) ** 0.5 / len(rows)
         for row in rows:
             if has_curves(row["task"]):
-                summary |= {f"{row['task']}_{kind}_{name}": row[name] for name in ("return", "standard_error")}
+                summary |= {f"{row['task']}_{table}_{name}": row[name] for name in ("return", "standard_error")}
     return summary

@@ -1,44 +1,52 @@
-"""A run's metrics.csv, and means over rows as it has them."""
+"""Reading and writing a run's metrics.csv, and means over rows."""
 
 import csv
 import io
 import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from mlsh.errors import UserError
 from mlsh.runs.files import write_whole, writing
 
+Row = dict[str, Any]  # column -> value
 
-def read_metrics(folder):
-    """The rows of a run folder's metrics.csv as dicts of strings; a last line cut short by a kill is left out."""
+
+def read_metrics(folder: Path | str) -> list[dict[str, str]]:
+    """Return the rows of a run folder's metrics.csv; an incomplete last line, which a kill may leave, is left out."""
     if not (Path(folder) / "metrics.csv").exists():
         return []
     with open(Path(folder) / "metrics.csv", newline="") as file:
         return [row for row in csv.DictReader(file) if None not in row.values()]
 
 
-def means_of(rows, names):
-    """The means over rows of what they have by these names; what none has is left out."""
+def means_of(rows: Sequence[Row], names: Iterable[str]) -> dict[str, float]:
+    """Return the mean of each named column over the rows that have it; columns that no row has are left out."""
     known = {name: [row[name] for row in rows if row.get(name) is not None] for name in names}
     return {name: sum(x) / len(x) for name, x in known.items() if x}
 
 
-class Metrics:
-    """A run folder's metrics.csv. Rows of outer iterations from `begun` on, which a killed run may have left, go.
+class MetricsFile:
+    """Appends rows to a run folder's metrics.csv.
 
-    A column that first appears in a later row is added: what an environment reports is not known before.
+    A continued run drops rows from outer iteration `start` on, which a killed run may have written after its last
+    checkpoint. A column that first appears in a later row is added to the whole file, because the names that an
+    environment reports are not known before.
     """
 
-    def __init__(self, folder, columns, begun):
+    def __init__(self, folder: Path, columns: Sequence[str], start: int) -> None:
+        """Open the file; raise a UserError if it cannot be written or its content does not belong to this run."""
         self._folder, self._path = folder, folder / "metrics.csv"
         try:
-            kept = [row for row in read_metrics(folder) if int(row["iteration"]) < begun] if begun else []
+            kept = [row for row in read_metrics(folder) if int(row["iteration"]) < start] if start else []
             added = [name for name in (kept[0] if kept else ()) if name.startswith("final_")]
-            self._begin([*columns, *added], kept)
+            self._rewrite([*columns, *added], kept)
         except (KeyError, ValueError) as error:
-            raise UserError(f"{self._path} is not of this run ({error!r}); move it away") from None
+            raise UserError(f"{self._path} does not belong to this run ({error!r}); move it away") from None
 
-    def _begin(self, columns, rows):
+    def _rewrite(self, columns: Sequence[str], rows: Sequence[Row]) -> None:
+        """Write the whole file and open it for more rows."""
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, columns)
         writer.writeheader()
@@ -46,19 +54,20 @@ class Metrics:
         write_whole(self._path, text.getvalue())
         with writing(self._folder):
             self._file = open(self._path, "a", newline="")  # noqa: SIM115
+        self._columns = list(columns)
         self._writer = csv.DictWriter(self._file, columns)
 
-    def write(self, rows):
-        known = self._writer.fieldnames
-        if new := [name for row in rows for name in row if name not in known]:
+    def write(self, rows: Sequence[Row]) -> None:
+        """Append rows and flush them to the disk, so that no checkpoint is ahead of this file after a crash."""
+        if new := [name for row in rows for name in row if name not in self._columns]:
             self.close()
-            self._begin([*known, *dict.fromkeys(new)], read_metrics(self._folder))
+            self._rewrite([*self._columns, *dict.fromkeys(new)], read_metrics(self._folder))
         with writing(self._folder):
             for row in rows:
                 self._writer.writerow({k: f"{x:.6g}" if isinstance(x, float) else x for k, x in row.items()})
             self._file.flush()
-            os.fsync(self._file.fileno())  # no checkpoint is ahead of it, even if the machine goes down
+            os.fsync(self._file.fileno())
 
-    def close(self):
+    def close(self) -> None:
         with writing(self._folder):
             self._file.close()

@@ -1,53 +1,69 @@
-"""Curves and their figures: a run's, and those of several runs as one, a mean with its interval."""
+"""Learning curves of one run or of several, as numbers and as figures."""
 
+import math
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+Array = NDArray[np.floating]
 
-def interval(y):
-    """Mean over the last axis of `y`, runs, and the ends of its 95 % interval by Student's t (one run has none)."""
+
+def interval(y: Array) -> tuple[Array, Array, Array]:
+    """Return the mean over the last axis of `y` (runs), and both ends of its 95 % interval by Student's t.
+
+    With one run, both ends are the mean.
+    """
     mean, runs = y.mean(-1), y.shape[-1]
     half = stats.t.ppf(0.975, runs - 1) * stats.sem(y, axis=-1) if runs > 1 else 0 * mean
     return mean, mean - half, mean + half
 
 
-def steps_to(part, steps, returns):
-    """The first env steps at which the mean over seeds of returns [n, seeds] is as good as `part` of its last value.
+def steps_to_fraction(fraction: float, env_steps: Array, returns: Array) -> float:
+    """Return the first of `env_steps` [n] at which the mean of `returns` [n, seeds] reaches a fraction of its last.
 
-    "95 % of −0.1" is −0.105: what is missing is measured by the size of the last value.
+    The gap to the last value is measured by the size of that value: 95 % of −0.1 is −0.105.
     """
     mean = returns.mean(1)
-    return steps[(mean >= mean[-1] - (1 - part) * abs(mean[-1])).argmax()]
+    return float(env_steps[(mean >= mean[-1] - (1 - fraction) * abs(mean[-1])).argmax()])
 
 
-def steps_until(level, env_steps, returns):
-    """The first of the env steps [n] at which the mean of five of returns [n] around it is at `level`; else infinite.
+def steps_to_level(level: float, env_steps: Array, returns: Array) -> float:
+    """Return the first of `env_steps` [n] at which `returns` [n] reach a level, or infinity if they never do.
 
-    One measurement alone is as noisy as its episodes.
+    The mean of five measurements around each point counts, because a single one is as noisy as its episodes.
     """
     good = np.convolve(np.pad(returns, 2, mode="edge"), np.full(5, 0.2), "valid") >= level
-    return env_steps[good.argmax()] if good.any() else np.inf
+    return float(env_steps[good.argmax()]) if good.any() else math.inf
 
 
-def last_tenth(y):
-    """Mean over the last tenth of the last axis."""
+def last_tenth(y: Array) -> Array:
+    """Return the mean over the last tenth of the last axis."""
     return y[..., -max(1, y.shape[-1] // 10) :].mean(-1)
 
 
-def draw_bands(path, panels, xlabel, ylabel="mean episode return", symlog=0.0):
-    """Write a figure of panels side by side: {title: {label: (x [n], y [n, runs])}}.
+def draw_bands(
+    path: Path,
+    panels: Mapping[str, Mapping[str, tuple[ArrayLike, ArrayLike]]],
+    xlabel: str,
+    ylabel: str = "mean episode return",
+    symlog: float = 0.0,
+) -> None:
+    """Write a figure of panels side by side, each with lines and their 95 % intervals.
 
-    `symlog`: a logarithmic x axis that is linear up to there.
+    `panels` is {title: {label: (x [n], y [n, runs])}}. With `symlog` the x axis is linear up to there and logarithmic
+    beyond. Raises an OSError if the figure cannot be written.
     """
     labels = dict.fromkeys(label for lines in panels.values() for label in lines)
     colour = {label: f"C{i}" for i, label in enumerate(labels)}
     figure = Figure(figsize=(4.4 * len(panels), 3.6), layout="constrained")
-    for axes, (title, lines) in zip(
-        figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels.items(), strict=True
-    ):
+    all_axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for axes, (title, lines) in zip(all_axes, panels.items(), strict=True):
         for label, (x, y) in lines.items():
             middle, low, high = interval(np.asarray(y))
             axes.plot(x, middle, colour[label], label=label)
@@ -57,28 +73,32 @@ def draw_bands(path, panels, xlabel, ylabel="mean episode return", symlog=0.0):
         axes.set(title=title, xlabel=xlabel)
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel(ylabel)
-    handles = {line.get_label(): line for axes in figure.axes for line in axes.lines}
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=2 * len(panels), fontsize=8)
+    handles = {str(line.get_label()): line for axes in figure.axes for line in axes.lines}
+    columns = 2 * len(panels)
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns, fontsize=8)
     figure.savefig(path, dpi=110)
 
 
-def curve(rows, task, reward, steps="env_steps"):
-    """`steps` (millions) and mean `reward` of the groups on `task` (None: on any), of each outer iteration.
+def curve(
+    rows: Sequence[Mapping[str, Any]], task: str | None, reward: str, steps: str = "env_steps"
+) -> tuple[list[float], list[float]]:
+    """Return the curve of a reward: for each outer iteration the millions of steps, and the mean over the groups.
 
-    `rows`: of a metrics.csv, dicts of strings.
+    `rows` are those of a metrics.csv, with strings as values; `reward` and `steps` are columns of it. Only the groups
+    on `task` count; None stands for all tasks.
     """
     values, at = defaultdict(list), {}
     for row in rows:
         if task in (None, row["task"]):
             values[row["iteration"]].append(float(row[reward]))
             at[row["iteration"]] = int(row[steps]) / 1e6
-    return list(at.values()), [np.mean(values[i]) for i in at]
+    return list(at.values()), [float(np.mean(values[i])) for i in at]
 
 
-def draw_curves(path, rows, rewards):
-    """Write a figure of a run: a panel a task (of at most six) and one for all, each of `rewards` against env steps.
+def draw_curves(path: Path, rows: Sequence[Mapping[str, Any]], rewards: Mapping[str, str]) -> None:
+    """Write a figure of a run's rewards against env steps: a panel for each of up to six tasks, and one for all.
 
-    `rewards`: column of metrics.csv -> label.
+    `rows` are those of a metrics.csv; `rewards` maps its columns to labels. Raises an OSError if it cannot be written.
     """
     tasks = sorted({row["task"] for row in rows})
     panels = [*(tasks if len(tasks) <= 6 else []), None]
@@ -94,8 +114,10 @@ def draw_curves(path, rows, rewards):
     figure.savefig(path, dpi=110)
 
 
-def draw_map(path, percent, rows, columns, xlabel, ylabel, title):
-    """Write a figure of percentages [rows, columns] as colours and numbers; the first row is below."""
+def draw_map(
+    path: Path, percent: Array, rows: Sequence[object], columns: Sequence[object], xlabel: str, ylabel: str, title: str
+) -> None:
+    """Write a figure of percentages [rows, columns] as colours and numbers, with the first row at the bottom."""
     figure = Figure(figsize=(5, 3.4), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(percent, vmin=0, vmax=100, origin="lower", aspect="auto")

@@ -1,4 +1,4 @@
-"""A training run's life: settings, processes, folder, lock, checkpoint, resuming, and its end, however it comes."""
+"""A training run from the command line to its end: settings, processes, run folder, lock, checkpoint, resuming."""
 
 import contextlib
 import datetime
@@ -10,138 +10,192 @@ import secrets
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from filelock import FileLock, Timeout
 
 from mlsh import compiled, parallel
-from mlsh.runs import checkpoint
 from mlsh.envs.registry import refuse_too_large
-from mlsh.errors import EnvironmentFailed, UserError, be_deaf
+from mlsh.errors import EnvironmentFailed, UserError, ignore_signals
+from mlsh.runs import checkpoint
 from mlsh.runs.files import write_whole
-from mlsh.settings import parse
+from mlsh.settings import RunSettings, parse
 
 PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "pygame-ce", "wandb", "imageio", "matplotlib")
-LOCKS = []  # on the run folders of this process
+LOCKS: list[FileLock] = []  # the locks on run folders that this process holds
+INTERRUPTED_START = {".lock", "videos", "wandb", "checkpoint.pt.tmp"}  # what a run leaves that never saved
 
 
-class Run:
-    """One run, by this process and those of torchrun, from the command line on: its `kind` says what it trains.
+class Tracker(Protocol):
+    """Where values go besides metrics.csv: wandb or TensorBoard."""
 
-    It trains within the context `alive`. `cfg` are its settings; `mine` are the task groups that this process plays.
+    def log(self, values: Mapping[str, Any], env_steps: int) -> None: ...
+    def log_video(self, names: Sequence[str], path: Path, env_steps: int) -> None: ...
+    def finish(self, results: Mapping[str, Any], summary: Mapping[str, Any], env_steps: int) -> None: ...
+    def close(self) -> None: ...
+
+
+class ClosableLog(Protocol):
+    """What `Run` needs of a log; see `log.Log`."""
+
+    def message(self, text: str) -> None: ...
+    def close(self, results: Mapping[str, Any] | None = None) -> None: ...
+    def close_after_failed_write(self) -> None: ...
+
+
+SettingsType = TypeVar("SettingsType", bound=RunSettings)
+LogType = TypeVar("LogType", bound=ClosableLog)
+
+
+class Run(Generic[SettingsType]):
+    """A training run, in this process and in the others that torchrun started.
+
+    `kind` is its class of settings. `cfg` are the settings from the command line, or from the checkpoint with -c.
+    `progress` is what is done: outer iterations, env steps, seconds. Train in the context `training`. All errors that
+    a user can cause are raised as UserError.
     """
 
-    def __init__(self, kind):
+    folder: Path
+    trackers: list[Tracker]
+    _log: ClosableLog
+
+    def __init__(self, kind: type[SettingsType]) -> None:
+        """Join the other processes and read the command line."""
         parallel.start()
         self._load = functools.partial(checkpoint.load, kinds=(kind,))
+        self.cfg: SettingsType
         self.cfg, self._saved = parallel.from_first(lambda: parse(kind, sys.argv[1:], self._load))
-        self.cfg.device = parallel.device(self.cfg.device)
-        self.cfg.settle()
-        refuse_too_large(self.cfg, self.cfg.most_at_once(parallel.SIZE))
-        self.progress = {"iteration": 0, "env_steps": 0, "train_env_steps": 0, "seconds": 0.0}
+        self.cfg.device = parallel.local_device(self.cfg.device)
+        self.cfg.resolve()
+        refuse_too_large(self.cfg, self.cfg.episodes_at_once(parallel.SIZE))
+        self.progress: dict[str, Any] = {"iteration": 0, "env_steps": 0, "train_env_steps": 0, "seconds": 0.0}
         self.progress["run_id"] = secrets.token_hex(4)
 
     @property
-    def mine(self):
-        """Which of the task groups."""
-        return parallel.mine(self.cfg.groups)
+    def groups(self) -> list[int]:
+        """The indices of the task groups that this process plays."""
+        return parallel.own_groups(self.cfg.groups)
+
+    @property
+    def length(self) -> int:
+        """The number of outer iterations."""
+        return getattr(self.cfg, self.cfg.LENGTH)
 
     @contextlib.contextmanager
-    def alive(self, make_log, **parts):
-        """Make and lock the run's folder; from then on keep its checkpoint. Whatever ends the run, what is done stays.
+    def training(
+        self, make_log: Callable[["Run[SettingsType]"], LogType], **components: checkpoint.Component
+    ) -> Iterator[LogType]:
+        """Context in which to train: it makes and locks the run folder, and saves checkpoints until the end.
 
-        `parts`: the modules and optimisers to save, by name; with -c they get what the checkpoint has. Gives
-        `make_log(run)`, a `logger.Log`. Raises a UserError for whatever is the user's to mend.
+        `components` are the modules and optimisers to save, by name; with -c they get the state in the checkpoint.
+        Yields `make_log(run)`. However training ends, the outer iterations that are done are saved.
         """
-        self._parts = parts
+        self._components = components
         self.folder = parallel.from_first(lambda: make_run_folder(self.cfg))
         self._path = self.folder / "checkpoint.pt"
         if self._saved:
             saved = parallel.from_first(lambda: self._load(self._path))  # again, now that no other run can change it
-            checkpoint.restore(saved, **parts)
+            checkpoint.restore(saved, **components)
             self.progress = {name: saved[name] for name in self.progress}
         self._take_snapshot()
         self.trackers = []
-        parallel.from_first(self._start_trackers)  # one that does not start ends the run before there is one
-        self._save()  # a disk that cannot take it shows now
-        self._describe()
-        self._log = make_log(self)
+        parallel.from_first(self._start_trackers)  # a tracker that fails here ends the run before it has any file
+        self._save()  # shows at once whether the disk has room
+        self._write_config()
+        self._announce()
+        log = self._log = make_log(self)
         try:
-            yield self._log
+            yield log
         except (FloatingPointError, EnvironmentFailed, parallel.Lost) as error:
-            be_deaf()
+            ignore_signals()
             self._save()
-            self._log.close()
-            where = f"in outer iteration {self.progress['iteration']}; {self._path} has what was before"
+            log.close()
+            where = f"in outer iteration {self.progress['iteration']}; the state before it is saved in {self._path}"
             raise UserError(f"{error}, {where}") from None
-        except UserError as error:  # of writing
-            self._log.abandon()
-            raise UserError(f"{error}, then -c --out {self.folder} goes on") from None
-        except KeyboardInterrupt:  # the outer iteration under way is dropped; -c begins it again
+        except UserError as error:  # a file could not be written
+            log.close_after_failed_write()
+            raise UserError(f"{error}, then continue with -c --out {self.folder}") from None
+        except KeyboardInterrupt:  # -c repeats the outer iteration that was under way
             self._save()
-            done, length = self._state["iteration"], self.cfg.length  # it may have come within `keep`
-            self._log.say(f"saved after {done} of {getattr(self.cfg, length)} {length}; -c --out {self.folder} goes on")
-            self._log.close()
+            done = self._snapshot["iteration"]  # not `progress`: the interrupt may have come within `end_iteration`
+            counts = f"{done} of {self.length} outer iterations"
+            log.message(f"saved after {counts}; continue with -c --out {self.folder}")
+            log.close()
             raise
         parallel.stop()
 
-    def keep(self, **progress):
-        """After an outer iteration: what is done now, to be saved if that is due."""
+    def end_iteration(self, **progress: Any) -> None:
+        """Take note of the progress after an outer iteration, and save a checkpoint if one is due."""
         self.progress |= progress
-        if len(compiled.FAILED) > self._failures:
-            self._describe()
+        if len(compiled.FAILED) > self._compile_failures:
+            self._write_config()
         self._take_snapshot()
-        if time.monotonic() > self._written + self.cfg.save_seconds:
+        if time.monotonic() > self._last_save + self.cfg.save_seconds:
             self._save()
 
-    def finish(self, test=None):
-        """Save, and in the first process run the final `test()`, a dict of results, and end the log with it."""
+    def finish(self, final_test: Callable[[], Mapping[str, Any]] | None = None) -> None:
+        """Save, and in the first process run `final_test()` and close the log with its results."""
         self._save()
         if parallel.FIRST:
-            results = {"env": self.cfg.env, "seed": self.cfg.seed, **self.progress, **(test() if test else {})}
-            self._log.close(results)
+            results = {"env": self.cfg.env, "seed": self.cfg.seed, **self.progress}
+            self._log.close(results | dict(final_test() if final_test else {}))
 
-    def _start_trackers(self):
-        """wandb and TensorBoard, as far as they are wanted: each takes half a second and more to import."""
-        settle_home(self.folder)
+    def _start_trackers(self) -> None:
+        """Start wandb and TensorBoard as the settings say; they are imported here because that takes a while."""
+        redirect_home(self.folder)
         if self.cfg.wandb_mode != "disabled":
-            from mlsh.runs.tracking import Tracker
+            from mlsh.runs.tracking import WandbTracker
 
-            self.trackers.append(Tracker(self.cfg, self.folder, self.progress["run_id"], machine()))
+            tracker = WandbTracker(self.cfg, self.folder, self.progress["run_id"], describe_machine())
+            self.trackers.append(tracker)
         if self.cfg.tensorboard:
-            from mlsh.runs.events import Events
+            from mlsh.runs.events import TensorBoardTracker
 
-            self.trackers.append(Events(self.folder, self.progress["env_steps"]))
+            self.trackers.append(TensorBoardTracker(self.folder, self.progress["env_steps"]))
 
-    def _describe(self):
-        self._failures = len(compiled.FAILED)
+    def _announce(self) -> None:
+        """Print what is trained, where the files go, and what it runs on."""
         if parallel.FIRST:
-            description = {"run_id": self.progress["run_id"], "config": self.cfg.as_dict(), "machine": machine()}
+            cfg, n = self.cfg, self.progress["iteration"]
+            done = f" ({n} done)" if n else ""
+            processes = f", processes: {parallel.SIZE}" if parallel.SIZE > 1 else ""
+            machine = f"device: {cfg.device}{processes}, threads: {torch.get_num_threads()}, compile: {cfg.compile}"
+            print(f"training {cfg.KIND} on {cfg.env}, run folder: {self.folder}", file=sys.stderr)
+            print(f"outer iterations: {self.length}{done}, {machine}", file=sys.stderr)
+
+    def _write_config(self) -> None:
+        self._compile_failures = len(compiled.FAILED)
+        if parallel.FIRST:
+            run_id, cfg = self.progress["run_id"], self.cfg.as_dict()
+            description = {"run_id": run_id, "config": cfg, "machine": describe_machine()}
             description["compiler_failed"] = compiled.FAILED[-1] if compiled.FAILED else None
             write_whole(self.folder / "config.json", json.dumps(description, indent=2) + "\n")
 
-    def _take_snapshot(self):
-        self._state = checkpoint.snapshot(self.cfg, self.progress, **self._parts)
+    def _take_snapshot(self) -> None:
+        self._snapshot = checkpoint.snapshot(self.cfg, self.progress, **self._components)
 
-    def _save(self):
+    def _save(self) -> None:
         if parallel.FIRST:
-            checkpoint.save(self._state, self._path)
-        self._written = time.monotonic()
+            checkpoint.save(self._snapshot, self._path)
+        self._last_save = time.monotonic()
 
 
-def make_run_folder(cfg):
-    """Create --out, or a new folder in runs/; refuse one with something in it unless it is to be continued.
+def make_run_folder(cfg: RunSettings) -> Path:
+    """Make and lock the folder of --out, or a new one in runs/, and return it.
 
-    It is locked until this process ends: no other run writes there in the meantime.
+    Raises a UserError if it has files in it and is not to be continued, if another run has locked it, or if it cannot
+    be made. The lock ends with this process.
     """
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    kind = "" if cfg.kind == "mlsh" else f"{cfg.kind}-"
+    kind = "" if cfg.KIND == "mlsh" else f"{cfg.KIND}-"
     folder = Path(cfg.out or f"runs/{kind}{cfg.env.split(':')[-1]}-{stamp}")
-    ours = {".lock", "videos", "wandb", "checkpoint.pt.tmp"}  # what a run leaves that got no further
     try:
-        if not cfg.resume and folder.exists() and (not folder.is_dir() or {p.name for p in folder.iterdir()} - ours):
+        usable = not folder.exists() or folder.is_dir() and {x.name for x in folder.iterdir()} <= INTERRUPTED_START
+        if not cfg.resume and not usable:
             raise UserError(f"--out {folder} is not empty; continue it with -c or name another folder")
         (folder / "videos").mkdir(parents=True, exist_ok=True)
         LOCKS.append(FileLock(folder / ".lock"))
@@ -153,19 +207,19 @@ def make_run_folder(cfg):
     return folder
 
 
-def settle_home(folder):
-    """Where there is no home to write to, what libraries keep there goes to the run folder."""
-    home = os.path.expanduser("~")  # noqa: PTH111 (Path.home raises where there is none)
+def redirect_home(folder: Path) -> None:
+    """If the home directory cannot be written to, have libraries keep their files in the run folder."""
+    home = os.path.expanduser("~")  # noqa: PTH111 (Path.home raises if there is none)
     if not os.access(home, os.W_OK):
         for name in ("HOME", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "MPLCONFIGDIR"):
             os.environ.setdefault(name, str(folder.absolute() / "wandb" / "home"))
 
 
-def commit():
-    """This file's git commit, or None where it is in no repository."""
+def git_commit() -> str | None:
+    """Return the git commit of this file, or None if it is in no repository."""
     here = Path(__file__)
 
-    def git(*args):
+    def git(*args: str) -> str:
         return subprocess.run(
             ["git", *args], cwd=here.parent, capture_output=True, text=True, check=True
         ).stdout.strip()
@@ -178,13 +232,13 @@ def commit():
 
 
 @functools.cache
-def machine():
-    """The commit, versions and hardware that the run is made with, a dict."""
-    cpuinfo = Path("/proc/cpuinfo")  # Linux
+def describe_machine() -> dict[str, Any]:
+    """Return the commit, the versions of Python and packages, and the hardware."""
+    cpuinfo = Path("/proc/cpuinfo")  # Linux only
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return {
-        "commit": commit(),
+        "commit": git_commit(),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
         "processor": names[0] if names else platform.processor(),

@@ -1,4 +1,4 @@
-"""wandb, online or offline: once it has started it is never in the way of training."""
+"""Logging to wandb, online or offline. Once wandb has started, its failures never stop the training."""
 
 import contextlib
 import dataclasses
@@ -6,43 +6,52 @@ import logging
 import os
 import shlex
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import wandb
 from tqdm import tqdm
 
 from mlsh.errors import UserError
+from mlsh.settings import RunSettings
 
 CODE = Path(__file__).parents[2]
 
 
-class Tracker:
-    """A run on wandb; where wandb fails, which is said once, nothing. `machine`: what the run is made with.
+class WandbTracker:
+    """A run on wandb. If wandb fails, the error is printed once and all later calls do nothing.
 
-    wandb's own steps are env steps: what a continued run has logged before is at the same ones, and not shown twice.
+    The step on wandb is the number of env steps. A continued run repeats the steps that it lost, and wandb ignores
+    what it already has.
     """
 
-    def __init__(self, cfg, folder, run_id, machine):
+    def __init__(self, cfg: RunSettings, folder: Path, run_id: str, machine: Mapping[str, Any]) -> None:
+        """Start the wandb run as `start_wandb` does, and upload the code. `machine`: see `run.describe_machine`."""
         self._folder = folder
         self._run = start_wandb(cfg, folder, run_id, machine)
-        self._try(save_code)
+        self._attempt(save_code)
 
-    def log(self, values, env_steps):
-        """Values by name, at so many env steps."""
-        self._try(lambda run: run.log(values | {"env_steps": env_steps}, step=env_steps))
+    def log(self, values: Mapping[str, Any], env_steps: int) -> None:
+        """Log values by name at a number of env steps."""
+        self._attempt(lambda run: run.log({**values, "env_steps": env_steps}, step=env_steps))
 
-    def videos(self, names, path, env_steps):
-        """The GIF at `path`, under all these names."""
-        self._try(lambda run: self.log({name: wandb.Video(str(path), format="gif") for name in names}, env_steps))
+    def log_video(self, names: Sequence[str], path: Path, env_steps: int) -> None:
+        """Log the GIF at `path` under each of the names."""
+        self._attempt(lambda _: self.log({name: wandb.Video(str(path), format="gif") for name in names}, env_steps))
 
-    def finish(self, results, summary, env_steps):
-        """The last word: what the final test gave, curves, checkpoint and results as an artifact."""
-        self._try(self._finish, results, summary, env_steps)
+    def finish(self, results: Mapping[str, Any], summary: Mapping[str, Any], env_steps: int) -> None:
+        """Log the summary and the curves, upload checkpoint and results as an artifact, and end the wandb run.
 
-    def abandon(self):
-        self._try(lambda run: run.finish())
+        `results` is empty for a run that was interrupted: then there is no results.json.
+        """
+        self._attempt(self._finish, results, summary, env_steps)
 
-    def _finish(self, run, results, summary, env_steps):
+    def close(self) -> None:
+        """End the wandb run without a summary."""
+        self._attempt(lambda run: run.finish())
+
+    def _finish(self, run: Any, results: Mapping[str, Any], summary: Mapping[str, Any], env_steps: int) -> None:
         run.summary.update(summary)
         self.log({"curves": wandb.Image(str(self._folder / "curves.png"))}, env_steps)
         artifact = wandb.Artifact(f"checkpoint-{run.id}", type="model")
@@ -52,8 +61,8 @@ class Tracker:
         run.finish()
         self._run = None
 
-    def _try(self, call, *args):
-        """wandb may fail as it likes: say so once and go on without it."""
+    def _attempt(self, call: Callable[..., object], *args: Any) -> None:
+        """Call `call(run, *args)`; at the first exception print it and switch wandb off."""
         if self._run is None:
             return
         try:
@@ -61,17 +70,17 @@ class Tracker:
         except Exception as error:
             self._run = None
             with contextlib.suppress(Exception):
-                wandb.teardown()  # else its exit handler prints a traceback
+                wandb.teardown()  # otherwise its exit handler prints a traceback
             tqdm.write(f"wandb failed and is off from here on: {error}", file=sys.stderr)
 
 
-def start_wandb(cfg, folder, run_id, machine):
-    """The wandb run, online or offline as `cfg.wandb_mode` says, or None where an offline one does not start.
+def start_wandb(cfg: RunSettings, folder: Path, run_id: str, machine: Mapping[str, Any]) -> wandb.Run | None:
+    """Start the wandb run in the mode of `cfg.wandb_mode`, and print where to see it.
 
-    auto never asks for a login, and falls back to offline where there is none or wandb cannot be reached. Raises a
-    UserError if it is to be online and is not.
+    "auto" never asks for a login. It goes offline if there is no login or wandb cannot be reached. Returns None if an
+    offline run does not start. Raises a UserError if the mode is "online" and wandb is not.
     """
-    logging.raiseExceptions = False  # wandb's own log on a full disk would print tracebacks
+    logging.raiseExceptions = False  # on a full disk, wandb's own log would print tracebacks
     wanted = mode = cfg.wandb_mode
     try:
         if mode == "auto":
@@ -80,30 +89,31 @@ def start_wandb(cfg, folder, run_id, machine):
     except Exception as error:
         reason = " ".join(str(error).split())
         if wanted == "online":
-            raise UserError(f"wandb is not online ({reason}); `wandb login`, or use --wandb offline") from None
+            raise UserError(f"wandb is not online ({reason}); run `wandb login`, or use --wandb offline") from None
         if mode != "offline":
             return start_wandb(dataclasses.replace(cfg, wandb="offline"), folder, run_id, machine)
-        print(f"wandb did not start, going on without it: {reason}", file=sys.stderr)
+        print(f"wandb did not start, continuing without it: {reason}", file=sys.stderr)
         return None
     if run.offline:
-        parts = Path(run.dir).parent.parent
-        parts = f"{shlex.quote(str(parts))}/offline-run-*-{run_id}"  # the shell is to see the star
-        print(f"wandb is offline; to see it, `wandb login`, then `wandb sync {parts}`", file=sys.stderr)
+        offline_runs = Path(run.dir).parent.parent
+        pattern = f"{shlex.quote(str(offline_runs))}/offline-run-*-{run_id}"  # the shell must see the star unquoted
+        print(f"wandb is offline; to upload this run: `wandb login`, then `wandb sync {pattern}`", file=sys.stderr)
     else:
         print(f"wandb: {run.url}", file=sys.stderr)
     return run
 
 
-def init_wandb(cfg, folder, run_id, mode, machine):
+def init_wandb(cfg: RunSettings, folder: Path, run_id: str, mode: Any, machine: Mapping[str, Any]) -> wandb.Run:
+    """Call `wandb.init` with this run's names, settings and x axis."""
     run = wandb.init(
         project=cfg.wandb_project or os.environ.get("WANDB_PROJECT") or "mlsh",
-        group=cfg.wandb_group or os.environ.get("WANDB_RUN_GROUP") or cfg.env.split(":")[-1],
-        name=cfg.wandb_name or os.environ.get("WANDB_NAME") or folder.name,
+        group=os.environ.get("WANDB_RUN_GROUP") or cfg.env.split(":")[-1],
+        name=os.environ.get("WANDB_NAME") or folder.name,
         id=run_id,
         resume="allow",
         dir=str(folder),
         mode=mode,
-        config=cfg.as_dict() | machine,
+        config={**cfg.as_dict(), **machine},
         settings=wandb.Settings(silent=True, console="wrap", init_timeout=30),
     )
     run.define_metric("env_steps")
@@ -111,7 +121,7 @@ def init_wandb(cfg, folder, run_id, mode, machine):
     return run
 
 
-def save_code(run):
-    """The package and the scripts beside it, as an artifact; of an installed package no neighbours."""
+def save_code(run: wandb.Run) -> None:
+    """Upload the package and the scripts next to it; only the package if it is installed without the scripts."""
     root = CODE if (CODE / "train.py").exists() else CODE / "mlsh"
     run.log_code(str(root), include_fn=lambda path: path.endswith(".py"))

@@ -1,41 +1,46 @@
-"""GIF and MP4 files written frame by frame, so that a film of any length takes little memory."""
+"""GIF and MP4 files that are written frame by frame, so that a film of any length takes little memory."""
 
 import contextlib
 import functools
 import itertools
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import imageio
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from PIL.GifImagePlugin import getdata, getheader
 
 from mlsh.errors import UserError
 
-SAMPLE = 20  # frames at the start that the palette is taken from
-COLOURS = 64  # how many
-GRID = list(itertools.chain(*itertools.product((0, 128, 255), repeat=3)))  # and 27 more, for what comes later
-UNCHANGED = 127  # the colour that leaves a pixel as it is
+Frame = NDArray[np.uint8]  # [height, width, 3]
+
+PALETTE_FRAMES = 20  # the palette is made from the first frames
+COLOURS = 64  # colours made from them
+GRID = list(itertools.chain(*itertools.product((0, 128, 255), repeat=3)))  # 27 more, for colours that appear later
+UNCHANGED = 127  # the transparent colour, which leaves a pixel as it is
 
 
 @contextlib.contextmanager
-def video(path, fps):
-    """A function that adds a frame (uint8 [H, W, 3]) to the film at `path`, a .gif or .mp4 by its ending.
+def video(path: Path | str, fps: float) -> Iterator[Callable[[Frame], None]]:
+    """Context that writes a film to `path`, a .gif or .mp4; it yields a function that adds a frame.
 
-    The file is there when the block has ended well. Raises UserError where it cannot be written.
+    The file appears when the block ends without an exception. Raises a UserError if it cannot be written.
     """
-    temporary = Path(path).with_name(f".{Path(path).name}")  # the ending tells imageio what to write
-    with refusing(path):
+    temporary = Path(path).with_name(f".{Path(path).name}")  # with the same suffix, by which imageio picks the format
+    with write_errors(path):
         writer = WRITERS[temporary.suffix](temporary, fps=fps)
 
-    def add(frame):
-        with refusing(path):
+    def add(frame: Frame) -> None:
+        with write_errors(path):
             writer.append_data(frame)
 
     try:
         yield add
-        with refusing(path):
+        with write_errors(path):
             writer.close()
             os.replace(temporary, path)
     except BaseException:
@@ -46,80 +51,85 @@ def video(path, fps):
 
 
 @contextlib.contextmanager
-def refusing(path):
-    """What a writer of films raises becomes a UserError."""
+def write_errors(path: Path | str) -> Iterator[None]:
+    """Turn what a writer of films raises into a UserError."""
     try:
         yield
     except (KeyError, OSError, ValueError) as error:
-        wanted = "it wants free disk space, permission, and an end in .gif or .mp4"
-        raise UserError(f"cannot write {path} ({error}); {wanted}") from None
+        remedy = "check the disk space and permissions, and use a name that ends in .gif or .mp4"
+        raise UserError(f"cannot write {path} ({error}); {remedy}") from None
 
 
 class Gif:
-    """A GIF with one palette and without dithering: what stands still costs nothing, a tenth of the bytes.
+    """Writes a GIF with one palette and without dithering, in which still parts of the picture cost nothing.
 
-    Its methods are those of imageio's writers, which hold all frames of a GIF to the end, as Pillow does.
+    That takes a tenth of the bytes. The methods are those of imageio's writers; imageio and Pillow themselves would
+    hold all frames of a GIF in memory until the end.
     """
 
-    def __init__(self, path, fps):
+    def __init__(self, path: Path, fps: float) -> None:
         self._file = open(path, "wb")  # noqa: SIM115
-        self._delay = 1000 / fps
-        self._sample, self._palette = [], None
+        self._frame_milliseconds = 1000 / fps
+        self._waiting: list[Frame] = []  # frames not yet written
+        self._palette: Image.Image | None = None
 
-    def append_data(self, frame):
-        self._sample.append(frame)
-        if self._palette or len(self._sample) == SAMPLE:
-            self._drain()
+    def append_data(self, frame: Frame) -> None:
+        self._waiting.append(frame)
+        if self._palette or len(self._waiting) == PALETTE_FRAMES:
+            self._process_waiting()
 
-    def close(self):
+    def close(self) -> None:
         with self._file:
-            if self._sample:
-                self._drain()
+            if self._waiting:
+                self._process_waiting()
             self._write_last()
             self._file.write(b";")
 
-    def _drain(self):
-        if not self._palette:
-            self._begin()
-        for frame in self._sample:
-            new = np.asarray(Image.fromarray(frame).quantize(palette=self._palette, dither=0))
+    def _process_waiting(self) -> None:
+        palette = self._palette = self._palette or self._write_header()
+        for frame in self._waiting:
+            new = np.asarray(Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE))
             if np.array_equal(new, self._last):
-                self._times += 1
+                self._repeats += 1
             else:
                 self._write_last()
-                self._last, self._times = new, 1
-        self._sample = []
+                self._last, self._repeats = new, 1
+        self._waiting = []
 
-    def _begin(self):
-        """Take the palette from the sample, and write what comes before the frames."""
-        common = Image.fromarray(np.concatenate(self._sample)).quantize(COLOURS).getpalette()
+    def _write_header(self) -> Image.Image:
+        """Make the palette from the waiting frames, and write what comes before the first frame."""
+        common = Image.fromarray(np.concatenate(self._waiting)).quantize(COLOURS).getpalette() or []
         colours = common[: 3 * COLOURS] + GRID
-        self._palette = Image.new("P", (1, 1))
-        self._palette.putpalette(colours)
-        height, width, _ = self._sample[0].shape
+        palette = Image.new("P", (1, 1))
+        palette.putpalette(colours)
+        height, width, _ = self._waiting[0].shape
         page = Image.new("P", (width, height))
         page.putpalette(colours + [0] * (3 * (UNCHANGED + 1) - len(colours)))
         self._file.writelines(getheader(page, info={"loop": 0})[0])
-        self._before = self._last = np.full((height, width), UNCHANGED, np.uint8)
-        self._times, self._due = 0, 0.0  # frames like the last, and milliseconds not yet shown
+        self._shown = self._last = np.full((height, width), UNCHANGED, np.uint8)
+        self._repeats, self._pending_milliseconds = 0, 0.0
+        return palette
 
-    def _write_last(self):
-        """Write what changed with the last frame, and for how long it is shown; not before the next is another.
+    def _write_last(self) -> None:
+        """Write what the last frame changes and how long it is shown; called when a different frame follows.
 
-        A frame that would be shown for less than 20 ms, which viewers take for much longer, is left out.
+        A frame that would be shown for less than 20 ms is left out, because viewers show it for much longer.
         """
-        self._due += self._times * self._delay
-        delay = min(round(self._due / 10) * 10, 655350)  # 16 bits of 10 ms
-        changed = self._last != self._before
+        self._pending_milliseconds += self._repeats * self._frame_milliseconds
+        delay = min(round(self._pending_milliseconds / 10) * 10, 655350)  # GIF has 16 bits for units of 10 ms
+        changed = self._last != self._shown
         if delay < 20 or not changed.any():
             return
-        self._due -= delay
-        self._before = self._last
+        self._pending_milliseconds -= delay
+        self._shown = self._last
         rows, columns = (np.flatnonzero(changed.any(axis)) for axis in (1, 0))
         box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-        part = Image.fromarray(np.where(changed[box], self._last[box], np.uint8(UNCHANGED)))
+        patch = Image.fromarray(np.where(changed[box], self._last[box], np.uint8(UNCHANGED)))
         corner = int(columns[0]), int(rows[0])
-        self._file.writelines(getdata(part, corner, duration=delay, transparency=UNCHANGED, disposal=1))
+        self._file.writelines(getdata(patch, corner, duration=delay, transparency=UNCHANGED, disposal=1))
 
 
-WRITERS = {".gif": Gif, ".mp4": functools.partial(imageio.get_writer, macro_block_size=2)}
+WRITERS: dict[str, Callable[..., Any]] = {
+    ".gif": Gif,
+    ".mp4": functools.partial(imageio.get_writer, macro_block_size=2),
+}

@@ -1,0 +1,1 @@
+"""A training run's life: run folder, checkpoint, log, metrics, tracking, films and plots."""
