@@ -258,7 +258,7 @@ def test_rendering_writes_beside_the_run_or_where_one_is(command, tmp_path, monk
     run = tmp_path / "assets"
     assert command("train.py", *TINY, "--out", run)[0] == 0
     shutil.copy(run / "checkpoint.pt", run / "alone.pt")
-    films = {"task-0-initialised.gif", "task-0-trained.gif"}
+    films = {"task-0-untrained.gif", "task-0-trained.gif"}
     for named, folder in ((run, run), (run / "checkpoint.pt", run), (run / "alone.pt", here)):
         assert command("render.py", named)[0] == 0
         assert {path for path in tmp_path.rglob("task-*.gif")} == {folder / film for film in films}
@@ -270,7 +270,7 @@ def test_rendering(command, tmp_path):
     assert command("train.py", *TINY, "--out", tmp_path / "run")[0] == 0
     code, out, err = command("render.py", tmp_path / "run", "--task", 1, "--out", tmp_path / "x.gif", "--episodes", 2)
     assert code == 0, err
-    for name in ("x-initialised.gif", "x-trained.gif"):
+    for name in ("x-untrained.gif", "x-trained.gif"):
         assert str(tmp_path / name) in out
         assert iio.imread(tmp_path / name, index=None).shape[1:] == (520, 520, 3)
     (tmp_path / "run" / "checkpoint.pt").rename(tmp_path / "alone.pt")

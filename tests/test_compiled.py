@@ -8,8 +8,9 @@ from gymnasium.spaces import Box, Discrete
 
 from conftest import TINY
 from mlsh import compiled
-from mlsh.config import MANY, Config
-from mlsh.ppo import Adam, gradients, update
+from mlsh.config import WORTH_COMPILING, Config
+from mlsh.optim import Adam
+from mlsh.ppo import PPOSettings, gradients, update
 from test_ppo import actor_critic, batch, rngs
 
 
@@ -26,8 +27,8 @@ def nothing_compiled():
 def learned(space, is_compiled, members=(0, 1, 1, 0, 1, 1, 0, 0, 1), blind=0, **more):
     policy = actor_critic(2, space, blind=blind)
     policy.compiled = is_compiled
-    settings = {"parts": 2, "epochs": 3, "epsilon": 0.2, "c1": 0.5, "c2": 0.01} | more
-    stats = update(policy, Adam(policy, 1e-3, apart=True), batch(policy, members), rngs(1), **settings)
+    settings = PPOSettings(minibatches=2, epochs=3, entropy_coef=0.01, **more)
+    stats = update(policy, Adam(policy, 1e-3, per_member=True), batch(policy, members), rngs(1), settings)
     return policy, stats
 
 
@@ -51,7 +52,7 @@ def test_other_sizes_and_coefficients_are_not_compiled_again():
     policy = actor_critic(2)
     for width, c2, graphs in ((3, 0.02, 1), (5, 0.02, 1), (9, 0.019, 2), (7, 0.018, 2), (8, 0.017, 2)):
         samples = batch(policy, [0, 1] * 4 * width)
-        compiled.any_size(samples)
+        compiled.mark_any_size(samples)
         index, weight = torch.zeros(2, width, dtype=torch.long), torch.full((2, width), 1 / width)
         compiled.compiled(gradients)(policy, samples, index, weight, 0.2, 3.0, 0.5, c2)
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
@@ -73,7 +74,7 @@ def test_where_torch_cannot_compile_a_run_learns_as_ever(no_compiler, capsys):
     fallen, _ = learned(None, True)
     assert all(torch.equal(getattr(fallen, name), p) for name, p in eager.named_parameters())
     assert capsys.readouterr().err.splitlines() == [
-        "--compile: torch could not compile (no compiler); going on without"
+        "--compile: torch could not compile (no compiler); continuing without"
     ]
 
 
@@ -86,25 +87,34 @@ def test_a_run_whose_compiler_fails_says_that_it_was_not_compiled(no_compiler, c
 
 def test_auto_compiles_a_long_run_where_there_is_a_compiler(monkeypatch):
     cfg = Config(W=2, U=1, tasks=3, epochs=5, N=10, T=50, high_len=10, master_minibatch=25, sub_minibatches=7)
-    assert cfg.minibatches == 3 * 5 * ((2 + 1) * 2 + 7)  # 50 decisions are two minibatches
-    short, long, flat = Config(tasks=1), Config(tasks=MANY), Config(W=1, U=0, num_sub_policies=0, tasks=MANY)
-    monkeypatch.setattr("mlsh.config.possible", lambda device: device == "cpu")
-    for cfg, expected in ((short, "off"), (long, "on"), (flat, "on"), (Config(tasks=MANY, device="odd"), "off")):
-        cfg.settle()
+    assert cfg.total_minibatches == 3 * 5 * ((2 + 1) * 2 + 7)  # 50 decisions are two minibatches
+    short, long, flat = (
+        Config(tasks=1),
+        Config(tasks=WORTH_COMPILING),
+        Config(W=1, U=0, num_sub_policies=0, tasks=WORTH_COMPILING),
+    )
+    monkeypatch.setattr("mlsh.config.can_compile", lambda device: device == "cpu")
+    for cfg, expected in (
+        (short, "off"),
+        (long, "on"),
+        (flat, "on"),
+        (Config(tasks=WORTH_COMPILING, device="odd"), "off"),
+    ):
+        cfg.resolve()
         assert cfg.compile == expected
-    chosen = Config(tasks=MANY, compile="off")
-    chosen.settle()
+    chosen = Config(tasks=WORTH_COMPILING, compile="off")
+    chosen.resolve()
     assert chosen.compile == "off"
 
 
 def test_a_compiler_is_looked_for(monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr("shutil.which", lambda name: None)
-    assert not compiled.possible("cpu")
+    assert not compiled.can_compile("cpu")
     monkeypatch.setattr("shutil.which", {"g++": "/bin/g++", "clang++": "/bin/clang++"}.get)
-    assert compiled.possible("cpu")
+    assert compiled.can_compile("cpu")
     monkeypatch.setenv("CXX", "icpc")  # torch takes this one and no other
-    assert not compiled.possible("cpu")
+    assert not compiled.can_compile("cpu")
 
 
 @pytest.mark.slow

@@ -3,10 +3,12 @@ import dataclasses
 import pytest
 
 from mlsh import settings
+from mlsh.baselines.option_critic import OptionCriticConfig
 from mlsh.baselines.rl2 import RL2Config
 from mlsh.config import Config
 from mlsh.envs import preset
 from mlsh.errors import UserError
+from mlsh.ppo import PPOSettings
 from test_settings import parse
 
 
@@ -19,32 +21,24 @@ def test_defaults_are_the_environments_preset_and_flags_override_them():
     assert cfg.groups == preset("MovementBandits-v0")["groups"]
 
 
-def test_the_ports_flags_are_understood():
-    line = "-N 9 -W 3 -U 2 --tasks 4 -K 5 -T 6 --high_len 2 --master_minibatch 8 --sub_lr .1 --master_lr .2 --gamma .3 --lam .4 --clip .5"
-    line += " --value_coef .6 --master_entropy .7 --sub_entropy .8 --record 11 --seed 12 --num_sub_policies 3 --env MovementBandits-v0"
+def test_names_of_the_earlier_port_and_of_earlier_versions_are_understood():
+    line = "-N 9 -W 3 -U 2 --tasks 4 -K 5 -T 6 --high_len 2 --bs 8 --llr .1 --hlr=.2 --gamma .3 --lam .4 --epsilon .5"
+    line += " --c1 .6 --c2 .7 --c2-low .8 --record 11 --seed 12 --num_low 3 --env MovementBandits-v0"
     cfg, _ = parse(line.split())
-    values = [
-        getattr(cfg, name)
-        for name in (
-            "N",
-            "W",
-            "U",
-            "tasks",
-            "epochs",
-            "T",
-            "high_len",
-            "master_minibatch",
-            "sub_lr",
-            "master_lr",
-            "gamma",
-        )
-    ]
-    assert values == [9, 3, 2, 4, 5, 6, 2, 8, 0.1, 0.2, 0.3]
-    values = [
-        getattr(cfg, name)
-        for name in ("lam", "epsilon", "c1", "c2", "sub_entropy", "record", "seed", "num_sub_policies")
-    ]
-    assert values == [0.4, 0.5, 0.6, 0.7, 0.8, 11, 12, 3]
+    assert (cfg.N, cfg.W, cfg.U, cfg.tasks, cfg.epochs, cfg.T, cfg.high_len) == (9, 3, 2, 4, 5, 6, 2)
+    assert (cfg.master_minibatch, cfg.sub_lr, cfg.master_lr, cfg.gamma, cfg.lam) == (8, 0.1, 0.2, 0.3, 0.4)
+    assert (cfg.clip, cfg.value_coef, cfg.master_entropy, cfg.sub_entropy) == (0.5, 0.6, 0.7, 0.8)
+    assert (cfg.record, cfg.seed, cfg.num_sub_policies) == (11, 12, 3)
+    assert settings.parse(RL2Config, "--parts 2 --c2 .5".split(), None)[0].minibatches == 2
+    for kind in (Config, RL2Config, OptionCriticConfig):
+        known = {field.name for field in dataclasses.fields(kind)}
+        assert set(kind.RENAMED.values()) <= known and not known & {*kind.RENAMED, *kind.REMOVED}
+
+
+def test_settings_that_are_gone_are_left_out_of_old_runs():
+    old = Config(N=7).as_dict() | {"wandb_group": "mine", "wandb_name": "one", "llr": 0.5}
+    del old["sub_lr"]
+    assert Config.from_dict(old) == Config(N=7, sub_lr=0.5)
 
 
 def test_w_and_u_both_0_are_refused():
@@ -58,21 +52,21 @@ def test_without_sub_policies_nothing_is_joint():
     with pytest.raises(UserError, match="-U is 1: .*use -U 0"):
         parse("--num_sub_policies 0 -U 1".split())
     cfg, _ = parse("--num_sub_policies 0 -U 0 -N 4 -T 50 --master_minibatch 100".split())
-    assert cfg.master_ppo["parts"] == 2  # a decision at each of 200 steps
+    assert cfg.master_ppo.minibatches == 2  # a decision at each of 200 steps
 
 
 def test_derived_values():
     cfg = dataclasses.replace(Config(), N=40, T=50, high_len=10, master_minibatch=64, fade=10, sub_entropy=0.5)
-    assert cfg.master_ppo["parts"] == 4  # 200 decisions in minibatches of at most 64
-    assert dataclasses.replace(cfg, T=51).master_ppo["parts"] == 4  # 240
+    assert cfg.master_ppo.minibatches == 4  # 200 decisions in minibatches of at most 64
+    assert dataclasses.replace(cfg, T=51).master_ppo.minibatches == 4  # 240
     assert [cfg.faded(i) for i in (0, 5, 10, 99)] == [1, 0.5, 0, 0]
-    assert cfg.low_ppo(5)["c2"] == 0.25
-    cfg = dataclasses.replace(cfg, epochs=3, epsilon=0.3, dual_clip=5.0, target_kl=0.1)
-    same = {"epochs": 3, "epsilon": 0.3, "dual_clip": 5.0, "c1": 0.5}
-    assert cfg.master_ppo == same | {"parts": 4, "c2": 0.0}
-    assert cfg.low_ppo(10) == same | {"parts": 15, "c2": 0.0, "target_kl": 0.1}
+    assert cfg.sub_ppo(5).entropy_coef == 0.25
+    cfg = dataclasses.replace(cfg, epochs=3, clip=0.3, dual_clip=5.0, target_kl=0.1)
+    same = {"epochs": 3, "clip": 0.3, "dual_clip": 5.0, "value_coef": 0.5}
+    assert cfg.master_ppo == PPOSettings(minibatches=4, **same)
+    assert cfg.sub_ppo(10) == PPOSettings(minibatches=15, target_kl=0.1, **same)
     assert dataclasses.replace(cfg, fade=0).faded(99) == 1
-    assert [dataclasses.replace(cfg, sub_lr=0.8, sub_lr_decay=0.5).low_rate(i) for i in (0, 1, 3)] == [0.8, 0.4, 0.1]
+    assert [dataclasses.replace(cfg, sub_lr=0.8, sub_lr_decay=0.5).sub_lr_at(i) for i in (0, 1, 3)] == [0.8, 0.4, 0.1]
 
 
 def test_the_horizon_is_the_environments_own_limit_where_nothing_else_is_said():

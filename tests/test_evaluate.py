@@ -6,11 +6,13 @@ import numpy as np
 import torch
 
 from conftest import CODE, TINY
-from mlsh import meta_test as adapt
+from mlsh import meta_test
 from mlsh.config import Config
 from mlsh.envs import make_env
 from mlsh.models import Hierarchy
-from mlsh.rollout import Outcome, collect
+from mlsh.outcome import Outcome
+from mlsh.rollout import collect
+from mlsh.rollout import evaluate as play
 from mlsh.runs import checkpoint
 from mlsh.sampling import Streams
 
@@ -39,7 +41,7 @@ def test_every_method_is_a_line(command, tmp_path):
     assert code == 0, err
     lines = out.splitlines()
     assert lines[0].split()[:4] == ["run", "task", "after", "0"] and lines.index("") == 1 + 4 * 2
-    assert "to 90 %, to 95 %    env steps on the task until" in out and "Columns of adaptation.csv" in out
+    assert "to 90 %, to 95 %    env steps until" in out and "Columns of adaptation.csv" in out
     rows = adaptation(tmp_path / "x")
     assert len(rows) == 4 * 2 * 3 * 3  # runs, tasks, seeds, updates (or episodes) with the one before the first
     assert {row["run"] for row in rows} == {"alone", "shared", "scratch", "rl2"}
@@ -54,20 +56,21 @@ def test_every_method_is_a_line(command, tmp_path):
 def test_a_shared_policy_is_tuned_as_it_is(command, tmp_path):
     data = checkpoint.load(train(command, tmp_path, "--num_sub_policies", 1, "-W", 0), [Config])
     env = make_env(data["config"], 6)
-    agent = adapt.load_agent(data, env)
-    flat, cfg = adapt.as_flat(agent, data["config"], 3)
+    agent = meta_test.load_agent(data, env)
+    flat, cfg = meta_test.as_flat(agent, data["config"], 3)
     assert (
         cfg.master_lr == cfg.sub_lr and cfg.num_sub_policies == 0 and cfg.master_minibatch == 1
     )  # 2 episodes of 7 steps in 15 minibatches
     for name, tensor in agent.sub_policies.state_dict().items():  # three copies of the one policy
         assert torch.equal(flat.master.state_dict()[name], tensor.expand_as(flat.master.state_dict()[name]))
     before = flat.master.policy_bias.clone()
-    list(adapt.learn(flat, env, [0, 1, 1], cfg, 1))
+    training = meta_test.MasterTraining(flat, env, [0, 1, 1], cfg)
+    training.learn(training.collect())
     assert not torch.equal(before, flat.master.policy_bias)
 
 
 def test_returns_are_of_the_master_after_so_many_updates(cfg, tmp_path, monkeypatch):
-    """Against adapt() and an own rollout; with --eval_episodes, and by the episodes that it learns from."""
+    """Against adapt() and episodes played here: evaluation episodes, or those that are learned from."""
     monkeypatch.syspath_prepend(CODE)
     from evaluate import Args, evaluate
 
@@ -78,17 +81,23 @@ def test_returns_are_of_the_master_after_so_many_updates(cfg, tmp_path, monkeypa
     progress = {"iteration": 0, "env_steps": 0, "train_env_steps": 0, "seconds": 0.0, "run_id": ""}
     parts = {"sub_policies": agent.sub_policies, "normaliser": agent.normaliser}
     checkpoint.save(checkpoint.snapshot(cfg, progress, **parts), tmp_path / "checkpoint.pt")
-    for look in (0, 4):
-        steps, measured, labels, best = evaluate(tmp_path, Args(updates=2, seeds=2, seed=5, look=look))
+    for eval_episodes in (0, 4):
+        steps, measured, labels, best = evaluate(
+            tmp_path, Args(updates=2, seeds=2, seed=5, eval_episodes=eval_episodes)
+        )
         returns = measured["return"]
         assert steps.tolist() == [0, 21, 42] and returns.shape == (3, 2, 2)
         assert labels[1] == "task 1 (blue)" and best == ["", ""]
-        masters, _ = adapt.adapt(agent, make_env(cfg, 12), [0, 0, 1, 1], cfg, 2)
-        purpose, episodes, i = ("evaluate: look", 4, 2) if look else ("test: warm-up", 3, 2)
+        masters, _ = meta_test.adapt(agent, make_env(cfg, 12), [0, 0, 1, 1], cfg, 2)
+        purpose, episodes = ("evaluate: look", 4) if eval_episodes else ("test: warm-up", 3)
         env = make_env(cfg, 4 * episodes)
         env.set_task([0, 0, 1, 1])
-        played = collect(env, masters, Streams(5, range(4))(i, purpose), low=False, **cfg.rollout)
-        np.testing.assert_allclose(returns[2].ravel(), played.outcome.episode_return.mean(1))
+        rngs = Streams(5, range(4))(2, purpose)
+        if eval_episodes:
+            outcome = play(env, masters, rngs, cfg.rollout)
+        else:
+            outcome = collect(env, masters, rngs, cfg.rollout).outcome
+        np.testing.assert_allclose(returns[2].ravel(), outcome.episode_return.mean(1))
 
 
 def test_tasks_transfer_and_what_does_not_fit(command, tmp_path):
@@ -100,7 +109,7 @@ def test_tasks_transfer_and_what_does_not_fit(command, tmp_path):
     before = adaptation(run)
     for flags in ((run,), (tmp_path / "rl2", "--out", run)):
         code, _, err = command("evaluate.py", *flags)
-        assert code == 2 and f"{run} has an adaptation.csv already; name another folder with --out" in err
+        assert code == 2 and f"{run} already holds an adaptation.csv; name another folder with --out" in err
     assert adaptation(run) == before
     (run / "adaptation.csv").unlink()
     refused = [
@@ -122,7 +131,7 @@ def test_tasks_transfer_and_what_does_not_fit(command, tmp_path):
 
 def test_help_explains_the_columns(command):
     code, out, _ = command("evaluate.py", "--help")
-    assert code == 0 and "to 90 %, to 95 %    env steps on the task until" in out
+    assert code == 0 and "to 90 %, to 95 %    env steps until" in out
 
 
 def test_another_environment_has_its_own_horizon_and_decisions(command, tmp_path, monkeypatch):
@@ -133,15 +142,15 @@ def test_another_environment_has_its_own_horizon_and_decisions(command, tmp_path
     flags = ["--env", "AntMovement-v1", "-T", 7, "--high_len", 3]
     run = train(command, tmp_path / "run", *flags)
     played = []
-    monkeypatch.setattr(adapt, "collect", lambda *args, **kwargs: played.append(kwargs) or collect(*args, **kwargs))
+    monkeypatch.setattr(meta_test, "collect", lambda *args, **kw: played.append(args[3]) or collect(*args, **kw))
     for env, T, wanted in (("", 0, (7, 3)), ("AntObstacles-v1", 0, (2000, 200)), ("AntObstacles-v1", 9, (9, 200))):
         evaluate(run, Args(env=env, T=T, updates=0, seeds=1, N=1))
-        assert (played[-1]["T"], played[-1]["high_len"]) == wanted
+        assert (played[-1].T, played[-1].high_len) == wanted
     transfer = ["--env", "AntObstacles-v1", "-T", 9, "--updates", 1, "--seeds", 2]
-    code, out, err = command("evaluate.py", run, *transfer, "--eval_episodes", 2, "--out", tmp_path / "look")
+    code, out, err = command("evaluate.py", run, *transfer, "--eval_episodes", 2, "--out", tmp_path / "evaluated")
     assert code == 0, err
     assert out.splitlines()[0].split()[-2:] == ["final_distance", "final_reached"]
-    rows = adaptation(tmp_path / "look")
+    rows = adaptation(tmp_path / "evaluated")
     assert all(40 < float(row["final_distance"]) < 60 and row["final_reached"] == "0" for row in rows)
     assert command("evaluate.py", run, *transfer, "--out", tmp_path / "x")[0] == 0
     assert "final_distance" not in adaptation(tmp_path / "x")[0]
@@ -152,7 +161,7 @@ def test_what_is_reported_now_and_then_is_missing_elsewhere():
         return Outcome(torch.tensor([[1.0, 3.0]]), torch.ones(1, 2), torch.ones(1, 1), 2, torch.zeros(1), final)
 
     success = outcome({"success": torch.tensor([[1.0, torch.nan]])})
-    measured = adapt.measures([[outcome({}), success, outcome({})], [success, outcome({}), outcome({})]], 2, 1)
+    measured = meta_test.measures([[outcome({}), success, outcome({})], [success, outcome({}), outcome({})]], 2, 1)
     np.testing.assert_array_equal(measured["return"][:, :, 0], [[2, 2]] * 3)
     nan = np.nan
     np.testing.assert_array_equal(measured["final_success"][:, :, 0], [[nan, 1], [1, nan], [nan, nan]])
@@ -198,7 +207,7 @@ def test_an_rl2_checkpoint_is_none_of_train(command, tmp_path):
     for script in ("train.py", "render.py"):
         flags = ["-c", "--out", tmp_path / "rl2"] if script == "train.py" else [tmp_path / "rl2"]
         code, _, err = command(script, *flags)
-        assert code == 2 and "is of a run of 'rl2'; this takes one of mlsh" in err
+        assert code == 2 and "belongs to a run of kind 'rl2'; give one of kind mlsh" in err
     code, _, err = command("train_rl2.py", *RL2, "--out", tmp_path / "rl2")
     assert code == 2 and "is not empty; continue it with -c or name another folder" in err
     for parts, reason in ((0, "--parts is 0"), (5, "--parts is 5: there are only 4 trials")):

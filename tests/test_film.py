@@ -9,9 +9,9 @@ from mlsh.envs import make_env
 from mlsh.envs.movement_bandits import MovementBanditsVector
 from mlsh.errors import RenderingUnavailable
 from mlsh.models import Hierarchy
-from mlsh.rollout import measure
+from mlsh.rollout import evaluate
 from mlsh.runs import film as film_module
-from mlsh.runs.film import Look, film
+from mlsh.runs.film import Evaluator, film
 from mlsh.sampling import Streams
 
 
@@ -46,33 +46,33 @@ class Log:
     """Stands for the log."""
 
     def __init__(self, folder):
-        self.folder, self.said, self.looks, self.videos = folder, [], [], []
+        self.folder, self.messages, self.evaluations, self.videos = folder, [], [], []
         (folder / "videos").mkdir()
 
-    def say(self, text):
-        self.said.append(text)
+    def message(self, text):
+        self.messages.append(text)
 
-    def look(self, moment, outcome):
-        self.looks.append((moment, outcome.episode_return))
+    def evaluated(self, moment, outcome):
+        self.evaluations.append((moment, outcome.episode_return))
 
-    def video(self, name, path):
+    def add_video(self, name, path):
         self.videos.append((name, path.name))
 
 
-def test_a_look_is_reported_and_now_and_then_filmed(cfg, tmp_path):
+def test_evaluation_episodes_are_reported_and_now_and_then_filmed(cfg, tmp_path):
     cfg = dataclasses.replace(cfg, record=3, tasks=6)
     agent, env = new_agent(cfg), make_env(cfg, cfg.groups * cfg.N)
     env.set_task([1, 0])
     before = [p.clone() for part in agent for p in part.state_dict().values()]
     streams, log = Streams(cfg.seed, range(cfg.groups)), Log(tmp_path)
-    look = Look(cfg, env, agent, streams, log)
+    evaluator = Evaluator(cfg, env, agent, streams, log)
     for i in range(cfg.tasks):
-        look(i, "pretrain")
+        evaluator.play(i, "untrained")
     filmed = [(f"pretrain-video-{task}", f"0000{i}-pretrain-video-{task}.gif") for i in (0, 3, 5) for task in (1, 0)]
     assert log.videos == filmed and {p.name for p in (tmp_path / "videos").iterdir()} == {name for _, name in filmed}
-    assert [moment for moment, _ in log.looks] == ["pretrain"] * 6
-    expected = measure(env, agent, streams(4, "pretrain"), **cfg.play).episode_return
-    assert torch.equal(log.looks[4][1], expected)  # without random decisions
+    assert [moment for moment, _ in log.evaluations] == ["untrained"] * 6
+    expected = evaluate(env, agent, streams(4, "pretrain"), cfg.rollout).episode_return
+    assert torch.equal(log.evaluations[4][1], expected)  # without random decisions
     after = [p for part in agent for p in part.state_dict().values()]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
@@ -84,10 +84,10 @@ def test_what_cannot_be_drawn_is_said_once(cfg, tmp_path, monkeypatch):
     monkeypatch.setattr(film_module, "film", unavailable)
     cfg = dataclasses.replace(cfg, record=1)
     log = Log(tmp_path)
-    look = Look(cfg, make_env(cfg, 6), new_agent(cfg), Streams(0, range(2)), log)
+    evaluator = Evaluator(cfg, make_env(cfg, 6), new_agent(cfg), Streams(0, range(2)), log)
     for i in range(2):
-        look(i, "pretrain")
-    assert log.said == ["no videos: no OpenGL"] and len(log.looks) == 2
+        evaluator.play(i, "untrained")
+    assert log.messages == ["no videos: no OpenGL"] and len(log.evaluations) == 2
 
 
 def test_what_stops_being_drawn_leaves_no_part_of_a_film(cfg, tmp_path, monkeypatch):

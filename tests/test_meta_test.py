@@ -4,8 +4,8 @@ from gymnasium.spaces import Box, Discrete
 
 from mlsh.envs import make_env
 from mlsh.envs.base import VectorTasks
-from mlsh.envs.pool import Stage
-from mlsh.meta_test import adapt, alone, final_test
+from mlsh.envs.pool import EnvPool
+from mlsh.meta_test import adapt, evaluate_each_sub_policy, final_test
 from mlsh.models import Hierarchy
 from mlsh.rollout import collect
 from mlsh.sampling import Streams
@@ -82,20 +82,20 @@ def test_a_new_master_finds_the_sub_policy_of_each_task(cfg):
     agent = Hierarchy.build(cfg, env)
     agent.sub_policies.policy_bias.data[:, 0] = 1e3 * torch.eye(3)
     trained, _ = adapt(agent, env, [0, 1, 2], cfg, 10)
-    played = collect(env, trained, Streams(0, range(3))(0, "test"), **cfg.rollout)
+    played = collect(env, trained, Streams(0, range(3))(0, "test"), cfg.rollout)
     torch.testing.assert_close(played.outcome.share, torch.eye(3), atol=0.05, rtol=0)
     assert played.outcome.episode_return.mean() > 0.95 * cfg.T
 
 
-def test_alone_runs_one_sub_policy_only(cfg):
+def test_each_sub_policy_is_evaluated_alone(cfg):
     agent = agent_for(cfg)
     with torch.no_grad():  # sub-policy 0 stays, sub-policy 1 walks away to the right
         for k, action in enumerate((0, 1)):
             agent.sub_policies.policy_weight[k] = 0
             agent.sub_policies.policy_bias[k, 0, action] = 1e3
     cfg.T, cfg.test_episodes = 50, 400
-    with Stage(cfg, "alone", 1) as stage:
-        returns, steps = alone(agent, [0, 1], stage)
+    with EnvPool(cfg, "alone", 1) as pool:
+        returns, steps = evaluate_each_sub_policy(agent, [0, 1], pool)
     assert steps == 2 * 2 * 400 * 50
     near_the_start = 50 * torch.pi * 2500 / 400**2  # the goal is within 50 pixels of the start
     for stays, walks in returns:

@@ -49,7 +49,7 @@ def test_reset_depends_on_each_members_generator_alone():
 
 def test_only_copies_members():
     policy = actor_critic(Box(-1, 1, (2,)))
-    part = policy.only([2, 0])
+    part = policy.copies_of([2, 0])
     obs = torch.randn(1, 6, 4)
     torch.testing.assert_close(part.params(obs.expand(2, -1, -1)), policy.params(obs.expand(3, -1, -1))[[2, 0]])
     part.weight1.data += 1
@@ -62,7 +62,7 @@ def test_what_blind_policies_do_is_independent_of_the_first_numbers_but_their_va
     obs = torch.randn(3, 6, 4)
     first, last = (obs.clone() for _ in range(2))
     first[..., :2], last[..., 2:] = 1.0, 1.0
-    for policy in (blind, blind.like(3), blind.only([0, 1, 2]), blind.part(range(3))):
+    for policy in (blind, blind.like(3), blind.copies_of([0, 1, 2]), blind.view_of(range(3))):
         policy.load_state_dict(blind.state_dict())
         for params in (policy.params, lambda x, policy=policy: policy(x)[0]):
             assert torch.equal(params(first), params(obs)) and not torch.equal(params(last), params(obs))
@@ -211,7 +211,7 @@ def test_where_nothing_is_learned_images_are_looked_at_in_parts(monkeypatch):
     obs, sizes = torch.randn(2, 7, 192), []
     whole = policy(obs)
     features = policy.trunk._features
-    monkeypatch.setattr("mlsh.networks.AT_ONCE", 3 * 2 * 192 + 1)
+    monkeypatch.setattr("mlsh.networks.NUMBERS_AT_ONCE", 3 * 2 * 192 + 1)
     monkeypatch.setattr(policy.trunk, "_features", lambda x, which: sizes.append(x.shape[1]) or features(x, which))
     with torch.no_grad():
         for a, b in zip(policy(obs), whole, strict=True):
@@ -233,7 +233,7 @@ def test_members_with_trunks_are_reset_copied_and_joined():
     torch.testing.assert_close(kernel @ kernel.T, 2 * torch.eye(32))  # orthogonal, gain √2
     assert not torch.equal(kernel, three.trunk.kernel1[0, 0].flatten(1)) and not three.trunk.bias0.any()
     obs = torch.randn(1, 4, 64)
-    joined = two.joined([three.only([2]).state_dict(), two.state_dict()])
+    joined = two.concatenated([three.copies_of([2]).state_dict(), two.state_dict()])
     torch.testing.assert_close(
         joined.params(obs.expand(3, -1, -1)), three.params(obs.expand(3, -1, -1))[[2, 0, 1]], rtol=1e-5, atol=1e-6
     )

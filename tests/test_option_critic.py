@@ -1,6 +1,6 @@
 import csv
-import dataclasses
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,14 +9,16 @@ import torch
 from gymnasium.spaces import Box, Discrete
 
 from mlsh import parallel
-from mlsh.baselines.option_critic import OptionCriticConfig, learn, new_task, optimisers
-from mlsh.baselines.options import Losses, OptionCritic, Transition, objective, play, update
+from mlsh.baselines.option_critic import OptionCriticConfig, begin_task, learn, make_optimizers
+from mlsh.baselines.options import Losses, OptionSettings, OptionSteps, objective, play_options, update_options
 from mlsh.envs import preset
 from mlsh.sampling import Streams
-from test_adapt import Guess
+from test_meta_test import Guess
 from test_rollout import Ladder
 
-CREDIT = {"gamma": 0.5, "explore": 0.2, "margin": 0.1, "reward_scale": 1.0}
+CREDIT = OptionSettings(
+    T=7, n_steps=3, gamma=0.5, lam=0.8, explore=0.2, margin=0.1, entropy_coef=0.01, reward_scale=1.0
+)
 TINY = "-N 2 --groups 2 --rollouts 2 --n_steps 3 -T 7 --wandb disabled".split()
 
 
@@ -48,7 +50,7 @@ def two_steps(terminated=False, truncated=False):
     state = torch.eye(2)
     flags = (torch.tensor([[False], [flag]]) for flag in (terminated, truncated))
     z = torch.tensor([[0], [1]])
-    return Transition(state[[0, 1]][:, None], z, z, torch.tensor([[1.0], [2.0]]), state[[1, 0]][:, None], *flags)
+    return OptionSteps(state[[0, 1]][:, None], z, z, torch.tensor([[1.0], [2.0]]), state[[1, 0]][:, None], *flags)
 
 
 # V(0) = .8·2 + .2·1.5 = 1.9, V(1) = .8·3 + .2·2 = 2.8; U(0, 1) = ¾·3 + ¼·2.8 = 2.95, U(1, 0) = ½·2 + ½·1.9 = 1.95
@@ -64,7 +66,7 @@ def two_steps(terminated=False, truncated=False):
 )
 def test_targets_and_gradients_by_hand(lam, ends, advantage):
     table = Table()
-    losses = objective(table, two_steps(**ends), lam=lam, **CREDIT)
+    losses = objective(table, two_steps(**ends), replace(CREDIT, lam=lam))
     first, second = advantage
     np.testing.assert_allclose(losses.value_loss.detach()[:, 0], [first**2, second**2], rtol=1e-5)
     np.testing.assert_allclose(losses.entropy.detach(), np.log(2), rtol=1e-6)
@@ -83,16 +85,16 @@ def test_targets_and_gradients_by_hand(lam, ends, advantage):
 
 def agent_for(env, **settings):
     cfg = OptionCriticConfig(**{"hidden": 8, "normalise": False, "T": 7, "n_steps": 3, "groups": 2} | settings)
-    agent = OptionCritic.build(cfg, env)
+    agent = cfg.build(env)
     agent.options.reset([np.random.default_rng(k) for k in range(agent.options.n)])
     agent.critic.reset([np.random.default_rng(9 + k) for k in range(agent.critic.n)])
     return agent, cfg
 
 
 def record(env, agent, T=7, explore=0.0, n_steps=3, groups=2, seed=0):
-    parts = []
+    parts, settings = [], replace(CREDIT, T=T, explore=explore, n_steps=n_steps)
     rngs = Streams(seed, range(groups))(0, "x")
-    return *play(env, agent, rngs, T=T, explore=explore, n_steps=n_steps, learn=parts.append), parts
+    return *play_options(env, agent, rngs, settings, parts.append), parts
 
 
 @pytest.mark.parametrize("space", [Discrete(3), Box(-1, 1, (2,))])
@@ -101,7 +103,7 @@ def test_a_rollout_by_hand(space):
     agent, _ = agent_for(env)
     played, obs, parts = record(env, agent)
     assert [len(part.z) for part in parts] == [3, 3, 1] and played.steps == 28 and obs.shape == (28, 2)
-    steps = Transition(*(torch.cat(field) for field in zip(*parts, strict=True)))
+    steps = OptionSteps(*(torch.cat(field) for field in zip(*parts, strict=True)))
     assert all(x.isfinite().all() for x in steps)
     assert steps.reward[:, 1].tolist() == [1, 2, 1, 2, 1, 2, 1] and steps.reward[:, 0].tolist() == [*range(1, 8)]
     assert steps.obs[:, 2, 0].tolist() == [0, 1, 2, 0, 1, 2, 0]
@@ -137,10 +139,10 @@ def test_each_slot_has_its_own_options_and_critic():
     x, z = torch.randn(5, 4, 2), torch.randint(3, (5, 4))
     params, beta, values = agent.policy(x, z), agent.termination(x, z), agent.values(x)
     for t, e in np.ndindex(5, 4):
-        one = agent.options.only([e // 2 * 3 + z[t, e].item()])
+        one = agent.options.copies_of([e // 2 * 3 + z[t, e].item()])
         torch.testing.assert_close(params[t, e], one.params(x[t : t + 1, e : e + 1])[0, 0])
         torch.testing.assert_close(beta[t, e], one.value(x[t : t + 1, e : e + 1])[0, 0].sigmoid())
-        torch.testing.assert_close(values[t, e], agent.critic.only([e // 2]).params(x[t : t + 1, e : e + 1])[0, 0])
+        torch.testing.assert_close(values[t, e], agent.critic.copies_of([e // 2]).params(x[t : t + 1, e : e + 1])[0, 0])
 
 
 def test_one_option_is_an_actor_critic():
@@ -153,7 +155,7 @@ def test_one_option_is_an_actor_critic():
         agent.options.value_weight.mul_(-3)
     again = record(env, agent, n_steps=7)[2][0]
     assert all(torch.equal(a, b) for a, b in zip(steps, again, strict=True))
-    losses = objective(agent, steps, lam=0.8, **CREDIT | {"margin": 0.0})
+    losses = objective(agent, steps, replace(CREDIT, margin=0.0))
     value, then = (agent.critic.params(x.view(1, -1, 2)).view(7, 4).detach() for x in (steps.obs, steps.following))
     logits = agent.options.params(steps.obs.view(1, -1, 2)).view(7, 4, 3)
     advantage = torch.zeros(8, 4)
@@ -171,11 +173,11 @@ def test_a_step_is_of_each_blocks_own_mean():
     """What a group learns does not depend on how many there are, nor on what they do."""
     env = Ladder([99, 2, 3, 99])
     agent, cfg = agent_for(env, shared="nothing")
-    alone = agent.copies(1)._replace(options=agent.options.only([4, 5, 6, 7]), critic=agent.critic.only([1]))
+    alone = agent.copies(1)._replace(options=agent.options.copies_of([4, 5, 6, 7]), critic=agent.critic.copies_of([1]))
     (steps,) = record(env, agent, n_steps=7)[2]
-    mine = Transition(*(x[:, 2:] for x in steps))
+    mine = OptionSteps(*(x[:, 2:] for x in steps))
     for some, its in ((agent, steps), (alone, mine)):
-        update(some, optimisers(some, cfg), its, **cfg.learning)
+        update_options(some, make_optimizers(some, cfg), its, cfg.settings)
     for name, p in alone.options.named_parameters():
         torch.testing.assert_close(agent.options.get_parameter(name)[4:], p)
         assert not torch.equal(p, torch.zeros_like(p)) or "bias" in name
@@ -187,10 +189,10 @@ def test_a_step_is_of_each_blocks_own_mean():
 )
 def test_what_a_new_task_begins_with(shared, options, critic):
     agent, cfg = agent_for(Ladder([99] * 4), shared=shared)
-    optimizers = optimisers(agent, cfg)
+    optimizers = make_optimizers(agent, cfg)
     learn(Ladder([99] * 4), agent, optimizers, Streams(0, range(2))(0, "x"), cfg)
     before = [part.policy_weight.clone() for part in agent[:2]]
-    new_task(agent, optimizers, Streams(0, range(2)), 1, cfg)
+    begin_task(agent, optimizers, Streams(0, range(2)), 1, cfg)
     for part, old, optimizer, kept in zip(agent, before, optimizers, (options, critic), strict=False):
         assert torch.equal(part.policy_weight, old) == kept and (len(optimizer.state) > 0) == kept
         if not kept and part.n > 1:
@@ -203,7 +205,7 @@ def test_it_learns_to_take_the_action_that_pays(num_options):
     env.set_task([0, 1, 2])
     settings = dict(groups=3, shared="nothing", T=30, n_steps=5, lr=0.05, lr_critic=0.05, gamma=0.0)
     agent, cfg = agent_for(env, num_options=num_options, **settings)
-    optimizers = optimisers(agent, cfg)
+    optimizers = make_optimizers(agent, cfg)
     for i in range(12):
         played, _, losses = learn(env, agent, optimizers, Streams(0, range(3))(i, "x"), cfg)
         if not i:
@@ -256,7 +258,7 @@ def test_a_line_in_evaluate(command, tmp_path):
     code, _, err = command("evaluate.py", runs[0], "--env", "MovementBandits4-v0", "--out", tmp_path / "w")
     assert code == 2 and "does not fit" in err
     code, _, err = command("train.py", "-c", "--out", runs[0])
-    assert code == 2 and "is of a run of 'option-critic'; this takes one of mlsh" in err
+    assert code == 2 and "belongs to a run of kind 'option-critic'; give one of kind mlsh" in err
 
 
 def test_one_line_errors(command, monkeypatch, tmp_path):
@@ -276,8 +278,8 @@ def test_one_line_errors(command, monkeypatch, tmp_path):
 def test_the_experience_is_that_of_mlsh():
     known, cfg = preset("Fourrooms-v0"), OptionCriticConfig.defaults("Fourrooms-v0")
     assert cfg.rollouts == known["W"] + known["U"] and (cfg.N, cfg.T, cfg.tasks) == (20, 100, known["tasks"])
-    assert cfg.most_at_once(1) == 20 * cfg.groups and not cfg.normalise
-    assert dataclasses.replace(cfg, shared="all").anew == ()
+    assert cfg.episodes_at_once(1) == 20 * cfg.groups and not cfg.normalise
+    assert replace(cfg, shared="all").new_parts == ()
 
 
 def test_tracking_has_losses_and_returns(command, tmp_path):

@@ -40,7 +40,7 @@ def finish(*runs):
 def assert_same_result(a, b):
     """To the order of floating-point sums."""
     one, two = checkpoint.load(a, [Config]), checkpoint.load(b, [Config])
-    for part in ("subs", "normaliser"):
+    for part in ("sub_policies", "normaliser"):
         for name, tensor in one[part].items():
             torch.testing.assert_close(tensor, two[part][name], rtol=1e-3, atol=1e-5)
     rows = [read_metrics(folder) for folder in (a, b)]
@@ -87,7 +87,7 @@ def test_a_process_that_dies_ends_the_run_and_another_number_goes_on(tmp_path):
     assert len(children) == 2
     os.kill(int(children[1]), signal.SIGKILL)
     _, err = run.communicate(timeout=100)
-    assert run.returncode != 0 and ("has lost another one" in err or "saved after" in err)
+    assert run.returncode != 0 and ("has lost another process" in err or "saved after" in err)
     done = checkpoint.load(tmp_path, [Config])["iteration"]
     assert done >= 2
     finish(start([sys.executable], "-c", "--tasks", done + 1, "--out", tmp_path))

@@ -1,15 +1,28 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 
-from mlsh.minibatches import Minibatches, Rows
+from mlsh.minibatches import MemberRows, MinibatchLayout
 from mlsh.models import ActorCritic
-from mlsh.ppo import Adam, Batch, Samples, figures, gae, gradients, named, normalise, surrogate, update
+from mlsh.optim import Adam
+from mlsh.ppo import (
+    Batch,
+    PPOSettings,
+    Samples,
+    figure_sums,
+    figures_of,
+    gae,
+    gradients,
+    normalise_advantages,
+    surrogate,
+    update,
+)
 
-ALWAYS = dict(epsilon=0.2, c1=0.5, c2=0.01)
+SETTINGS = PPOSettings(minibatches=4, epochs=5, clip=0.2, value_coef=0.5, entropy_coef=0.01)
 
 
 def rngs(n, seed=0):
@@ -63,46 +76,46 @@ def test_updates_end_with_the_epoch_that_passes_the_target(target_kl, epochs):
     """The first minibatch sees no divergence, the last of the first epoch more than 1e-9."""
     policy = actor_critic(2)
     data, optimizer = batch(policy, [0, 1] * 20), Adam(policy, 1e-2)
-    update(policy, optimizer, data, rngs(1), parts=4, epochs=5, **ALWAYS, target_kl=target_kl)
+    update(policy, optimizer, data, rngs(1), replace(SETTINGS, target_kl=target_kl))
     assert {int(state["step"]) for state in optimizer.state.values()} == {4 * epochs}
 
 
 def test_each_member_ends_by_its_own_divergence():
     policy = actor_critic(2)
-    data, optimizer = batch(policy, [0, 1] * 20), Adam(policy, 1e-2, apart=True)
+    data, optimizer = batch(policy, [0, 1] * 20), Adam(policy, 1e-2, per_member=True)
     equal = torch.where(data.member == 0, 1.0, data.advantage)  # normalised they are 0: nothing to learn
     data = data._replace(advantage=equal)
-    update(policy, optimizer, data, rngs(1), parts=4, epochs=5, epsilon=0.2, c1=0, c2=0, target_kl=1e-5)
-    assert [{int(state["step"]) for _, state in optimizer.member(k)} for k in (0, 1)] == [{20}, {4}]
+    update(policy, optimizer, data, rngs(1), replace(SETTINGS, value_coef=0, entropy_coef=0, target_kl=1e-5))
+    assert [{int(state["step"]) for _, state in optimizer.member_state(k)} for k in (0, 1)] == [{20}, {4}]
 
 
 def test_some_members_learn_what_they_would_among_all():
     """Members 1 and 2 of four, with their own samples and the labels of all: weights, moments, figures."""
     policies = [actor_critic(4) for _ in range(2)]
-    both = [Adam(policy, 1e-2, apart=True) for policy in policies]
-    draw, some, settings = np.random.default_rng(0), range(1, 3), dict(parts=3, epochs=2, **ALWAYS)
+    both = [Adam(policy, 1e-2, per_member=True) for policy in policies]
+    draw, some, settings = np.random.default_rng(0), range(1, 3), replace(SETTINGS, minibatches=3, epochs=2)
     data = batch(policies[0], draw.integers(4, size=90), draw.integers(2, size=90))
-    whole = update(policies[0], both[0], data, rngs(2), **settings)
+    whole = update(policies[0], both[0], data, rngs(2), settings)
     before = [p.clone() for p in policies[1].parameters()]
     own = (data.member > 0) & (data.member < 3)
     mine = Batch(*(None if x is None else x[own] for x in data))
-    part = policies[1].part(some)
-    rows = Rows(Minibatches(data.member.numpy(), data.group.numpy(), 4, 3), data.member.numpy(), some)
-    adam = both[1].part(part, some)
-    stats = update(part, adam, mine._replace(member=mine.member - 1), rngs(2), minibatches=rows, **settings)
+    part = policies[1].view_of(some)
+    rows = MemberRows(MinibatchLayout(data.member.numpy(), data.group.numpy(), 4, 3), data.member.numpy(), some)
+    adam = both[1].for_members(part, some)
+    stats = update(part, adam, mine._replace(member=mine.member - 1), rngs(2), settings, rows)
     for name, x in stats.items():
         torch.testing.assert_close(x, whole[name][1:3], rtol=1e-4, atol=1e-5)
     for theirs, ours, old in zip(policies[0].parameters(), policies[1].parameters(), before, strict=True):
         torch.testing.assert_close(ours[1:3], theirs[1:3], rtol=1e-4, atol=1e-5)
         assert not torch.equal(ours[1:3], old[1:3]) and torch.equal(ours[[0, 3]], old[[0, 3]])
     third = actor_critic(4)
-    copy = Adam(third, 1e-2, apart=True)
-    copy.put(2, both[1].member(2))
-    for (values, state), (other, expected) in zip(copy.member(2), both[0].member(2), strict=True):
+    copy = Adam(third, 1e-2, per_member=True)
+    copy.load_member(2, both[1].member_state(2))
+    for (values, state), (other, expected) in zip(copy.member_state(2), both[0].member_state(2), strict=True):
         torch.testing.assert_close(values, other, rtol=1e-4, atol=1e-5)
         for name in expected:
             torch.testing.assert_close(state[name], expected[name], rtol=1e-3, atol=1e-5)
-    assert not both[1].member(0)[0][1] and int(copy.member(2)[0][1]["step"]) == 6
+    assert not both[1].member_state(0)[0][1] and int(copy.member_state(2)[0][1]["step"]) == 6
     with torch.no_grad():
         part.weight1[1].fill_(torch.nan)
     with pytest.raises(FloatingPointError, match="policy 2 is not"):
@@ -112,8 +125,8 @@ def test_some_members_learn_what_they_would_among_all():
 def test_minibatches_hold_every_sample_once_an_epoch_in_its_members_row():
     draw = np.random.default_rng(1)
     member, group = draw.integers(3, size=100), draw.integers(2, size=100)
-    shuffled, generators = Minibatches(member, group, n=3, parts=4), rngs(2)
-    weight, epochs = shuffled.weight, [shuffled.shuffle(generators) for _ in range(5)]
+    shuffled, generators = MinibatchLayout(member, group, n=3, minibatches=4), rngs(2)
+    weight, epochs = shuffled.mean_weights, [shuffled.shuffle(generators) for _ in range(5)]
     for index in epochs:
         assert index.shape == weight.shape and index.shape[:2] == (4, 3)
         assert sorted(index[weight > 0]) == list(range(100))
@@ -129,7 +142,7 @@ def test_minibatches_hold_every_sample_once_an_epoch_in_its_members_row():
 def test_minibatches_of_a_group_do_not_depend_on_the_others():
     member = np.zeros(40, int)
     group = np.repeat([0, 1], 20)
-    both, alone = Minibatches(member, group, 1, parts=3), Minibatches(member[:20], group[:20], 1, parts=3)
+    both, alone = MinibatchLayout(member, group, 1, 3), MinibatchLayout(member[:20], group[:20], 1, 3)
     two, one = rngs(2), rngs(1)
     for _ in range(2):
         for together, single in zip(both.shuffle(two), alone.shuffle(one), strict=True):
@@ -138,7 +151,7 @@ def test_minibatches_of_a_group_do_not_depend_on_the_others():
 
 def test_normalise_within_each_cell():
     advantage = torch.tensor([1.0, 3.0, 10.0, 30.0, 5.0])
-    out = normalise(advantage, torch.tensor([0, 0, 2, 2, 1]), 4)
+    out = normalise_advantages(advantage, torch.tensor([0, 0, 2, 2, 1]), 4)
     torch.testing.assert_close(out, torch.tensor([-1.0, 1.0, -1.0, 1.0, 0.0]))
 
 
@@ -151,7 +164,7 @@ def test_update_is_ppo_of_each_member_alone(space):
     data = data._replace(log_prob=data.log_prob + torch.linspace(-0.5, 0.5, 15))  # some ratios beyond the clip
     expected = []
     for k in range(2):
-        single = policy.only([k])
+        single = policy.copies_of([k])
         mine = data.member == k
         advantage = data.advantage[mine]
         advantage = (advantage - advantage.mean()) / advantage.std(correction=0)
@@ -165,7 +178,7 @@ def test_update_is_ppo_of_each_member_alone(space):
         optimizer.step()
         expected.append(single)
     optimizer = Adam(policy, 0.01)
-    update(policy, optimizer, data, rngs(1), parts=1, epochs=1, epsilon=0.2, c1=0.5, c2=0.3)
+    update(policy, optimizer, data, rngs(1), replace(SETTINGS, minibatches=1, epochs=1, entropy_coef=0.3))
     for k in range(2):
         for name, tensor in expected[k].state_dict().items():
             torch.testing.assert_close(policy.state_dict()[name][k], tensor[0], atol=1e-5, rtol=1e-3)
@@ -174,8 +187,8 @@ def test_update_is_ppo_of_each_member_alone(space):
 @pytest.mark.parametrize("members", [[0] * 20, [0] * 20 + [1]], ids=["never chosen", "chosen once"])
 def test_a_member_with_too_few_samples_is_left_as_it_is(members):
     policy = actor_critic(2)
-    optimizer = Adam(policy, 0.01, apart=True)
-    update(policy, optimizer, batch(policy, [0, 1] * 10), rngs(1), parts=3, epochs=2, **ALWAYS)
+    optimizer = Adam(policy, 0.01, per_member=True)
+    update(policy, optimizer, batch(policy, [0, 1] * 10), rngs(1), replace(SETTINGS, minibatches=3, epochs=2))
 
     def tensors(k):
         rows = optimizer.param_groups[0]["params"][k::2]  # of a parameter the two members one after the other
@@ -183,7 +196,9 @@ def test_a_member_with_too_few_samples_is_left_as_it_is(members):
         return [t.detach().clone() for t in [*(p[k] for p in policy.parameters()), *moments]]
 
     before = tensors(0), tensors(1)
-    stats = update(policy, optimizer, batch(policy, members, seed=1), rngs(1), parts=3, epochs=2, **ALWAYS)
+    stats = update(
+        policy, optimizer, batch(policy, members, seed=1), rngs(1), replace(SETTINGS, minibatches=3, epochs=2)
+    )
     assert all(torch.equal(a, b) for a, b in zip(before[1], tensors(1), strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(before[0], tensors(0), strict=True))
     assert all(x[0].isfinite() and x[1].isnan() for x in stats.values())
@@ -192,23 +207,23 @@ def test_a_member_with_too_few_samples_is_left_as_it_is(members):
 def test_a_member_rests_in_minibatches_without_its_samples():
     """Two samples over eight minibatches: two Adam steps move the member, momentum in the other six does not."""
     policy = actor_critic(2)
-    settings = dict(parts=8, epochs=1, epsilon=0.2, c1=0.5, c2=0.0)
+    settings = replace(SETTINGS, minibatches=8, epochs=1, entropy_coef=0.0)
     data = batch(policy, [0] * 40 + [1] * 2)
-    stats = update(policy, Adam(policy, 0.0), data, rngs(1), **settings)
+    stats = update(policy, Adam(policy, 0.0), data, rngs(1), settings)
     assert stats["entropy"][1].item() == pytest.approx(np.log(4), abs=1e-2)  # not diluted by empty minibatches
     before = policy.policy_bias[1].detach().clone()
-    update(policy, Adam(policy, 0.01, apart=True), data, rngs(1), **settings)
+    update(policy, Adam(policy, 0.01, per_member=True), data, rngs(1), settings)
     assert 0 < (policy.policy_bias[1] - before).abs().max() <= 2 * 0.01 * 1.01
 
 
 def test_a_member_that_begins_late_takes_no_larger_steps():
     """Adam's first step is the learning rate, of each member; with a count for all it would be three times that."""
     policy = actor_critic(2)
-    optimizer = Adam(policy, 0.01, apart=True)
-    settings = dict(parts=1, epochs=100, epsilon=0.2, c1=0.5, c2=0.0)
-    update(policy, optimizer, batch(policy, [0] * 20), rngs(1), **settings)
+    optimizer = Adam(policy, 0.01, per_member=True)
+    settings = replace(SETTINGS, minibatches=1, epochs=100, entropy_coef=0.0)
+    update(policy, optimizer, batch(policy, [0] * 20), rngs(1), settings)
     before = [p.detach().clone() for p in policy.parameters()]
-    update(policy, optimizer, batch(policy, [0, 1] * 20), rngs(1), **settings | {"epochs": 1})
+    update(policy, optimizer, batch(policy, [0, 1] * 20), rngs(1), replace(settings, epochs=1))
     moved = max((p - b)[1].abs().max() for p, b in zip(policy.parameters(), before, strict=True))
     assert 0.005 < moved <= 0.01 * 1.0001
     steps = [{int(optimizer.state[p]["step"]) for p in optimizer.param_groups[0]["params"][k::2]} for k in (0, 1)]
@@ -219,7 +234,7 @@ def test_members_apart_learn_as_members_together():
     one, two = actor_critic(3), actor_critic(3)
     data = batch(one, [0, 1, 2] * 20)
     for policy, apart in ((one, False), (two, True)):
-        update(policy, Adam(policy, 0.01, apart), data, rngs(1), parts=3, epochs=4, **ALWAYS)
+        update(policy, Adam(policy, 0.01, apart), data, rngs(1), replace(SETTINGS, minibatches=3, epochs=4))
     for a, b in zip(one.parameters(), two.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
 
@@ -228,12 +243,12 @@ def test_a_bandit_is_learned():
     """Two members, two arms, each member paid for another arm."""
     policy = ActorCritic(2, 3, Discrete(2), hidden=8)
     policy.reset(rngs(2))
-    optimizer = Adam(policy, 0.01, apart=True)
+    optimizer = Adam(policy, 0.01, per_member=True)
     for i in range(30):
         data = batch(policy, [0, 1] * 50, seed=i)
         paid = (data.action == data.member).float()
         data = data._replace(advantage=paid - 0.5, value_target=paid)
-        stats = update(policy, optimizer, data, rngs(1, i), parts=2, epochs=5, epsilon=0.2, c1=0.5, c2=0.0)
+        stats = update(policy, optimizer, data, rngs(1, i), replace(SETTINGS, minibatches=2, entropy_coef=0.0))
     obs = torch.randn(2, 50, 3)
     chosen = policy.params(obs).softmax(-1).mean(1)
     assert chosen[0, 0] > 0.95 and chosen[1, 1] > 0.95
@@ -249,8 +264,8 @@ def test_a_ratio_beyond_the_clip_gives_the_policy_no_gradient(log_ratios, dual_c
     data = batch(policy, [0, 0])._replace(advantage=torch.tensor([1.0, -1.0]))
     data = data._replace(log_prob=data.log_prob - torch.tensor(log_ratios))
     weights = policy.policy_weight.detach().clone(), policy.value_weight.detach().clone()
-    flags = dict(parts=1, epochs=1, epsilon=0.2, dual_clip=dual_clip, c1=0.5, c2=0)
-    stats = update(policy, Adam(policy, 0.1), data, rngs(1), **flags)
+    settings = replace(SETTINGS, minibatches=1, epochs=1, dual_clip=dual_clip, entropy_coef=0)
+    stats = update(policy, Adam(policy, 0.1), data, rngs(1), settings)
     assert torch.equal(policy.policy_weight, weights[0]) != learns
     assert not torch.equal(policy.value_weight, weights[1])
     assert stats["clip_fraction"] == 1
@@ -296,14 +311,14 @@ def test_explained_variance_by_hand():
             return new
 
     samples = Samples(None, zeros, new.log_prob(zeros), zeros, target)
-    explained = named(figures(Fixed(), samples, weight.double(), 0.2))["explained_variance"]
+    explained = figures_of(figure_sums(Fixed(), samples, weight.double(), 0.2))["explained_variance"]
     torch.testing.assert_close(explained, torch.tensor(by_hand), equal_nan=True)
 
 
 def test_stats_by_hand():
     policy = actor_critic(1)
     data = batch(policy, [0] * 4)
-    stats = update(policy, Adam(policy, 0.0), data, rngs(1), parts=2, epochs=1, **ALWAYS)
+    stats = update(policy, Adam(policy, 0.0), data, rngs(1), replace(SETTINGS, minibatches=2, epochs=1))
     assert stats["kl"] == pytest.approx(0, abs=1e-6) and stats["clip_fraction"] == 0
     assert stats["entropy"] == pytest.approx(np.log(4), abs=1e-2)
     value = policy.value(data.obs[None])[0]
@@ -317,18 +332,18 @@ def test_a_sample_that_was_all_but_impossible_gives_no_nan():
     policy = actor_critic(1, Discrete(4))
     data = batch(policy, [0] * 8)
     data.log_prob[0], data.advantage[0] = -200.0, -10.0
-    flags = {"parts": 2, "epochs": 3, "epsilon": 0.2, "c1": 0.5, "c2": 0.0}
-    update(policy, Adam(policy, 1e-2), data, rngs(1), **flags)
+    settings = replace(SETTINGS, minibatches=2, epochs=3, entropy_coef=0.0)
+    update(policy, Adam(policy, 1e-2), data, rngs(1), settings)
     assert all(p.isfinite().all() for p in policy.parameters())
 
 
 def test_a_sample_that_was_all_but_impossible_ends_no_other_members_update():
     """It fills the row of a member that has none in a minibatch, where it weighs nothing."""
     policy = actor_critic(2, Discrete(4))
-    data, optimizer = batch(policy, [0] * 8 + [1] * 2), Adam(policy, 1e-4, apart=True)
+    data, optimizer = batch(policy, [0] * 8 + [1] * 2), Adam(policy, 1e-4, per_member=True)
     data.log_prob[0] = -200.0
-    update(policy, optimizer, data, rngs(1), parts=4, epochs=3, **ALWAYS, target_kl=1.0)
-    assert [int(optimizer.member(k)[0][1]["step"]) for k in (0, 1)] == [4, 6]
+    update(policy, optimizer, data, rngs(1), replace(SETTINGS, epochs=3, target_kl=1.0))
+    assert [int(optimizer.member_state(k)[0][1]["step"]) for k in (0, 1)] == [4, 6]
 
 
 def test_a_loss_that_is_infinite_is_noticed():
@@ -337,15 +352,15 @@ def test_a_loss_that_is_infinite_is_noticed():
     samples = batch(policy, [0, 0, 1, 1])
     samples.value_target[2:] = 1e25
     with pytest.raises(FloatingPointError, match="1 is not finite"):
-        update(policy, Adam(policy, 1e-3), samples, rngs(1), parts=1, epochs=1, **ALWAYS)
+        update(policy, Adam(policy, 1e-3), samples, rngs(1), replace(SETTINGS, minibatches=1, epochs=1))
     assert all(p.isfinite().all() for p in policy.parameters())
 
 
 def test_weights_only_compare_the_samples_of_a_member():
     def learned(weight):
         policy = actor_critic(2)
-        samples = batch(policy, [0, 0, 0, 1, 1])._replace(weight=None if weight is None else torch.tensor(weight))
-        update(policy, Adam(policy, 1e-2), samples, rngs(1), parts=1, epochs=2, **ALWAYS)
+        samples = batch(policy, [0, 0, 0, 1, 1])._replace(importance=None if weight is None else torch.tensor(weight))
+        update(policy, Adam(policy, 1e-2), samples, rngs(1), replace(SETTINGS, minibatches=1, epochs=2))
         return policy.policy_weight.detach()
 
     torch.testing.assert_close(learned([3.0] * 3 + [1e-30] * 2), learned(None))  # whatever they are, if they are equal
@@ -353,8 +368,8 @@ def test_weights_only_compare_the_samples_of_a_member():
     one, other = learned([1.0, 2.0, 3.0, 1.0, 1.0]), learned(None)
     assert torch.equal(one[1], other[1]) and not torch.equal(one[0], other[0])
     policy = actor_critic(1)
-    nothing = batch(policy, [0] * 100)._replace(weight=torch.zeros(100))
-    update(policy, Adam(policy, 1e-2), nothing, rngs(1), parts=1, epochs=2, **ALWAYS)
+    nothing = batch(policy, [0] * 100)._replace(importance=torch.zeros(100))
+    update(policy, Adam(policy, 1e-2), nothing, rngs(1), replace(SETTINGS, minibatches=1, epochs=2))
     assert all(p.isfinite().all() for p in policy.parameters())
 
 
@@ -363,7 +378,7 @@ def test_a_sample_without_weight_teaches_nothing():
     samples, index = batch(policy, [0, 0, 0]), torch.tensor([[0, 1, 2]])
     weight = torch.full((1, 3), 1 / 3)
     told, _ = gradients(
-        policy, samples._replace(weight=torch.tensor([1.5, 1.5, 0.0])), index, weight, 0.2, 0.0, 0.5, 0.01
+        policy, samples._replace(importance=torch.tensor([1.5, 1.5, 0.0])), index, weight, 0.2, 0.0, 0.5, 0.01
     )
     of_two, _ = gradients(policy, samples, index[:, :2], torch.full((1, 2), 1 / 2), 0.2, 0.0, 0.5, 0.01)
     torch.testing.assert_close(told, of_two)

@@ -12,11 +12,12 @@ from mlsh.envs import make_env
 from mlsh.envs.base import VectorTasks
 from mlsh.errors import EnvironmentFailed
 from mlsh.models import Hierarchy
+from mlsh.outcome import Outcome, concatenate_groups, concatenate_slots
 from mlsh.ppo import gae
-from mlsh.rollout import Outcome, collect, extended, joined, measure
+from mlsh.rollout import RolloutSettings, collect, evaluate
 from mlsh.sampling import Streams
 
-SETTINGS = dict(T=7, high_len=3, gamma=0.9, lam=0.8)
+SETTINGS = RolloutSettings(T=7, high_len=3, gamma=0.9, lam=0.8)
 
 
 class Ladder(VectorTasks):
@@ -59,8 +60,8 @@ def test_two_timescales_by_hand(space):
     """T = 7 is no multiple of the master's period 3: its last transition has one step."""
     env = Ladder([99, 99, 99, 99], space)
     agent = agent_for(env, groups=2)
-    out = collect(env, agent, Streams(1, range(2))(2, "x"), **SETTINGS, reward_scale=0.5)
-    master, low = out.master, out.low
+    out = collect(env, agent, Streams(1, range(2))(2, "x"), replace(SETTINGS, reward_scale=0.5))
+    master, low = out.master, out.sub_policies
     assert out.outcome.steps == 28 and out.outcome.episode_return.tolist() == [[28, 28], [28, 28]]
     # decisions at t = 0, 3, 6 in every episode, time-major
     assert master.obs[:, 0].tolist() == [0] * 4 + [3] * 4 + [6] * 4
@@ -92,9 +93,9 @@ def test_without_bootstrap_the_limit_ends_the_episode_for_the_master_alone():
     env.max_episode_steps = 7
     agent = agent_for(env, groups=2)
     with_it, without = (
-        collect(env, agent, Streams(1, range(2))(2, "x"), **SETTINGS, bootstrap=b) for b in (True, False)
+        collect(env, agent, Streams(1, range(2))(2, "x"), replace(SETTINGS, bootstrap=b)) for b in (True, False)
     )
-    assert torch.equal(with_it.low.advantage, without.low.advantage)
+    assert torch.equal(with_it.sub_policies.advantage, without.sub_policies.advantage)
     expected = gae(
         torch.tensor([6.0, 15.0, 7.0])[:, None].expand(3, 4),  # 1+2+3, 4+5+6, 7
         without.master.value.view(3, 4),
@@ -111,7 +112,7 @@ def test_the_environments_last_info_is_kept():
     env = Ladder([99] * 4)
     step = env._step
     env._step = lambda actions: (*step(actions)[:3], {"height": torch.arange(4.0) + env._elapsed})
-    out = measure(env, agent_for(env, groups=2), Streams(1, range(2))(2, "x"), T=7, high_len=3)
+    out = evaluate(env, agent_for(env, groups=2), Streams(1, range(2))(2, "x"), SETTINGS)
     assert {name: x.tolist() for name, x in out.final.items()} == {"height": [[7, 8], [9, 10]]}
 
 
@@ -121,8 +122,8 @@ def test_without_sub_policies_the_masters_act_at_every_step(space):
     cfg = Config(groups=2, num_sub_policies=0, hidden=8)
     agent = Hierarchy.build(cfg, env)
     agent.master.reset(Streams(0, range(2))(0, "master"))
-    out = collect(env, agent, Streams(1, range(2))(2, "x"), **SETTINGS | {"high_len": 1})
-    assert out.low is None and out.outcome.share.shape == (2, 0) and out.outcome.steps == 28
+    out = collect(env, agent, Streams(1, range(2))(2, "x"), replace(SETTINGS, high_len=1))
+    assert out.sub_policies is None and out.outcome.share.shape == (2, 0) and out.outcome.steps == 28
     assert out.outcome.episode_return.tolist() == [[28, 6], [28, 28]]
     first = out.master.action[:4]
     assert torch.equal(first, env.actions[0])  # what the environment got is what is learned from
@@ -136,8 +137,8 @@ def test_without_sub_policies_the_masters_act_at_every_step(space):
 def test_log_probs_are_of_the_actions_taken():
     env = Ladder([99] * 4)
     agent = agent_for(env, groups=2)
-    out = collect(env, agent, Streams(1, range(2))(2, "x"), **SETTINGS)
-    for batch, policy in ((out.master, agent.master), (out.low, agent.sub_policies)):
+    out = collect(env, agent, Streams(1, range(2))(2, "x"), SETTINGS)
+    for batch, policy in ((out.master, agent.master), (out.sub_policies, agent.sub_policies)):
         params = policy.params(batch.obs.expand(2, -1, -1))[batch.member, range(len(batch.obs))]
         torch.testing.assert_close(batch.log_prob, params.log_softmax(-1)[range(len(batch.obs)), batch.action])
 
@@ -182,7 +183,7 @@ def brute_force(env, agent, z, T, high_len, bootstrap, low):
 
     `z` [T, E]: the sub-policy at every step.
     """
-    gamma, lam, found = SETTINGS["gamma"], SETTINGS["lam"], {}
+    gamma, lam, found = SETTINGS.gamma, SETTINGS.lam, {}
     groups = agent.master.n
 
     def value(x, e, t):
@@ -230,15 +231,15 @@ def test_a_slot_goes_on_with_new_episodes_and_every_step_is_learned_from(high_le
     """Against every slot's episodes one by one, in plain Python; each begins with a decision of its own."""
     env = Script(SCRIPTS)
     agent = agent_for(env, groups=2)
-    settings = SETTINGS | {"high_len": high_len, "bootstrap": bootstrap}
-    out = collect(env, agent, Streams(1, range(2))(2, "x"), **settings)
-    assert out.outcome.steps == len(out.low.obs) == len(out.obs) == 42
-    assert all(x.isfinite().all() for batch in (out.master, out.low) for x in batch if x is not None)
-    z = out.low.member.view(7, 6)
-    assert torch.equal(out.low.action.view(7, 6), torch.stack(env.actions))
+    settings = replace(SETTINGS, high_len=high_len, bootstrap=bootstrap)
+    out = collect(env, agent, Streams(1, range(2))(2, "x"), settings)
+    assert out.outcome.steps == len(out.sub_policies.obs) == len(out.obs) == 42
+    assert all(x.isfinite().all() for batch in (out.master, out.sub_policies) for x in batch if x is not None)
+    z = out.sub_policies.member.view(7, 6)
+    assert torch.equal(out.sub_policies.action.view(7, 6), torch.stack(env.actions))
     low = brute_force(env, agent, z.tolist(), 7, high_len, bootstrap, low=True)
     expected = torch.tensor([[low[e, t] for e in range(6)] for t in range(7)])
-    torch.testing.assert_close(out.low.advantage.view(7, 6), expected)
+    torch.testing.assert_close(out.sub_policies.advantage.view(7, 6), expected)
     master = brute_force(env, agent, z.tolist(), 7, high_len, bootstrap, low=False)
     slot = (out.master.obs[:, 0] * 3).round().long()
     for e in range(6):  # decisions of a slot are in order
@@ -259,25 +260,25 @@ def test_what_follows_a_truncation_has_to_be_finite_too():
 
     env.step = blind
     with pytest.raises(FloatingPointError, match="an observation that is not finite at step 2, task 0"):
-        collect(env, agent_for(env, groups=1), Streams(1, range(1))(2, "x"), **SETTINGS)
+        collect(env, agent_for(env, groups=1), Streams(1, range(1))(2, "x"), SETTINGS)
 
 
-def test_reported_are_complete_episodes_and_of_what_only_measures_the_first():
+def test_training_reports_complete_episodes_and_evaluation_the_first():
     """Slot 0 has episodes of 2, 2 and, cut short, 3 steps; slot 1 one that is not over."""
     env = Script([[(2, "term"), (2, "trunc"), (9, "term")], [(9, "term")]])
     agent = agent_for(env, groups=1)
     reward = lambda e, episode, t: e / 3 + episode / 2 + t / 5  # noqa: E731
     first, second = (sum(reward(0, i, t) for t in (1, 2)) for i in (1, 2))
     whole = sum(reward(1, 1, t) for t in range(1, 8))
-    out = collect(env, agent, Streams(1, range(1))(2, "x"), **SETTINGS).outcome
+    out = collect(env, agent, Streams(1, range(1))(2, "x"), SETTINGS).outcome
     assert out.episode_return[0].tolist() == pytest.approx([(first + second) / 2, whole])
     assert out.episode_length[0].tolist() == [2, 7]
     env.begun = [0, 0]
-    out = measure(env, agent, Streams(1, range(1))(2, "x"), T=7, high_len=3)
+    out = evaluate(env, agent, Streams(1, range(1))(2, "x"), SETTINGS)
     assert out.episode_return[0].tolist() == pytest.approx([first, whole]) and out.steps == 2 + 7
     assert out.episode_length[0].tolist() == [2, 7]
     env.scripts, env.begun, env.actions = [[(2, "term")], [(3, "trunc")]], [0, 0], []
-    out = measure(env, agent, Streams(1, range(1))(2, "x"), T=7, high_len=3)
+    out = evaluate(env, agent, Streams(1, range(1))(2, "x"), SETTINGS)
     assert out.steps == 5 and len(env.actions) == 3  # nothing is simulated when all are over
     assert out.share.sum() == pytest.approx(1)
 
@@ -291,10 +292,10 @@ def test_a_group_does_not_depend_on_the_others(ends):
         one, two = make_env(cfg, 3), make_env(cfg, 6)
     one.set_task(0)
     two.set_task([0, 1])
-    alone = collect(one, agent_for(one, 1), Streams(1, [0])(2, "x"), explore=0.5, **SETTINGS)
-    both = collect(two, agent_for(two, 2), Streams(1, [0, 1])(2, "x"), explore=0.5, **SETTINGS)
-    mine = both.low.group == 0
-    for a, b in zip(alone.low, both.low, strict=True):
+    alone = collect(one, agent_for(one, 1), Streams(1, [0])(2, "x"), replace(SETTINGS, explore=0.5))
+    both = collect(two, agent_for(two, 2), Streams(1, [0, 1])(2, "x"), replace(SETTINGS, explore=0.5))
+    mine = both.sub_policies.group == 0
+    for a, b in zip(alone.sub_policies, both.sub_policies, strict=True):
         torch.testing.assert_close(a, b[mine])
     assert torch.equal(alone.outcome.episode_return[0], both.outcome.episode_return[0])
 
@@ -305,7 +306,8 @@ def test_random_decisions_are_as_many_as_asked():
     with torch.no_grad():
         agent.master.policy_bias[..., 0] = 50.0  # always sub-policy 0
     share = {
-        x: collect(env, agent, Streams(1, [0])(2, "x"), explore=x, **SETTINGS).outcome.share for x in (0.0, 0.2, 1.0)
+        x: collect(env, agent, Streams(1, [0])(2, "x"), replace(SETTINGS, explore=x)).outcome.share
+        for x in (0.0, 0.2, 1.0)
     }
     assert share[0.0].tolist() == [[1, 0]]
     assert share[0.2][0, 1].item() == pytest.approx(0.1, abs=0.03)
@@ -320,13 +322,13 @@ def test_a_random_decision_counts_for_the_sub_policies_as_likely_as_it_was_to_th
         agent.master.policy_bias.copy_(torch.tensor([0.9, 0.1]).log())
     found = set()
     for seed in range(20):
-        low = collect(env, agent, Streams(seed, [0])(2, "x"), explore=0.2, **SETTINGS).low
-        weight, z = low.weight.view(7, 2), low.member.view(7, 2)
+        low = collect(env, agent, Streams(seed, [0])(2, "x"), replace(SETTINGS, explore=0.2)).sub_policies
+        weight, z = low.importance.view(7, 2), low.member.view(7, 2)
         by_hand = torch.where(z == 0, 0.892 / 0.82, 0.108 / 0.18)  # one random in 50, over one in 5
         torch.testing.assert_close(weight, by_hand)
         found |= set(z.flatten().tolist())
     assert found == {0, 1}
-    assert collect(env, agent, Streams(1, [0])(2, "x"), **SETTINGS).low.weight is None
+    assert collect(env, agent, Streams(1, [0])(2, "x"), SETTINGS).sub_policies.importance is None
 
 
 def test_a_sub_policy_that_no_master_wants_learns_from_all_alike():
@@ -335,8 +337,11 @@ def test_a_sub_policy_that_no_master_wants_learns_from_all_alike():
     with torch.no_grad():  # both never take sub-policy 1, the one a trillion times less ever than the other
         agent.master.policy_weight.zero_()
         agent.master.policy_bias[:, 0, 1] = torch.tensor([-20.0, -48.0])
-    batches = [collect(env, agent, Streams(seed, [0, 1])(2, "x"), explore=0.2, **SETTINGS).low for seed in range(20)]
-    weight, member, group = (torch.cat([getattr(b, name) for b in batches]) for name in ("weight", "member", "group"))
+    settings = replace(SETTINGS, explore=0.2)
+    batches = [collect(env, agent, Streams(seed, [0, 1])(2, "x"), settings).sub_policies for seed in range(20)]
+    weight, member, group = (
+        torch.cat([getattr(b, name) for b in batches]) for name in ("importance", "member", "group")
+    )
     assert set(group[member == 1].tolist()) == {0, 1}
     torch.testing.assert_close(weight, torch.where(member == 1, 0.1, 0.99 / 0.9))
 
@@ -347,8 +352,8 @@ def test_weights_are_of_the_decision_under_which_a_step_was_taken():
     agent = agent_for(env, groups=2)
     with torch.no_grad():
         agent.master.policy_weight.normal_(generator=torch.Generator().manual_seed(0))
-    out = collect(env, agent, Streams(3, [0, 1])(2, "x"), explore=0.5, **SETTINGS)
-    weight, z = out.low.weight.view(7, 4), out.low.member.view(7, 4)
+    low = collect(env, agent, Streams(3, [0, 1])(2, "x"), replace(SETTINGS, explore=0.5)).sub_policies
+    weight, z = low.importance.view(7, 4), low.member.view(7, 4)
     for e, life in enumerate((99, 4, 2, 99)):
         for t in range(7):
             age = t % life
@@ -362,9 +367,9 @@ def test_weights_are_of_the_decision_under_which_a_step_was_taken():
 def test_any_number_of_sub_policies_and_any_period(num_sub_policies, high_len):
     env = make_env(Config(T=7), 6)
     out = collect(
-        env, agent_for(env, 2, num_sub_policies), Streams(1, range(2))(2, "x"), **SETTINGS | {"high_len": high_len}
+        env, agent_for(env, 2, num_sub_policies), Streams(1, range(2))(2, "x"), replace(SETTINGS, high_len=high_len)
     )
-    assert len(out.master.obs) == 6 * -(-7 // high_len) and len(out.low.obs) == 42
+    assert len(out.master.obs) == 6 * -(-7 // high_len) and len(out.sub_policies.obs) == 42
     assert out.outcome.share.shape == (2, num_sub_policies)
 
 
@@ -378,12 +383,12 @@ def test_outcomes_are_put_side_by_side():
         one([[1.0], [2.0]], [[1.0, 0], [0, 1.0]], up=[[1.0], [0.0]]),
         one([[3.0] * 3] * 2, [[0.0, 1]] * 2, at=[[7.0] * 3] * 2),
     )
-    out = extended([a, b])
+    out = concatenate_slots([a, b])
     assert out.episode_return.tolist() == [[1, 3, 3, 3], [2, 3, 3, 3]] and out.steps == 10
     assert out.share.tolist() == [[0.25, 0.75], [0, 1]] and out.diverged.tolist() == [2, 0]
     assert out.final_means() == {"final_up": [1, 0], "final_at": [7, 7]}
-    assert joined([a, a]).final_means() == {"final_up": [1, 0, 1, 0]}
-    assert joined([a, one([[3.0]], [[0.0, 1]])]).final_means() == {"final_up": [1, 0, None]}
+    assert concatenate_groups([a, a]).final_means() == {"final_up": [1, 0, 1, 0]}
+    assert concatenate_groups([a, one([[3.0]], [[0.0, 1]])]).final_means() == {"final_up": [1, 0, None]}
 
 
 class Waits(TorchDispatchMode):
@@ -397,16 +402,15 @@ class Waits(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("env_id", ["MovementBandits-v0", "KeyDoor-v0", "Allwalk-v0", "MovementBanditsConv-v0"])
-@pytest.mark.parametrize("play", [collect, measure])
+@pytest.mark.parametrize("play", [collect, evaluate])
 def test_no_step_but_the_last_waits_for_a_device(env_id, play):
     counts = []
     for T in (4, 40):
         cfg = Config.defaults(env_id)
         env = make_env(replace(cfg, T=T), 2)
-        settings = SETTINGS if play is collect else {"high_len": 3}
         agent = agent_for(env, groups=1)
         with Waits() as waits:
-            play(env, agent, Streams(1, range(1))(0, "x"), **settings | {"T": T})
+            play(env, agent, Streams(1, range(1))(0, "x"), replace(SETTINGS, T=T))
         counts.append(waits.count)
     assert counts[0] == counts[1] > 0
 
@@ -422,30 +426,28 @@ def test_no_step_but_the_last_waits_for_a_gpu():
         torch.cuda.set_sync_debug_mode("error" if next(done) < cfg.T - 1 else "default")
 
     try:
-        collect(env, agent, Streams(1, range(2))(0, "x"), **SETTINGS | {"T": cfg.T}, on_step=on_step)
+        collect(env, agent, Streams(1, range(2))(0, "x"), replace(SETTINGS, T=cfg.T), on_step=on_step)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("play", [collect, measure])
+@pytest.mark.parametrize("play", [collect, evaluate])
 @pytest.mark.parametrize("T", [2, 3, 10])
 def test_to_say_that_nothing_terminates_changes_nothing(play, T):
     seen = []
     for terminates in (True, False):
         env = make_env(replace(Config.defaults("MovementBandits-v0"), T=3), 4)
         env.terminates = terminates
-        settings = SETTINGS if play is collect else {"high_len": 3}
-        out = play(env, agent_for(env, groups=2), Streams(1, range(2))(0, "x"), **settings | {"T": T})
-        seen.append((out.obs, *out.low[:-1], *out.outcome[:3]) if play is collect else out[:4])
+        out = play(env, agent_for(env, groups=2), Streams(1, range(2))(0, "x"), replace(SETTINGS, T=T))
+        seen.append((out.obs, *out.sub_policies[:-1], *out.outcome[:3]) if play is collect else out[:4])
     for a, b in zip(*seen, strict=True):
         assert a == b if isinstance(a, int) else torch.equal(a, b)
 
 
-@pytest.mark.parametrize("play", [collect, measure])
+@pytest.mark.parametrize("play", [collect, evaluate])
 @pytest.mark.parametrize("lifetime", [[5, 99], [99, 6]])
 def test_an_environment_that_terminates_has_to_say_so(play, lifetime):
     env = Ladder(lifetime)
     env.terminates = False
-    settings = SETTINGS if play is collect else {"T": 7, "high_len": 3}
     with pytest.raises(EnvironmentFailed, match="Ladder has ended an episode before its limit"):
-        play(env, agent_for(env, groups=1), Streams(1, range(1))(0, "x"), **settings)
+        play(env, agent_for(env, groups=1), Streams(1, range(1))(0, "x"), SETTINGS)
