@@ -198,7 +198,7 @@ def test_an_rl2_checkpoint_is_none_of_train(command, tmp_path):
     for script in ("train.py", "render.py"):
         flags = ["-c", "--out", tmp_path / "rl2"] if script == "train.py" else [tmp_path / "rl2"]
         code, _, err = command(script, *flags)
-        assert code == 2 and "is of a run of 'rl2'; this takes one of mlsh" in err
+        assert code == 2 and "belongs to a run of kind 'rl2'; give one of kind mlsh" in err
     code, _, err = command("train_rl2.py", *RL2, "--out", tmp_path / "rl2")
     assert code == 2 and "is not empty; continue it with -c or name another folder" in err
     for parts, reason in ((0, "--parts is 0"), (5, "--parts is 5: there are only 4 trials")):

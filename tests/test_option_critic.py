@@ -256,7 +256,7 @@ def test_a_line_in_evaluate(command, tmp_path):
     code, _, err = command("evaluate.py", runs[0], "--env", "MovementBandits4-v0", "--out", tmp_path / "w")
     assert code == 2 and "does not fit" in err
     code, _, err = command("train.py", "-c", "--out", runs[0])
-    assert code == 2 and "is of a run of 'option-critic'; this takes one of mlsh" in err
+    assert code == 2 and "belongs to a run of kind 'option-critic'; give one of kind mlsh" in err
 
 
 def test_one_line_errors(command, monkeypatch, tmp_path):
