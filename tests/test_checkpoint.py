@@ -23,7 +23,7 @@ def saved(cfg):
     agent.sub_policies.reset(Streams(0, range(cfg.num_sub_policies))(0, "sub-policies"))
     agent.normaliser.update(torch.randn(9, 6))
     optimizer = Adam(agent.sub_policies, 0.1, per_member=True)
-    sum(x.square().sum() for x in agent.sub_policies(torch.randn(2, 5, 6))).backward()
+    torch.cat([x.square().flatten() for x in agent.sub_policies(torch.randn(2, 5, 6))]).sum().backward()
     optimizer.step()
     return cfg, {"sub_policies": agent.sub_policies, "normaliser": agent.normaliser, "optimizer": optimizer}
 

@@ -6,17 +6,19 @@ import pytest
 import torch
 
 from mlsh import parallel
+from mlsh.config import Config
 from mlsh.errors import UserError
 from mlsh.outcome import Outcome
 from mlsh.runs.log import LOSSES, MOMENTS, MLSHLog
 from mlsh.runs.metrics import read_metrics
+from mlsh.runs.run import Run
 
 
-class FakeRun:
-    """Stands for the `Run` of a log."""
+class FakeRun(Run[Config]):
+    """Has the parts of a run that a log uses."""
 
     def __init__(self, cfg, folder, iteration=0):
-        self.cfg, self.folder, self.length, self.ended, self.trackers = cfg, folder, cfg.tasks, [], []
+        self.cfg, self.folder, self.ended, self.trackers = cfg, folder, [], []
         self.progress = {"iteration": iteration, "env_steps": 0, "train_env_steps": 0, "seconds": 0.0, "run_id": "id"}
 
     def end_iteration(self, **progress):
@@ -57,6 +59,9 @@ class FakeTracker:
 
     def finish(self, results, summary, env_steps):
         self.results, self.summary = results, summary
+
+    def close(self):
+        pass
 
 
 def log_outer_iteration(log, i, tasks=(1, 0), **final):
@@ -129,10 +134,11 @@ def test_an_outer_iteration_fills_metrics_curves_and_results(cfg, folder):
 def test_each_tracker_gets_the_values_of_an_outer_iteration(cfg, folder, monkeypatch):
     cfg.explore, cfg.sub_entropy, cfg.fade, cfg.sub_lr, cfg.sub_lr_decay = 0.2, 0.04, 4, 0.1, 0.5
     run = FakeRun(cfg, folder)
-    run.trackers = [FakeTracker(), FakeTracker()]
+    first, second = FakeTracker(), FakeTracker()
+    run.trackers += [first, second]
     log_outer_iteration(MLSHLog(run), 1)
-    assert run.trackers[1].logged == run.trackers[0].logged
-    (trained, at), (logged, end) = run.trackers[0].logged
+    assert first.logged == second.logged
+    (trained, at), (logged, end) = first.logged
     assert (at, end) == (30, 40)  # two evaluations and a rollout; one more evaluation
     assert trained.pop("charts/SPS") > 0
     assert trained == {"reward": 0, "charts/episodic_return": 0, "charts/episodic_length": 2.5}
@@ -147,7 +153,8 @@ def test_each_tracker_gets_the_values_of_an_outer_iteration(cfg, folder, monkeyp
 @pytest.mark.parametrize("tasks", [[0.25, -1.5], [[0.5, 1.0], [2.0, 0.0]], [10, 499], ["left", "right"]])
 def test_tasks_of_a_large_family_have_no_names_of_their_own(cfg, folder, tasks):
     run = FakeRun(cfg, folder)
-    run.trackers = [tracker] = [FakeTracker()]
+    tracker = FakeTracker()
+    run.trackers.append(tracker)
     log = MLSHLog(run)
     for i in range(3):
         log_outer_iteration(log, i, tasks)

@@ -170,7 +170,7 @@ def test_wandb_itself_reads_the_entity(cfg, folder, monkeypatch):
     monkeypatch.setenv("WANDB_ENTITY", "my-team")
     cfg.wandb = "offline"
     run = start_wandb(cfg, folder, "id", MACHINE)
-    assert run.entity == "my-team"
+    assert run and run.entity == "my-team"
     run.finish()
     wandb.teardown()
 
