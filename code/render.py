@@ -1,8 +1,8 @@
-"""Film a checkpoint's agent with a fresh master and with one trained by warm-up: python render.py --help"""
+"""Film a checkpoint's agent with an untrained and a trained master: python render.py --help"""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 
@@ -14,64 +14,66 @@ from mlsh.runs import checkpoint
 from mlsh.runs.files import safe_name
 from mlsh.runs.film import film
 from mlsh.sampling import Streams, find_task
-from mlsh.settings import Count, CountOrNone, NotNegative, Settings, cli, short
+from mlsh.settings import Count, CountOrZero, NonNegative, Settings, alias, cli
 
 
 @dataclass
 class Args(Settings):
-    """Write two videos of one task: the master newly initialised, and trained."""
+    """Write two videos of one task: with a new, untrained master, and with a trained one.
+
+    Examples:
+    python render.py runs/mb-0 --task 1 --out x.gif
+    python render.py ../assets/AntBandits-v1.pt --task 0 --episodes 2 --out ant.mp4
+    """
+
+    RENAMED: ClassVar[dict[str, str]] = {"hlr": "master_lr"}
 
     run: Annotated[Path, tyro.conf.Positional]
     """Run folder or checkpoint."""
     task: str = "0"
     """Task: a number 0 … n−1 in a finite family, else JSON."""
     out: str = ""
-    """NAME.gif or .mp4; writes NAME-initialised and NAME-trained. Default: task-<task>.gif in the run folder, or, of a
-    checkpoint that is in none, in the current one."""
+    """NAME.gif or NAME.mp4; the videos are NAME-untrained and NAME-trained. Default: task-TASK.gif beside the run."""
     episodes: Count = 1
-    """Episodes in a video."""
+    """Episodes per video."""
     every: Count = 1
-    """Keep one frame of so many; the video is as many times as fast."""
+    """Keep one frame of so many. The video runs that many times as fast."""
     env: str = ""
-    """Another environment than the run's own, as of evaluate.py."""
-    updates: CountOrNone = 0
-    """PPO updates of the master; 0 for the run's W, or without a warm-up U."""
-    N: Annotated[CountOrNone, short("-N")] = 0
-    """Episodes a rollout of its training; 0 for the run's."""
-    T: Annotated[CountOrNone, short("-T")] = 0
-    """Env steps of an episode; 0 for the run's, or those of --env."""
-    master_lr: NotNegative = 0.0
-    """Its learning rate; 0 for the run's."""
+    """Another environment with the same spaces, played with -T and --high_len of its preset."""
+    updates: CountOrZero = 0
+    """PPO updates of the trained master. Default: W of the run, or U if it had no warm-up."""
+    N: Annotated[CountOrZero, alias("-N")] = 0
+    """Episodes per rollout while the master learns. Default: that of the run."""
+    T: Annotated[CountOrZero, alias("-T")] = 0
+    """Env steps per episode. Default: that of the run, or of --env."""
+    master_lr: NonNegative = 0.0
+    """Learning rate of the master. Default: that of the run."""
     device: str = "cpu"
     """Torch device."""
 
 
-def main():
+def main() -> None:
     args = cli(Args)
     args.validate()
     data = checkpoint.load(args.run, [Config])
     cfg = transferred(data["config"], args.env)
-    cfg.device, cfg.N, cfg.T, cfg.master_lr = (
-        args.device,
-        args.N or cfg.N,
-        args.T or cfg.T,
-        args.master_lr or cfg.master_lr,
-    )
+    cfg.device, cfg.N, cfg.T = args.device, args.N or cfg.N, args.T or cfg.T
+    cfg.master_lr = args.master_lr or cfg.master_lr
     env = make_env(cfg, cfg.N)
     task = find_task(env, args.task, "--task")
-    in_its_folder = args.run.name == "checkpoint.pt"  # where runs have it
-    folder = args.run if args.run.is_dir() else args.run.parent if in_its_folder else Path()
+    in_run_folder = args.run.name == "checkpoint.pt"
+    folder = args.run if args.run.is_dir() else args.run.parent if in_run_folder else Path()
     out = Path(args.out or folder / f"task-{safe_name(str(task))}.gif")
     if out.suffix not in (".gif", ".mp4"):
         raise UserError(f"--out is {out}: use a name that ends in .gif or .mp4")
     if not out.parent.is_dir():
         raise UserError(f"--out is {out}, but there is no folder {out.parent}; make it first")
     agent = load_agent(data, env)
-    for name, updates in (("initialised", 0), ("trained", args.updates or cfg.W or cfg.U)):
-        pupil, _ = adapt(agent, env, [task], cfg, updates)
+    for name, updates in (("untrained", 0), ("trained", args.updates or cfg.W or cfg.U)):
+        adapted, _ = adapt(agent, env, [task], cfg, updates)
         path = out.with_stem(f"{out.stem}-{name}")
         rngs = Streams(cfg.seed, [0])(0, "render")
-        film(cfg, pupil, [task], rngs, lambda task, path=path: path, args.episodes, args.every)
+        film(cfg, adapted, [task], rngs, lambda _, path=path: path, args.episodes, args.every)
         print(path)
 
 

@@ -3,62 +3,73 @@
 from mlsh import parallel
 from mlsh.config import Config
 from mlsh.envs import make_env
+from mlsh.envs.base import VectorTasks
 from mlsh.errors import run_command
 from mlsh.meta_test import final_test
 from mlsh.models import Hierarchy
-from mlsh.ppo import Adam, update
-from mlsh.rollout import collect, settle
-from mlsh.runs.film import Look
-from mlsh.runs.log import Logger
+from mlsh.optim import Adam
+from mlsh.ppo import update
+from mlsh.rollout import collect, init_normaliser
+from mlsh.runs.film import Evaluator
+from mlsh.runs.log import MLSHLog
 from mlsh.runs.run import Run
 from mlsh.sampling import Streams, balanced_tasks
 
 
-def train(cfg, env, agent, low_optimizer, streams, look, log, start=0):
-    """The outer iterations from `start` on. `env`, `agent` and `streams` have the task groups of this process."""
+def train(
+    cfg: Config,
+    env: VectorTasks,
+    agent: Hierarchy,
+    sub_optimizer: Adam,
+    streams: Streams,
+    evaluator: Evaluator,
+    log: MLSHLog,
+    start: int = 0,
+) -> None:
+    """The outer iterations from `start` on. `env`, `agent` and `streams` hold the task groups of this process."""
     for i in range(start, cfg.tasks):
         tasks = balanced_tasks(env, streams, i, cfg.groups)
         env.set_task(tasks)
-        agent.master.reset(streams(i, "master"))  # a new θ
+        agent.master.reset(streams(i, "master"))  # a new θ for every task
         master_optimizer = Adam(agent.master, cfg.master_lr)
-        low_optimizer.param_groups[0]["lr"] = cfg.low_rate(i)
+        sub_optimizer.param_groups[0]["lr"] = cfg.sub_lr_at(i)
 
-        look(i, "pretrain")
-        for w in range(cfg.W):  # warm-up: only θ learns
+        evaluator.play(i, "untrained")
+        for w in range(cfg.W):  # warm-up period: only θ learns
             rngs = streams(i, f"warmup {w}")
-            rollout = collect(env, agent, rngs, low=False, **cfg.training_rollout(i))
-            stats = update(agent.master, master_optimizer, rollout.master, rngs, **cfg.master_ppo)
-            if not cfg.num_sub_policies:  # flat policies have no joint iterations
+            rollout = collect(env, agent, rngs, cfg.training_rollout(i), for_sub_policies=False)
+            figures = update(agent.master, master_optimizer, rollout.master, rngs, cfg.master_ppo)
+            if not cfg.num_sub_policies:  # flat policies have no joint period
                 agent.normaliser.update(rollout.obs)
-            log.step(i, "warm-up", rollout, master=stats)
-        look(i, "warmup")
-        for u in range(cfg.U):  # joint: θ and φ learn
+            log.trained(i, "warm-up", rollout.outcome, figures)
+        evaluator.play(i, "trained")
+        for u in range(cfg.U):  # joint period: θ and φ learn
             rngs = streams(i, f"joint {u}")
-            rollout = collect(env, agent, rngs, **cfg.training_rollout(i))
-            stats = update(agent.master, master_optimizer, rollout.master, rngs, **cfg.master_ppo)
-            low_stats = parallel.update(agent.sub_policies, low_optimizer, rollout.low, rngs, **cfg.low_ppo(i))
+            rollout = collect(env, agent, rngs, cfg.training_rollout(i))
+            assert rollout.sub_policies is not None
+            figures = update(agent.master, master_optimizer, rollout.master, rngs, cfg.master_ppo)
+            sub_figures = parallel.update(agent.sub_policies, sub_optimizer, rollout.sub_policies, rngs, cfg.sub_ppo(i))
             agent.normaliser.update(rollout.obs)
-            log.step(i, "joint", rollout, master=stats, low=low_stats)
-        look(i, "afterjoint")
-        log.task_done(i, tasks)
+            log.trained(i, "joint", rollout.outcome, figures, sub_figures)
+        evaluator.play(i, "joint")
+        log.outer_iteration_done(i, tasks)
 
 
-def main():
+def main() -> None:
     run = Run(Config)
-    cfg, streams = run.cfg, Streams(run.cfg.seed, run.mine)
-    env = make_env(cfg, len(run.mine) * cfg.N)
-    agent = Hierarchy.build(cfg, env, len(run.mine), parallel.gather)
+    cfg, streams = run.cfg, Streams(run.cfg.seed, run.groups)
+    env = make_env(cfg, len(run.groups) * cfg.N)
+    agent = Hierarchy.build(cfg, env, len(run.groups), parallel.gather)
     agent.sub_policies.reset(Streams(cfg.seed, range(cfg.num_sub_policies))(0, "sub-policies"))
-    low_optimizer = Adam(agent.sub_policies, cfg.sub_lr, apart=True)
-    with run.alive(
-        Logger, sub_policies=agent.sub_policies, normaliser=agent.normaliser, optimizer=low_optimizer
-    ) as log:
-        look = Look(cfg, env, agent, streams, log)
-        if not run.progress["iteration"]:
+    sub_optimizer = Adam(agent.sub_policies, cfg.sub_lr, per_member=True)
+    saved = {"sub_policies": agent.sub_policies, "normaliser": agent.normaliser, "optimizer": sub_optimizer}
+    with run.training(MLSHLog, **saved) as log:
+        start = run.progress["iteration"]
+        if not start:
             env.set_task(balanced_tasks(env, streams, 0, cfg.groups))
             agent.master.reset(streams(0, "master"))
-            log.observed(settle(env, agent, streams(0, "normaliser"), **cfg.training_rollout(0)))
-        train(cfg, env, agent, low_optimizer, streams, look, log, run.progress["iteration"])
+            log.count_env_steps(init_normaliser(env, agent, streams(0, "normaliser"), cfg.training_rollout(0)))
+        train(cfg, env, agent, sub_optimizer, streams, Evaluator(cfg, env, agent, streams, log), log, start)
         run.finish(lambda: final_test(agent, env, cfg))
 
 

@@ -1,170 +1,223 @@
-"""The settings of MLSH, each with its constraint and the paper's symbol."""
+"""The settings of MLSH: one field per flag, with its constraint and the paper's symbol."""
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from mlsh.compiled import possible
+from mlsh.compiled import can_compile
 from mlsh.envs import preset
 from mlsh.errors import UserError
+from mlsh.ppo import PPOSettings
+from mlsh.rollout import RolloutSettings
 from mlsh.settings import (
+    ClippedSettings,
     Constraint,
     Count,
-    CountOrNone,
-    Finite,
+    CountOrZero,
     Fraction,
-    NotNegative,
+    HardwareSettings,
+    NetworkSettings,
+    NonNegative,
     Positive,
+    RunFolderSettings,
     RunSettings,
+    Settings,
+    TaskSettings,
+    TrackingSettings,
+    alias,
     at_least,
-    short,
 )
 
-MANY = 10_000  # minibatches, to learn from which takes as long as to compile
+WORTH_COMPILING = 10_000  # minibatches per run; to learn from so many takes about as long as to compile
 
 
 @dataclass
-class Config(RunSettings):
-    """Train MLSH: for every sampled task a new master policy learns which shared sub-policy to run.
-
-    The defaults shown are the preset of the environment that --env names.
-    """
-
-    kind: ClassVar[str] = "mlsh"
-    length: ClassVar[str] = "tasks"
-
-    N: Annotated[Count, short("-N")] = 40
-    """Episodes side by side in a rollout of a task group (the paper's D is N·T env steps)."""
-    W: Annotated[CountOrNone, short("-W")] = 20
-    """Warm-up iterations a task: only the master learns (paper: W)."""
-    U: Annotated[CountOrNone, short("-U")] = 1
-    """Joint iterations a task: the sub-policies learn too (paper: U)."""
+class AlgorithmSettings(Settings):
+    N: Annotated[Count, alias("-N")] = 40
+    """Episodes per rollout and task group, played side by side (the paper's D is N·T env steps)."""
+    W: Annotated[CountOrZero, alias("-W")] = 20
+    """Warm-up iterations per task: only the master learns (paper: W)."""
+    U: Annotated[CountOrZero, alias("-U")] = 1
+    """Joint iterations per task: the sub-policies learn too (paper: U)."""
     tasks: Count = 100
-    """Outer iterations; each draws a task and makes a new master for every group."""
-    epochs: Annotated[Count, short("-K", "--K")] = 10
-    """PPO epochs an iteration."""
-    T: Annotated[Count, short("-T")] = 50
-    """Horizon: env steps after which an episode is truncated; by default the environment's own limit."""
+    """Outer iterations. Each draws a task and makes a new master for every task group."""
     high_len: Count = 10
     """Env steps between two decisions of the master (paper: N)."""
-    num_sub_policies: CountOrNone = 2
-    """Number of sub-policies (paper: K); with 0 the master is a flat policy that acts itself, at every step."""
+    num_sub_policies: CountOrZero = 2
+    """Number of sub-policies (paper: K). With 0 the master is a flat policy that acts at every env step."""
     groups: Count = 1
-    """Task groups in step, each with its own task and master; they share the sub-policies (paper: 10)."""
-    master_minibatch: Count = 64
-    """Minibatch of a master, in decisions; of more of them where episodes end early."""
-    sub_minibatches: Count = 15
-    """Minibatches into which an epoch splits the sub-policies' samples."""
-    master_lr: Positive = 1e-2
-    """Adam's learning rate for the masters θ."""
-    sub_lr: Positive = 3e-4
-    """Adam's learning rate for the sub-policies φ, at first."""
-    sub_lr_decay: Annotated[float, Constraint(lambda x: 0 < x <= 1, "use more than 0, at most 1")] = 1.0
-    """Factor by which --sub_lr falls with every outer iteration, however many there are."""
-    target_kl: NotNegative = 0.0
-    """KL divergence above which a sub-policy's update makes no further epoch; 0 for none."""
-    gamma: Fraction = 0.99
-    """Discount γ, of a step for the sub-policies and of a decision for the master."""
-    lam: Fraction = 0.95
-    """λ of generalised advantage estimation, at both timescales."""
-    bootstrap: bool = True
-    """Bootstrap the master's value at the time limit; without, the episode ends there for it."""
-    epsilon: Positive = 0.2
-    """ε of PPO's clipped ratio."""
-    dual_clip: Annotated[float, Constraint(lambda x: x == 0 or 1 < x < math.inf, "use 0 or more than 1")] = 0.0
-    """Ratio beyond which a bad action teaches nothing (Ye et al. 2020 have 3); 0 for none."""
-    c1: NotNegative = 0.5
-    """Weight of the value loss."""
-    c2: NotNegative = 0.0
-    """Weight of the master's entropy bonus."""
-    sub_entropy: NotNegative = 0.0
-    """Weight of the sub-policies' entropy bonus, at first (see --fade)."""
-    explore: Fraction = 0.0
-    """Probability that training replaces a master's decision by a uniformly random one, at first (see --fade)."""
-    fade: CountOrNone = 0
-    """Outer iterations over which --explore and --sub_entropy go linearly to 0; with 0 they stay."""
-    hidden: Count = 64
-    """Units in each of the two hidden layers of every network."""
-    convolve: bool = True
-    """Convolutions before the hidden layers, where observations are images; else these are flattened."""
-    blind: CountOrNone = 0
-    """Numbers at the beginning of an observation that sub-policies do not act by, such as where they are. Their values
-    and the masters see them, a flat policy (--num_sub_policies 0), too; a shared one (--num_sub_policies 1) does not."""
-    log_std: Finite = 0.0
-    """Initial log standard deviation of continuous actions."""
-    normalise: bool = True
-    """Normalise observations by their running mean and variance, clipped to ±5; but not images of integers."""
-    reward_scale: Positive = 1.0
-    """Factor on rewards inside the learner; reported returns are without it."""
-    compile: Literal["auto", "on", "off"] = "auto"
-    """Compile how training learns from a minibatch, which takes half a minute. auto does in long runs, where it can.
-    Results are a function of the seed either way, but not the same."""
-    record: CountOrNone = 10
-    """Outer iterations between two sets of videos; 0 for none."""
+    """Task groups, each with its own task and master, that share the sub-policies (paper: 10)."""
     test_episodes: Annotated[int, at_least(2)] = 100
-    """Episodes of each task in the final test."""
+    """Evaluation episodes per task in the final test."""
+
+
+@dataclass
+class HierarchyPPOSettings(ClippedSettings):
+    master_lr: Positive = 1e-2
+    """Adam's learning rate for the masters θ (paper: 0.01)."""
+    sub_lr: Positive = 3e-4
+    """Adam's learning rate for the sub-policies φ in the first outer iteration (paper: 0.0003)."""
+    sub_lr_decay: Annotated[float, Constraint(lambda x: 0 < x <= 1, "use more than 0, at most 1")] = 1.0
+    """Factor on --sub_lr per outer iteration."""
+    master_minibatch: Count = 64
+    """Decisions per minibatch of a master; more where episodes end early."""
+    sub_minibatches: Count = 15
+    """Minibatches per epoch of the sub-policies."""
+    master_entropy: NonNegative = 0.0
+    """Entropy coefficient of the masters."""
+    sub_entropy: NonNegative = 0.0
+    """Entropy coefficient of the sub-policies in the first outer iteration (see --fade)."""
+    target_kl: NonNegative = 0.0
+    """KL divergence above which a sub-policy makes no further epoch in an update; 0 for no limit."""
+    dual_clip: Annotated[float, Constraint(lambda x: x == 0 or 1 < x < math.inf, "use 0 or more than 1")] = 0.0
+    """Limit on the ratio of bad actions (Ye et al. 2020 use 3); below 1 + ε it acts as 1 + ε; 0 for no limit."""
+    bootstrap: bool = True
+    """Bootstrap the master's value at the time limit. Otherwise the episode ends there for the master."""
+
+
+@dataclass
+class HierarchyNetworkSettings(NetworkSettings):
+    convolve: bool = True
+    """Convolve observations that are images. Otherwise they are flattened."""
+    blind: CountOrZero = 0
+    """Leading numbers of an observation, such as a position, that the sub-policies' actors do not see."""
+
+
+@dataclass
+class ExplorationSettings(Settings):
+    explore: Fraction = 0.0
+    """Probability that a training decision is uniformly random instead of the master's (see --fade)."""
+    fade: CountOrZero = 0
+    """Outer iterations over which --explore and --sub_entropy decrease linearly to 0; with 0 they stay constant."""
+
+
+@dataclass
+class FilmedRunFolderSettings(RunFolderSettings):
+    record: CountOrZero = 10
+    """Outer iterations between two sets of videos; 0 for no videos."""
+
+
+@dataclass
+class CompiledHardwareSettings(HardwareSettings):
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the PPO update, which takes half a minute. auto compiles long runs, if there is a compiler."""
+
+
+@dataclass
+class Config(
+    AlgorithmSettings,
+    HierarchyPPOSettings,
+    HierarchyNetworkSettings,
+    ExplorationSettings,
+    FilmedRunFolderSettings,
+    CompiledHardwareSettings,
+    RunSettings,
+):
+    """Train MLSH (Algorithm 1): for each task a new master learns which of the shared sub-policies to run.
+
+    Examples:
+    python train.py -W 60 -U 1 --env MovementBandits-v0
+    python train.py --env AntBandits-v1 --seed 1 --out runs/ant-1
+
+    The defaults below are those of the environment that --env names.
+    """
+
+    KIND: ClassVar[str] = "mlsh"
+    LENGTH: ClassVar[str] = "tasks"
+    GROUPS: ClassVar[dict[str, type[Settings]]] = {
+        "Task": TaskSettings,
+        "Algorithm 1": AlgorithmSettings,
+        "PPO": HierarchyPPOSettings,
+        "Networks": HierarchyNetworkSettings,
+        "Exploration": ExplorationSettings,
+        "Run folder": FilmedRunFolderSettings,
+        "Tracking": TrackingSettings,
+        "Hardware": CompiledHardwareSettings,
+    }
+    RENAMED: ClassVar[dict[str, str]] = {
+        "K": "epochs",
+        "num_low": "num_sub_policies",
+        "parts_low": "sub_minibatches",
+        "hlr": "master_lr",
+        "llr": "sub_lr",
+        "llr_decay": "sub_lr_decay",
+        "bs": "master_minibatch",
+        "epsilon": "clip",
+        "c1": "value_coef",
+        "c2": "master_entropy",
+        "c2_low": "sub_entropy",
+        "blind_low": "blind",
+    }
 
     @classmethod
-    def defaults(cls, env):
+    def defaults(cls, env: str) -> Self:
         return cls(**{"env": env} | preset(env))
 
-    def most_at_once(self, processes):
-        return max(self.N * -(-self.groups // processes), self.test_episodes)
+    def episodes_at_once(self, processes: int) -> int:
+        return max(self.N * math.ceil(self.groups / processes), self.test_episodes)
 
     @property
-    def play(self):
-        """Keyword arguments of `measure`; a flat policy (num_sub_policies 0) decides at every step."""
-        return {"T": self.T, "high_len": self.high_len if self.num_sub_policies else 1}
+    def rollout(self) -> RolloutSettings:
+        """How episodes are played and credited, without random decisions. A flat policy decides at every env step."""
+        flat = not self.num_sub_policies
+        return RolloutSettings(
+            high_len=1 if flat else self.high_len,
+            bootstrap=self.bootstrap or flat,
+            **self.only("T", "gamma", "lam", "reward_scale"),
+        )
+
+    def training_rollout(self, iteration: int) -> RolloutSettings:
+        """As `rollout`, with the random decisions of an outer iteration."""
+        explore = self.explore * self.faded(iteration) if self.num_sub_policies else 0.0
+        return self.rollout.with_exploration(explore)
 
     @property
-    def rollout(self):
-        """Keyword arguments of `collect`, without random decisions."""
-        bootstrap = self.bootstrap or not self.num_sub_policies
-        return self.play | self.only("gamma", "lam", "reward_scale") | {"bootstrap": bootstrap}
+    def master_ppo(self) -> PPOSettings:
+        decisions = self.N * math.ceil(self.T / self.rollout.high_len)
+        return PPOSettings(
+            minibatches=math.ceil(decisions / self.master_minibatch),
+            entropy_coef=self.master_entropy,
+            **self._clipping(),
+        )
 
-    def training_rollout(self, iteration):
-        """Keyword arguments of `collect` for what an outer iteration learns from."""
-        return self.rollout | {"explore": self.explore * self.faded(iteration) if self.num_sub_policies else 0.0}
+    def sub_ppo(self, iteration: int) -> PPOSettings:
+        """How the sub-policies learn in an outer iteration."""
+        return PPOSettings(
+            minibatches=self.sub_minibatches,
+            entropy_coef=self.sub_entropy * self.faded(iteration),
+            target_kl=self.target_kl,
+            **self._clipping(),
+        )
 
-    @property
-    def master_ppo(self):
-        """Keyword arguments of `update` for the masters."""
-        decisions = self.N * -(-self.T // self.play["high_len"])
-        return {
-            "parts": -(-decisions // self.master_minibatch),
-            **self.only("epochs", "epsilon", "dual_clip", "c1", "c2"),
-        }
+    def _clipping(self) -> dict[str, Any]:
+        return self.only("epochs", "clip", "dual_clip", "value_coef")
 
-    def low_ppo(self, iteration):
-        """Keyword arguments of `update` for the sub-policies at an outer iteration."""
-        c2 = self.sub_entropy * self.faded(iteration)
-        same = self.only("epochs", "epsilon", "dual_clip", "c1", "target_kl")
-        return {"parts": self.sub_minibatches, "c2": c2, **same}
-
-    def low_rate(self, iteration):
-        """The sub-policies' learning rate at an outer iteration."""
+    def sub_lr_at(self, iteration: int) -> float:
+        """The sub-policies' learning rate in an outer iteration."""
         return self.sub_lr * self.sub_lr_decay**iteration
 
-    @property
-    def minibatches(self):
-        """How many the run learns from."""
-        low = self.U * self.sub_minibatches if self.num_sub_policies else 0
-        return self.tasks * self.epochs * ((self.W + self.U) * self.master_ppo["parts"] + low)
-
-    def settle(self):
-        """Decide what is left to be decided when the run begins."""
-        if self.compile == "auto":
-            self.compile = "on" if self.minibatches >= MANY and possible(self.device) else "off"
-
-    def faded(self, iteration):
-        """What remains of --explore and --sub_entropy at an outer iteration: a factor in [0, 1]."""
+    def faded(self, iteration: int) -> float:
+        """The factor in [0, 1] that --fade leaves of --explore and --sub_entropy in an outer iteration."""
         return max(0.0, 1 - iteration / self.fade) if self.fade else 1.0
 
-    def validate(self):
+    @property
+    def total_minibatches(self) -> int:
+        """The number of minibatches that the whole run learns from."""
+        per_epoch = (self.W + self.U) * self.master_ppo.minibatches
+        if self.num_sub_policies:
+            per_epoch += self.U * self.sub_minibatches
+        return self.tasks * self.epochs * per_epoch
+
+    def resolve(self) -> None:
+        if self.compile == "auto":
+            worth_it = self.total_minibatches >= WORTH_COMPILING
+            self.compile = "on" if worth_it and can_compile(self.device) else "off"
+
+    def validate(self) -> None:
         super().validate()
         if self.W == self.U == 0:
             raise UserError("-W 0 and -U 0 together learn nothing; make one of them positive")
         if self.U and not self.num_sub_policies:
             raise UserError(
-                f"-U is {self.U}: without sub-policies (--num_sub_policies 0) there is no joint learning; use -U 0"
+                f"-U is {self.U}: without sub-policies (--num_sub_policies 0) nothing is learned jointly; use -U 0"
             )

@@ -1,231 +1,310 @@
-"""Meta-test: the sub-policies frozen, a new master learns each task."""
+"""Meta-test: new masters learn tasks over frozen sub-policies. This is the final test, and what evaluate.py does."""
 
 import copy
 import dataclasses
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
+from mlsh.baselines.option_critic import OptionCriticConfig, OptionCriticLearner
+from mlsh.baselines.rl2 import RL2Config, RL2Learner
 from mlsh.config import Config
 from mlsh.envs import preset
-from mlsh.envs.pool import Stage
+from mlsh.envs.base import VectorTasks
+from mlsh.envs.pool import EnvPool
 from mlsh.models import Hierarchy
-from mlsh.ppo import Adam, update
-from mlsh.rollout import collect, extended, joined, measure, settle
+from mlsh.optim import Adam
+from mlsh.outcome import Outcome, concatenate_groups, concatenate_slots
+from mlsh.ppo import update
+from mlsh.rollout import Rollout, collect, evaluate, init_normaliser
 from mlsh.runs import checkpoint
-from mlsh.sampling import Streams, tasks_to_test
+from mlsh.sampling import Streams, Task, tasks_to_test
+from mlsh.settings import AdaptationSettings, RunSettings
+
+Measures = dict[str, np.ndarray]  # `return`, and `final_NAME` for what the environment reports -> an array
 
 
-def load_agent(data, env):
-    """A new agent with the checkpoint's sub-policies and normaliser, for a batched environment of fitting spaces."""
+def load_agent(data: dict[str, Any], env: VectorTasks) -> Hierarchy:
+    """A new agent with a checkpoint's sub-policies and normaliser, for a batched environment with the same spaces."""
     agent = Hierarchy.build(data["config"], env)
     checkpoint.restore(data, sub_policies=agent.sub_policies, normaliser=agent.normaliser)
     return agent
 
 
-def transferred(cfg, env):
-    """A run's settings for the family named `env`, with its horizon and time between decisions; "": as they are."""
-    its = preset(env) if env else {}
-    taken = {name: its[name] for name in ("T", "high_len") if name in its and hasattr(cfg, name)}
+def transferred(cfg: RunSettings, env: str) -> Any:
+    """A run's settings for another family, with the horizon and the time between decisions of that family's preset.
+
+    If `env` is empty, the settings are returned as they are.
+    """
+    of_env = preset(env) if env else {}
+    taken = {name: of_env[name] for name in ("T", "high_len") if name in of_env and hasattr(cfg, name)}
     return dataclasses.replace(cfg, env=env or cfg.env, **taken)
 
 
-def with_new_masters(agent, groups, seed):
-    """The agent with a new master for each of these group indices, and the sub-policies and normaliser it has."""
+def with_new_masters(agent: Hierarchy, groups: Sequence[int], seed: int) -> Hierarchy:
+    """The agent with a new master for each of these group indices; sub-policies and normaliser are the same."""
     agent = agent._replace(master=agent.master.like(len(groups)))
     agent.master.reset(Streams(seed, groups)(0, "test: master"))
     return agent
 
 
-def as_flat(agent, cfg, n):
-    """An agent of one sub-policy (a shared policy) and its Config, as `n` flat policies for `learn` to fine-tune."""
-    cfg = dataclasses.replace(
-        cfg,
-        num_sub_policies=0,
-        W=1,
-        U=0,
-        master_lr=cfg.sub_lr,
-        master_minibatch=-(-cfg.N * cfg.T // cfg.sub_minibatches),
-    )
-    return agent._replace(master=agent.sub_policies.only([0] * n), sub_policies=agent.sub_policies.like(0)), cfg
+class MasterTraining:
+    """PPO of an agent's masters, one per task. Sub-policies and normaliser stay as they are.
 
-
-def learn(agent, env, tasks, cfg, updates, before=lambda rollout: None, groups=None):
-    """PPO updates of the agent's masters, one a task of `tasks`; φ and its normaliser stay as they are.
-
-    A flat policy from scratch has no statistics yet; it gets them as in training, but the first env steps do not count.
-    `env`: batched, `cfg.N` episodes a task. Calls `before` with a `Rollout` before learning from it, and yields it
-    afterwards. `groups`: indices of the tasks, by which they get their random numbers, if they are not all.
+    A flat policy that starts from scratch has no normaliser statistics yet, and gets them as in training. The env steps
+    of its first statistics are not counted.
     """
-    streams = Streams(cfg.seed, groups or range(len(tasks)))
-    optimizer = Adam(agent.master, cfg.master_lr)
-    env.set_task(tasks)
-    flat = not agent.sub_policies.n
-    if flat and not agent.normaliser.count:
-        settle(env, agent, streams(0, "test: normaliser"), **cfg.rollout)
-    for i in range(updates):
-        rngs = streams(i, "test: warm-up")
-        rollout = collect(env, agent, rngs, low=False, **cfg.rollout)
-        before(rollout)
-        update(agent.master, optimizer, rollout.master, rngs, **cfg.master_ppo)
-        if flat:
-            agent.normaliser.update(rollout.obs)
-        yield rollout
+
+    def __init__(
+        self,
+        agent: Hierarchy,
+        env: VectorTasks,
+        tasks: Sequence[Task],
+        cfg: Config,
+        groups: Sequence[int] | None = None,
+    ) -> None:
+        """`env` has `cfg.N` slots per task. `groups`: the tasks' numbers among all, which select random streams."""
+        self._agent, self._env, self._cfg = agent, env, cfg
+        self._streams = Streams(cfg.seed, groups or range(len(tasks)))
+        self._optimizer = Adam(agent.master, cfg.master_lr)
+        self._flat = not agent.sub_policies.n
+        self._updates = 0
+        env.set_task(list(tasks))
+        if self._flat and not agent.normaliser.count:
+            init_normaliser(env, agent, self._streams(0, "test: normaliser"), cfg.rollout)
+
+    def collect(self) -> Rollout:
+        self._rngs = self._streams(self._updates, "test: warm-up")
+        return collect(self._env, self._agent, self._rngs, self._cfg.rollout, for_sub_policies=False)
+
+    def learn(self, rollout: Rollout) -> None:
+        """Update the masters from the rollout that was collected last."""
+        update(self._agent.master, self._optimizer, rollout.master, self._rngs, self._cfg.master_ppo)
+        if self._flat:
+            self._agent.normaliser.update(rollout.obs)
+        self._updates += 1
 
 
-def adapt(agent, env, tasks, cfg, updates, groups=None):
-    """Train a new master for each of `tasks` by `updates` PPO iterations. Arguments as of `learn`.
+def adapt(
+    agent: Hierarchy,
+    env: VectorTasks,
+    tasks: Sequence[Task],
+    cfg: Config,
+    updates: int,
+    groups: Sequence[int] | None = None,
+) -> tuple[Hierarchy, int]:
+    """Train a new master for each task by so many PPO updates. Arguments as for `MasterTraining`.
 
-    Returns the new agent and its env steps.
+    Returns the agent with these masters, and the env steps taken.
     """
     agent = with_new_masters(agent, groups or range(len(tasks)), cfg.seed)
-    return agent, sum(rollout.outcome.steps for rollout in learn(agent, env, tasks, cfg, updates, groups=groups))
+    training = MasterTraining(agent, env, tasks, cfg, groups)
+    env_steps = 0
+    for _ in range(updates):
+        rollout = training.collect()
+        training.learn(rollout)
+        env_steps += rollout.outcome.steps
+    return agent, env_steps
 
 
-def adapt_all(agent, tasks, stage, updates):
-    """As `adapt`, as many tasks at once as the `Stage` bears."""
-    cfg, masters, steps = stage.cfg, [], 0
-    for some in stage.parts(len(tasks), cfg.N):
-        theirs = [tasks[j] for j in some]
-        part, taken = adapt(agent, stage.env(cfg.N * len(some), theirs), theirs, cfg, updates, some)
-        stage.played(taken)
-        masters.append(part.master.state_dict())
-        steps += taken
-    return agent._replace(master=agent.master.joined(masters)), steps
+# The final test
 
 
-def play(agent, tasks, stage, purpose):
-    """`cfg.test_episodes` episodes of each of `tasks`, one a master, as many at once as the `Stage` bears.
-
-    Returns an `Outcome`.
-    """
-    cfg, episodes = stage.cfg, stage.cfg.test_episodes
-    looks = []
-    for i, first in enumerate(range(0, episodes, stage.most)):
-        n = min(stage.most, episodes - first)
-        played = []
-        for some in stage.parts(len(tasks), n):
-            env = stage.env(n * len(some), [tasks[j] for j in some])
-            part = agent._replace(master=agent.master.only(list(some)))
-            played.append(measure(env, part, Streams(cfg.seed, some)(i, purpose), **cfg.play))
-            stage.played(n * len(some) * cfg.T)
-        looks.append(joined(played))
-    return extended(looks)
-
-
-def stubborn(agent, n):
-    """The agent with `n` times K masters, of which each always runs one sub-policy: 0 … K-1, again and again."""
-    master = agent.master.like(n * agent.sub_policies.n)  # weights zero: the bias decides
-    with torch.no_grad():
-        master.policy_bias[:, 0] = 1e3 * torch.eye(agent.sub_policies.n, device=master.policy_bias.device).repeat(n, 1)
-    return agent._replace(master=master)
-
-
-def alone(agent, tasks, stage):
-    """Mean return of each sub-policy when it runs all the time, a list [tasks][K], and the env steps taken."""
-    K = agent.sub_policies.n
-    if not K:
-        return [[] for _ in tasks], 0
-    played = play(stubborn(agent, len(tasks)), [task for task in tasks for _ in range(K)], stage, "test: alone")
-    return played.episode_return.mean(1).view(len(tasks), K).tolist(), played.steps
-
-
-def final_test(agent, env, cfg):
-    """What goes to results.json: the env steps taken, a table of the env's tasks, and one of those it holds out."""
-    tables, steps = {}, 0
+def final_test(agent: Hierarchy, env: VectorTasks, cfg: Config) -> dict[str, Any]:
+    """What goes to results.json: the env steps taken, a table of the env's tasks, and one of its held-out tasks."""
+    tables: dict[str, Any] = {}
+    env_steps = 0
     for name in ("test", "held_out"):
-        if tasks := tasks_to_test(env, cfg.seed, name == "held_out"):
-            tables[name], taken = test(agent, env, tasks, cfg)
-            steps += taken
-    return {"test_env_steps": steps, **tables}
+        if tasks := tasks_to_test(env, cfg.seed, held_out=name == "held_out"):
+            tables[name], taken = test_tasks(agent, env, tasks, cfg)
+            env_steps += taken
+    return {"test_env_steps": env_steps, **tables}
 
 
-def test(agent, env, tasks, cfg):
-    """Learn each of `tasks` by W updates (without a warm-up, U) of a new master, then play `cfg.test_episodes`.
+def test_tasks(
+    agent: Hierarchy, env: VectorTasks, tasks: Sequence[Task], cfg: Config
+) -> tuple[list[dict[str, Any]], int]:
+    """Train a new master on each task by W updates (without a warm-up, U), then play `cfg.test_episodes`.
 
-    Returns a row a task, a dict (task and its label, mean return, its standard error, share of the steps of each
-    sub-policy, return of each sub-policy alone, mean of what the environment's info has at the last step, the best
-    possible return where it is known), and the env steps taken. `env` only tells of the tasks.
+    Returns one row per task, and the env steps taken. A row holds the task and its label, the mean return and its
+    standard error, each sub-policy's share of the env steps, the return of each sub-policy alone, the means of what the
+    environment reported in the last steps, and the best possible return where it is known. `env` itself is not played.
     """
     updates, best = cfg.W or cfg.U, env.optimal_returns(cfg.T)
-    most = len(tasks) * cfg.T * (cfg.N * updates + cfg.test_episodes * (1 + cfg.num_sub_policies))
-    with Stage(cfg, "final test", most) as stage:
-        trained, steps = adapt_all(agent, tasks, stage, updates)
-        played = play(trained, tasks, stage, "test: play")
-        of_subs, alone_steps = alone(agent, tasks, stage)
-    returns, final = played.episode_return.double(), played.final_means()  # [tasks, episodes]
+    episodes = cfg.N * updates + cfg.test_episodes * (1 + cfg.num_sub_policies)
+    with EnvPool(cfg, "final test", len(tasks) * cfg.T * episodes) as pool:
+        trained, adapting = adapt_in_chunks(agent, tasks, pool, updates)
+        outcome = evaluate_masters(trained, tasks, pool, "test: play")
+        of_subs, alone = evaluate_each_sub_policy(agent, tasks, pool)
+    returns, final = outcome.episode_return.double(), outcome.final_means()  # [tasks, episodes]
     rows = [
         {
             "task": task,
             "label": env.task_label(task),
             "return": returns[j].mean().item(),
             "standard_error": returns[j].std().item() / cfg.test_episodes**0.5,
-            "share": [round(x, 4) for x in played.share[j].tolist()],
+            "share": [round(x, 4) for x in outcome.share[j].tolist()],
             "sub_policy_returns": [round(x, 4) for x in of_subs[j]],
             **{name: means[j] for name, means in final.items()},
             **({"best_return": best[task]} if best else {}),
         }
         for j, task in enumerate(tasks)
     ]
-    return rows, steps + played.steps + alone_steps
+    return rows, adapting + outcome.steps + alone
 
 
-def learn_anew(data, cfg, env, tasks, ev):
-    """How fast a checkpoint's agent learns: env steps [updates + 1] a task, and measures [updates + 1, tasks, seeds].
+def adapt_in_chunks(agent: Hierarchy, tasks: Sequence[Task], pool: EnvPool, updates: int) -> tuple[Hierarchy, int]:
+    """As `adapt`, with as many tasks at a time as the pool allows."""
+    cfg, masters, env_steps = pool.cfg, [], 0
+    for chunk in pool.chunks(len(tasks), cfg.N):
+        chosen = [tasks[j] for j in chunk]
+        trained, taken = adapt(agent, pool.env(cfg.N * len(chunk), chosen), chosen, cfg, updates, chunk)
+        pool.advance(taken)
+        masters.append(trained.master.state_dict())
+        env_steps += taken
+    return agent._replace(master=agent.master.concatenated(masters)), env_steps
 
-    These are a dict of arrays: `return`, and, of what only measures, what the environment reports, as `final_NAME`.
-    MLSH trains `ev.seeds` fresh masters a task over frozen sub-policies; a shared policy (num_sub_policies 1) is fine-tuned; a
-    run without sub-policies (num_sub_policies 0) is PPO from scratch. The first returns are of the untrained. `ev`: the settings
-    of evaluate.py.
+
+def evaluate_masters(agent: Hierarchy, tasks: Sequence[Task], pool: EnvPool, purpose: str) -> Outcome:
+    """Play `cfg.test_episodes` evaluation episodes per task, one master each, as many at a time as the pool allows."""
+    cfg, outcomes = pool.cfg, []
+    for i, first in enumerate(range(0, cfg.test_episodes, pool.slots_at_once)):
+        episodes = min(pool.slots_at_once, cfg.test_episodes - first)
+        of_chunks = []
+        for chunk in pool.chunks(len(tasks), episodes):
+            env = pool.env(episodes * len(chunk), [tasks[j] for j in chunk])
+            part = agent._replace(master=agent.master.copies_of(chunk))
+            of_chunks.append(evaluate(env, part, Streams(cfg.seed, chunk)(i, purpose), cfg.rollout))
+            pool.advance(episodes * len(chunk) * cfg.T)
+        outcomes.append(concatenate_groups(of_chunks))
+    return concatenate_slots(outcomes)
+
+
+def with_constant_masters(agent: Hierarchy, times: int) -> Hierarchy:
+    """The agent with `times` · K masters, each of which always chooses one sub-policy: 0 … K − 1, again and again."""
+    K = agent.sub_policies.n
+    master = agent.master.like(times * K)  # its weights are zero, so the bias decides
+    with torch.no_grad():
+        master.policy_bias[:, 0] = 1e3 * torch.eye(K, device=master.device).repeat(times, 1)
+    return agent._replace(master=master)
+
+
+def evaluate_each_sub_policy(agent: Hierarchy, tasks: Sequence[Task], pool: EnvPool) -> tuple[list[list[float]], int]:
+    """The mean return of each sub-policy when it runs all the time, [tasks][K], and the env steps taken."""
+    K = agent.sub_policies.n
+    if not K:
+        return [[] for _ in tasks], 0
+    each_k_times = [task for task in tasks for _ in range(K)]
+    outcome = evaluate_masters(with_constant_masters(agent, len(tasks)), each_k_times, pool, "test: alone")
+    return outcome.episode_return.mean(1).view(len(tasks), K).tolist(), outcome.steps
+
+
+# Adaptation curves: how fast tasks are learned with what a run has learned
+
+
+class Learner(Protocol):
+    """Learns tasks with what a run has learned, one independent learner per task and seed."""
+
+    cfg: RunSettings
+    slots: int  # per learner
+    env_steps: int  # per learner, at most
+
+    def __init__(
+        self, data: dict[str, Any], cfg: Any, env: VectorTasks, learners: int, settings: AdaptationSettings
+    ) -> None: ...
+
+    def learn(self, tasks: list[Task], chunk: range, pool: EnvPool) -> tuple[np.ndarray, list[Outcome]]:
+        """Learn each task with the learner of that number in `chunk`.
+
+        Returns the env steps of all these learners together before each evaluation [updates + 1], and its `Outcome`.
+        """
+        ...
+
+
+class MasterLearner:
+    """Trains new masters over the sub-policies of an MLSH run.
+
+    A run with a single, shared policy (K = 1) is fine-tuned instead, and one without sub-policies (K = 0) is PPO from
+    scratch.
     """
-    blocks = [task for task in tasks for _ in range(ev.seeds)]
-    agent = load_agent(data | {"config": cfg}, env) if cfg.num_sub_policies else Hierarchy.build(cfg, env)
-    if cfg.num_sub_policies == 1:
-        agent, cfg = as_flat(agent, cfg, len(blocks))
-    else:
-        agent = with_new_masters(agent, range(len(blocks)), cfg.seed)
-    cfg = dataclasses.replace(
-        cfg, **{name: x for name in ("N", "master_lr", "master_minibatch") if (x := getattr(ev, name))}
-    )
-    cfg.validate()
-    episodes = cfg.N + ev.look
-    with Stage(cfg, "evaluate", len(blocks) * cfg.T * episodes * (ev.updates + 1)) as stage:
-        parts = [learn_some(agent, blocks, some, stage, ev) for some in stage.parts(len(blocks), episodes)]
-    steps, outcomes = zip(*parts, strict=True)
-    return sum(steps) / len(blocks), measures(outcomes, len(tasks), ev.seeds)
+
+    def __init__(
+        self, data: dict[str, Any], cfg: Config, env: VectorTasks, learners: int, settings: AdaptationSettings
+    ) -> None:
+        agent = load_agent(data | {"config": cfg}, env) if cfg.num_sub_policies else Hierarchy.build(cfg, env)
+        if cfg.num_sub_policies == 1:
+            agent, cfg = as_flat(agent, cfg, learners)
+        else:
+            agent = with_new_masters(agent, range(learners), cfg.seed)
+        self._agent, self._settings = agent, settings
+        self.cfg = dataclasses.replace(cfg, **settings.given("N", "master_lr", "master_minibatch"))
+        self.cfg.validate()
+        self.slots = self.cfg.N + settings.eval_episodes
+        self.env_steps = self.cfg.T * self.slots * (settings.updates + 1)
+
+    def learn(self, tasks: list[Task], chunk: range, pool: EnvPool) -> tuple[np.ndarray, list[Outcome]]:
+        cfg, settings = self.cfg, self._settings
+        agent = self._agent._replace(
+            master=self._agent.master.copies_of(chunk), normaliser=copy.deepcopy(self._agent.normaliser)
+        )
+        training = MasterTraining(agent, pool.env(cfg.N * len(tasks), tasks), tasks, cfg, chunk)
+        streams, outcomes, env_steps = Streams(settings.seed, chunk), [], [0]
+        for i in range(settings.updates + 1):
+            rollout = training.collect()
+            outcome = rollout.outcome
+            env_steps.append(env_steps[-1] + outcome.steps)
+            if settings.eval_episodes:
+                env = pool.env(settings.eval_episodes * len(tasks), tasks, "evaluate")
+                outcome = evaluate(env, agent, streams(i, "evaluate: look"), cfg.rollout)
+            outcomes.append(outcome)
+            if i < settings.updates:
+                training.learn(rollout)
+            pool.advance(len(tasks) * cfg.T * self.slots)
+        return np.array(env_steps[:-1]), outcomes
 
 
-def measures(parts, tasks, seeds):
-    """`learn_anew`'s, of parts of the learners, which have a list of `Outcome`s each, one an update.
+def as_flat(agent: Hierarchy, cfg: Config, copies: int) -> tuple[Hierarchy, Config]:
+    """An agent with a single, shared sub-policy as so many flat policies for fine-tuning, and their settings."""
+    minibatch = math.ceil(cfg.N * cfg.T / cfg.sub_minibatches)
+    cfg = dataclasses.replace(cfg, num_sub_policies=0, W=1, U=0, master_lr=cfg.sub_lr, master_minibatch=minibatch)
+    master = agent.sub_policies.copies_of([0] * copies)
+    return agent._replace(master=master, sub_policies=agent.sub_policies.like(0)), cfg
 
-    What is reported after some updates only is NaN after the others.
+
+LEARNERS: dict[type[RunSettings], Callable[..., Learner]] = {
+    Config: MasterLearner,
+    RL2Config: RL2Learner,
+    OptionCriticConfig: OptionCriticLearner,
+}
+
+
+def adaptation_curves(
+    data: dict[str, Any], cfg: RunSettings, env: VectorTasks, tasks: Sequence[Task], settings: AdaptationSettings
+) -> tuple[np.ndarray, Measures]:
+    """How fast `settings.seeds` learners per task learn with a checkpoint's networks.
+
+    Returns the env steps per learner [updates + 1], and arrays [updates + 1, tasks, seeds] by name. The first values
+    are those before any update. `env` provides the spaces.
     """
-    updates = [joined(outcomes).means() for outcomes in zip(*parts, strict=True)]
-    names, none = dict.fromkeys(name for x in updates for name in x), np.full(tasks * seeds, np.nan)
-    return {name: np.stack([x.get(name, none) for x in updates]).reshape(-1, tasks, seeds) for name in names}
+    task_of_learner = [task for task in tasks for _ in range(settings.seeds)]
+    learner = LEARNERS[type(cfg)](data, cfg, env, len(task_of_learner), settings)
+    with EnvPool(learner.cfg, "evaluate", len(task_of_learner) * learner.env_steps) as pool:
+        chunks = [
+            learner.learn([task_of_learner[j] for j in chunk], chunk, pool)
+            for chunk in pool.chunks(len(task_of_learner), learner.slots)
+        ]
+    env_steps = sum((steps for steps, _ in chunks), np.zeros(1)) / len(task_of_learner)
+    return env_steps, measures((outcomes for _, outcomes in chunks), len(tasks), settings.seeds)
 
 
-def learn_some(agent, blocks, some, stage, ev):
-    """`learn_anew` of some of the `blocks` (a task a master): env steps [updates + 1] in all, an `Outcome` an update.
+def measures(outcomes_of_chunks: Iterable[Sequence[Outcome]], tasks: int, seeds: int) -> Measures:
+    """Arrays [updates + 1, tasks, seeds] by name, from one `Outcome` per update of each chunk of learners.
 
-    A normaliser that has to learn, too, begins anew for these.
+    A number that is reported after some updates only is NaN after the others.
     """
-    cfg, tasks = stage.cfg, [blocks[j] for j in some]
-    agent = agent._replace(master=agent.master.only(list(some)), normaliser=copy.deepcopy(agent.normaliser))
-    env = stage.env(cfg.N * len(some), tasks)
-    streams, outcomes, steps = Streams(ev.seed, some), [], [0]
-
-    def look(rollout):
-        outcome = rollout.outcome
-        if ev.look:
-            measured = stage.env(ev.look * len(some), tasks, "look")
-            outcome = measure(measured, agent, streams(len(outcomes), "evaluate: look"), **cfg.play)
-        outcomes.append(outcome)
-
-    for rollout in learn(agent, env, tasks, cfg, ev.updates + 1, look, some):  # the last update is for nothing
-        steps.append(steps[-1] + rollout.outcome.steps)
-        stage.played(len(some) * cfg.T * (cfg.N + ev.look))
-    return np.array(steps[:-1]), outcomes
-
-
-LEARNERS = {Config: learn_anew}  # kind of settings -> how evaluate.py learns anew with what such a run has learned
+    updates = [concatenate_groups(outcomes).means() for outcomes in zip(*outcomes_of_chunks, strict=True)]
+    names, missing = dict.fromkeys(name for x in updates for name in x), np.full(tasks * seeds, np.nan)
+    return {name: np.stack([x.get(name, missing) for x in updates]).reshape(-1, tasks, seeds) for name in names}

@@ -1,19 +1,26 @@
-"""Task groups, and sub-policies, spread over the processes of torchrun; a process of its own has nothing to share."""
+"""Task groups and sub-policies, spread over the processes of torchrun. A single process communicates nothing."""
 
 import functools
 import os
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from itertools import pairwise
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from mlsh import ppo
 from mlsh.errors import UserError
-from mlsh.minibatches import Minibatches, Rows
+from mlsh.minibatches import MemberRows, MinibatchLayout
+from mlsh.models import ActorCritic
+from mlsh.optim import Adam
+
+T = TypeVar("T")
 
 
 class Lost(UserError):
@@ -22,24 +29,26 @@ class Lost(UserError):
 
 RANK, SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 FIRST = RANK == 0  # the process that logs, saves and draws
-PATIENCE = timedelta(minutes=30)  # to wait for another process, which may be filming
+TIMEOUT = timedelta(minutes=30)  # for another process, which may be filming
 
 
-def start():
-    """Join the other processes, by Gloo: what they tell each other are tensors on the CPU."""
+def start() -> None:
+    """Join the other processes through Gloo, which exchanges tensors on the CPU."""
     if SIZE > 1:
         try:
-            dist.init_process_group("gloo", timeout=PATIENCE)
+            dist.init_process_group("gloo", timeout=TIMEOUT)
         except (RuntimeError, ValueError) as error:
             raise UserError(
                 f"WORLD_SIZE is {SIZE}, but the processes do not meet ({str(error).splitlines()[0]:.150}); "
-                "start them with torchrun, or unset it"
+                "start them with torchrun, or unset WORLD_SIZE"
             ) from None
 
 
-def stop():
-    """Leave the other processes. One that is not the first ends here: as the interpreter goes down, a thread that
-    Gloo has left may abort it ("terminate called without an active exception"), and with it the whole run."""
+def stop() -> None:
+    """Leave the other processes. All except the first end here.
+
+    A thread that Gloo leaves behind may abort the interpreter as it shuts down, and so end the whole run.
+    """
     if SIZE > 1:
         dist.destroy_process_group()
         if not FIRST:
@@ -48,8 +57,8 @@ def stop():
             os._exit(0)
 
 
-def device(name):
-    """The device of this process where the user said `name`: each its own GPU."""
+def local_device(name: str) -> str:
+    """The device of this process if the user named `name`: with cuda, each process has a GPU of its own."""
     if SIZE == 1 or not name.startswith("cuda"):
         return name
     local = int(os.environ["LOCAL_RANK"])
@@ -60,80 +69,27 @@ def device(name):
     return name
 
 
-def mine(groups):
-    """The indices among `groups` task groups that this process plays: neighbours."""
+def own_groups(groups: int) -> list[int]:
+    """The indices of the task groups that this process plays: neighbours among all `groups`."""
     if groups < SIZE:
         raise UserError(f"{SIZE} processes for {groups} task groups; use --groups {SIZE} or more")
     return np.array_split(range(groups), SIZE)[RANK].tolist()
 
 
-def gather(x):
-    """A list of every process's `x`; tensors in it come on the CPU."""
+def gather(x: T) -> list[T]:
+    """A list of every process's `x`, with its tensors on the CPU."""
     if SIZE == 1:
         return [x]
-    everyones = [None] * SIZE
-    _communicate(dist.all_gather_object, everyones, tree_map_only(torch.Tensor, torch.Tensor.cpu, x))
-    return everyones
+    of_all: list[Any] = [None] * SIZE
+    _communicate(dist.all_gather_object, of_all, tree_map_only(Tensor, Tensor.cpu, x))
+    return of_all
 
 
-def _to_each(parts):
-    """Send each of some processes its object of `parts` (rank -> object), with tensors on the CPU.
-
-    Returns a list of what all sent to this one, or None if it is none of them.
-    """
-    received = None
-    for rank, part in parts.items():
-        mine = [None] * SIZE if rank == RANK else None
-        _communicate(dist.gather_object, part, mine, dst=rank)
-        received = mine or received
-    return received
-
-
-@functools.cache
-def _part(policy, members):
-    return policy.part(members)  # compiled once
-
-
-def update(policy, optimizer, batch, rngs, **settings):
-    """`ppo.update` of a policy that all processes have, from all their samples, with the same result in all of them.
-
-    Each process learns some of the members. So there is nothing to communicate within an update, but the samples
-    before and the members after it; and with more processes than members the others wait. `optimizer`: an Adam, apart.
-    """
-    if SIZE == 1:
-        return ppo.update(policy, optimizer, batch, rngs, **settings)
-    owned = [range(policy.n)[a:b] for a, b in pairwise(policy.n * rank // SIZE for rank in range(SIZE + 1))]
-    everyones, own = gather((rngs, batch.member, batch.group)), owned[RANK]
-    rngs = [rng for theirs, *_ in everyones for rng in theirs]
-    begins = np.cumsum([0, *(len(theirs) for theirs, *_ in everyones)]).tolist()
-    member = torch.cat([members for _, members, _ in everyones]).numpy()
-    group = torch.cat([groups + first for (*_, groups), first in zip(everyones, begins, strict=False)]).numpy()
-    batch = batch._replace(group=batch.group + begins[RANK])
-    of = {r: (batch.member >= x.start) & (batch.member < x.stop) for r, x in enumerate(owned) if x}
-    received = _to_each({r: [x if x is None else x[which].cpu() for x in batch] for r, which in of.items()})
-    error, stats = None, {name: torch.full((len(own),), torch.nan) for name in ppo.FIGURES}
-    if np.isin(member, own).any():
-        fields = (x[0] if x[0] is None else torch.cat(x).to(batch.obs.device) for x in zip(*received, strict=True))
-        mine, part = ppo.Batch(*fields), _part(policy, own)
-        rows = Rows(Minibatches(member, group, policy.n, settings["parts"]), member, own)
-        mine, adam = mine._replace(member=mine.member - own.start), optimizer.part(part, own)
-        try:
-            stats = ppo.update(part, adam, mine, rngs, minibatches=rows, **settings)
-        except FloatingPointError as found:  # the others learn of it
-            error = str(found)
-    errors, stats, members = zip(*gather((error, stats, {k: optimizer.member(k) for k in own})), strict=True)
-    if any(errors):
-        raise FloatingPointError(next(filter(None, errors)))
-    for k, learned in (item for theirs in members for item in theirs.items()):
-        optimizer.put(k, learned)
-    return {name: torch.cat([x[name] for x in stats]).to(batch.obs.device) for name in ppo.FIGURES}
-
-
-def from_first(call):
-    """What `call()` gives in the first process, in all of them; if it exits or is the user's error, all end."""
+def from_first(call: Callable[[], T]) -> T:
+    """What `call()` returns in the first process, for all processes. If it exits or is a user's error, all end."""
     if SIZE == 1:
         return call()
-    result = [(None, None)]
+    result: list[Any] = [(None, None)]
     if FIRST:
         try:
             result = [(call(), None)]
@@ -146,10 +102,101 @@ def from_first(call):
     return value
 
 
-def _communicate(call, *args, **kwargs):
+class AllSamples(NamedTuple):
+    """What each process needs to know of every process's samples: in rank order, the groups renumbered."""
+
+    rngs: list[np.random.Generator]  # of all groups
+    member: np.ndarray  # [S]
+    group: np.ndarray  # [S]
+    first_group: int  # the number of this process's first group
+
+    @classmethod
+    def gathered(cls, rngs: Sequence[np.random.Generator], batch: ppo.Batch) -> "AllSamples":
+        processes = gather((list(rngs), batch.member, batch.group))
+        groups_before = np.cumsum([0, *(len(rngs) for rngs, _, _ in processes)]).tolist()
+        member = torch.cat([member for _, member, _ in processes])
+        group = torch.cat([group + n for (_, _, group), n in zip(processes, groups_before, strict=False)])
+        all_rngs = [rng for rngs, _, _ in processes for rng in rngs]
+        return cls(all_rngs, member.numpy(), group.numpy(), groups_before[RANK])
+
+
+def update(
+    policy: ActorCritic,
+    optimizer: Adam,
+    batch: ppo.Batch,
+    rngs: Sequence[np.random.Generator],
+    settings: ppo.PPOSettings,
+) -> dict[str, Tensor]:
+    """`ppo.update` for a policy that all processes share, from all their samples, with the same result in each.
+
+    Each process updates some of the members. It receives their samples before the update and sends the members after
+    it, so nothing is communicated within the update. With more processes than members, the others wait. The `optimizer`
+    must have `per_member`.
+    """
+    if SIZE == 1:
+        return ppo.update(policy, optimizer, batch, rngs, settings)
+    bounds = [policy.n * rank // SIZE for rank in range(SIZE + 1)]
+    owned = [range(first, last) for first, last in pairwise(bounds)]  # members of each process
+    own = owned[RANK]
+    every = AllSamples.gathered(rngs, batch)
+    received = _exchange(batch._replace(group=batch.group + every.first_group), owned)
+    error, figures = None, {name: torch.full((len(own),), torch.nan) for name in ppo.FIGURES}
+    if np.isin(every.member, own).any():
+        assert received is not None
+        layout = MinibatchLayout(every.member, every.group, policy.n, settings.minibatches)
+        rows = MemberRows(layout, every.member, own)
+        view = _view(policy, own)
+        mine = received._replace(member=received.member - own.start)
+        try:
+            figures = ppo.update(view, optimizer.for_members(view, own), mine, every.rngs, settings, rows)
+        except FloatingPointError as found:  # passed on to the other processes
+            error = str(found)
+    learned = {k: optimizer.member_state(k) for k in own}
+    errors, all_figures, all_learned = zip(*gather((error, figures, learned)), strict=True)
+    for message in filter(None, errors):
+        raise FloatingPointError(message)
+    for members in all_learned:
+        for k, state in members.items():
+            optimizer.load_member(k, state)
+    return {name: torch.cat([x[name] for x in all_figures]).to(batch.obs.device) for name in ppo.FIGURES}
+
+
+@functools.cache
+def _view(policy: ActorCritic, members: range) -> ActorCritic:
+    return policy.view_of(members)  # cached, so that it is compiled once
+
+
+def _exchange(batch: ppo.Batch, owned: Sequence[range]) -> ppo.Batch | None:
+    """Send each process the samples of the members it owns. Returns what this one received, on the batch's device."""
+    parts = {}
+    for rank, members in enumerate(owned):
+        if members:
+            which = (batch.member >= members.start) & (batch.member < members.stop)
+            parts[rank] = [None if x is None else x[which].cpu() for x in batch]
+    received = _send_to_each(parts)
+    if received is None:
+        return None
+    fields = zip(*received, strict=True)
+    return ppo.Batch(*(None if x[0] is None else torch.cat(x).to(batch.obs.device) for x in fields))
+
+
+def _send_to_each(parts: Mapping[int, Any]) -> list[Any] | None:
+    """Send each process its object of `parts` (rank -> object).
+
+    Returns a list of what all processes sent to this one, or None if `parts` has nothing for it.
+    """
+    received = None
+    for rank, part in parts.items():
+        of_all = [None] * SIZE if rank == RANK else None
+        _communicate(dist.gather_object, part, of_all, dst=rank)
+        received = of_all or received
+    return received
+
+
+def _communicate(call: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
     try:
-        return call(*args, **kwargs)
+        call(*args, **kwargs)
     except RuntimeError as error:
         if "memory" in str(error):
             raise
-        raise Lost(f"process {RANK} has lost another one ({str(error).splitlines()[0]:.90})") from None
+        raise Lost(f"process {RANK} has lost another process ({str(error).splitlines()[0]:.90})") from None

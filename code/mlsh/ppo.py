@@ -1,48 +1,73 @@
-"""Proximal policy optimisation: it knows policies and batches, and nothing of hierarchy."""
+"""Proximal policy optimisation of policies with several members. This module knows nothing of hierarchy."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.distributions import Distribution
 
-from mlsh.compiled import any_size, compiled
-from mlsh.minibatches import Minibatches
+from mlsh.compiled import compiled, mark_any_size
+from mlsh.minibatches import Layout, MinibatchLayout
+from mlsh.models import ActorCritic
+from mlsh.optim import Adam
 
-CAP = 20.0  # of the log ratio: nothing times infinity is not a number
-FIGURES = ("policy_loss", "value_loss", "entropy", "kl", "clip_fraction", "explained_variance")  # of an update
+MAX_LOG_RATIO = 20.0  # keeps the ratio finite: zero times infinity is not a number
+FIGURES = ("policy_loss", "value_loss", "entropy", "kl", "clip_fraction", "explained_variance")  # see `figures_of`
+MIN_SAMPLES = 2  # a member with fewer samples is not updated: normalised, a single advantage is 0
+
+
+@dataclass(frozen=True)
+class PPOSettings:
+    """How `update` learns from a batch."""
+
+    minibatches: int  # per epoch
+    epochs: int = 10
+    clip: float = 0.2  # ε of the clipped ratio
+    value_coef: float = 0.5
+    entropy_coef: float = 0.0
+    dual_clip: float = 0.0  # largest ratio from which a bad action is learned; 0 for no limit
+    target_kl: float = 0.0  # divergence above which a member makes no further epoch; 0 for no limit
 
 
 class Batch(NamedTuple):
-    """S samples. Each is learned from by one member of the policy, and belongs to one task group."""
+    """S samples. One member of the policy learns from each, and each belongs to one task group."""
 
-    obs: torch.Tensor  # [S, obs], normalised
-    action: torch.Tensor  # [S] or [S, A]
-    log_prob: torch.Tensor  # [S]
-    advantage: torch.Tensor  # [S]
-    value: torch.Tensor  # [S]
-    value_target: torch.Tensor  # [S]
-    member: torch.Tensor  # [S], which of the policy's n networks acted
-    group: torch.Tensor  # [S]
-    weight: torch.Tensor | None = None  # [S], how much it counts among its member's samples; None: all the same
+    obs: Tensor  # [S, obs], normalised
+    action: Tensor  # [S] or [S, A]
+    log_prob: Tensor  # [S]
+    advantage: Tensor  # [S]
+    value: Tensor  # [S]
+    value_target: Tensor  # [S]
+    member: Tensor  # [S], the index of the network that acted, among the policy's n
+    group: Tensor  # [S]
+    importance: Tensor | None = None  # [S], importance weights, compared within a member; None for equal ones
+
+    def select(self, which: Tensor) -> Self:
+        """The samples at `which`, a boolean mask [S] or indices."""
+        return type(self)(*(None if x is None else x[which] for x in self))
 
 
 class Samples(NamedTuple):
-    """What the objective wants to know of samples; all tensors have the same leading dimensions."""
+    """What the objective needs of samples. All tensors have the same leading dimensions."""
 
-    obs: torch.Tensor
-    action: torch.Tensor
-    log_prob: torch.Tensor
-    advantage: torch.Tensor
-    value_target: torch.Tensor
+    obs: Tensor
+    action: Tensor
+    log_prob: Tensor
+    advantage: Tensor
+    value_target: Tensor
 
 
-def gae(reward, value, following, goes_on, gamma, lam):
+def gae(
+    reward: Tensor, value: Tensor, following: Tensor, goes_on: Tensor, gamma: float, lam: float
+) -> Tensor:  # all [T, E]
     """Generalised advantage estimation (Schulman et al. 2016) over a time-ordered grid.
 
-    All [T, E]. `value`: of what was observed before the step; `following`: of what followed it, 0 where the episode
-    terminated. Where `goes_on` is false it ended there, terminated or truncated, or the grid does. Returns the
-    advantages [T, E].
+    `value` belongs to the observation before the step, and `following` to the one after it; `following` is 0 where the
+    episode terminated. `goes_on` is false where the episode, or the grid, ends with the step. Returns the advantages.
     """
     delta = reward + gamma * following - value
     discount = gamma * lam * goes_on
@@ -55,190 +80,184 @@ def gae(reward, value, following, goes_on, gamma, lam):
 
 
 class Surrogate(NamedTuple):
-    """PPO's objective, sample by sample; every tensor has the samples' shape."""
+    """PPO's objective for each sample; every tensor has the samples' shape."""
 
-    policy_loss: torch.Tensor  # −min(rA, clip(r)A), r the ratio, within dual clip
-    value_loss: torch.Tensor  # squared error
-    log_ratio: torch.Tensor
-
-    @property
-    def ratio(self):
-        """Of the new policy's probability to the old one's."""
-        return self.log_ratio.clamp(max=CAP).exp()
+    policy_loss: Tensor  # −min(rA, clip(r)A) for the ratio r, limited by the dual clip
+    value_loss: Tensor  # squared error
+    log_ratio: Tensor
 
     @property
-    def kl(self):
-        """An estimate of the KL divergence of the new policy from the old one, never negative: r − 1 − log r."""
-        return self.ratio - 1 - self.log_ratio.clamp(max=CAP)
+    def ratio(self) -> Tensor:
+        """The action's probability under the new policy, divided by that under the old one."""
+        return self.log_ratio.clamp(max=MAX_LOG_RATIO).exp()
+
+    @property
+    def kl(self) -> Tensor:
+        """An estimate of the KL divergence of the new policy from the old one that is never negative: r − 1 − log r."""
+        return self.ratio - 1 - self.log_ratio.clamp(max=MAX_LOG_RATIO)
 
 
-def surrogate(new, value, samples, epsilon, dual_clip=0.0):
-    """The `Surrogate` of `Samples` under the distribution `new`, with the values that go with it.
+def surrogate(new: Distribution, value: Tensor, samples: Samples, clip: float, dual_clip: float = 0.0) -> Surrogate:
+    """The `Surrogate` of samples under the distribution `new` and its values.
 
-    With a `dual_clip` (Ye et al. 2020) a bad action with a ratio beyond it teaches nothing. Without, its gradient grows
-    with the ratio, which now and then has undone a policy that was learned, in a single update.
+    The gradient of a bad action grows with its ratio, and now and then has undone a learned policy in a single update.
+    With a `dual_clip` (Ye et al. 2020) nothing is learned from a bad action with a larger ratio.
     """
     log_ratio = new.log_prob(samples.action) - samples.log_prob
-    ratio = log_ratio.clamp(max=math.log(max(dual_clip, 1 + epsilon)) if dual_clip else CAP).exp()
-    policy_loss = -torch.min(ratio * samples.advantage, ratio.clamp(1 - epsilon, 1 + epsilon) * samples.advantage)
+    largest = math.log(max(dual_clip, 1 + clip)) if dual_clip else MAX_LOG_RATIO
+    ratio = log_ratio.clamp(max=largest).exp()
+    policy_loss = -torch.min(ratio * samples.advantage, ratio.clamp(1 - clip, 1 + clip) * samples.advantage)
     return Surrogate(policy_loss, (value - samples.value_target).square(), log_ratio)
 
 
-def total_loss(objective, new, c1, c2):
-    """The loss of a `Surrogate`, sample by sample: with c1 times the value loss, and c2 times the entropy of `new`."""
-    loss = objective.policy_loss + c1 * objective.value_loss
-    return loss - c2 * new.entropy() if c2 else loss
+def total_loss(objective: Surrogate, new: Distribution, value_coef: float, entropy_coef: float) -> Tensor:
+    """The loss of each sample: policy loss plus value loss minus entropy bonus."""
+    loss = objective.policy_loss + value_coef * objective.value_loss
+    return loss - entropy_coef * new.entropy() if entropy_coef else loss
 
 
 def update(
-    policy, optimizer, batch, rngs, *, parts, epochs, epsilon, c1, c2, dual_clip=0.0, target_kl=0.0, minibatches=None
-):
-    """PPO with the clipped objective: `epochs` passes over `batch` in `parts` minibatches each.
+    policy: ActorCritic,
+    optimizer: Adam,
+    batch: Batch,
+    rngs: Sequence[np.random.Generator],
+    settings: PPOSettings,
+    layout: Layout | None = None,
+) -> dict[str, Tensor]:
+    """Learn from a batch by PPO with the clipped objective.
 
-    With a `target_kl` a member's last pass is the first in which its mean KL divergence from the policy that played
-    exceeds it, if the `optimizer` has members `apart`. `minibatches`: what deals out `batch`, in place of `parts`.
+    Each sample changes the parameters of its own member only. A member without a sample in a minibatch keeps its
+    parameters and Adam's moments, and so does one with fewer than two samples in the batch. Advantages are normalised
+    within each group and member. Importance weights are scaled to a mean of 1 within each member.
 
-    Every sample moves its own member's parameters only; a minibatch without a sample of a member leaves its
-    parameters and Adam moments alone, and so does a batch with a single one. Advantages are normalised within a group
-    and member; a batch's weights are scaled to a mean of 1 over a member's samples. Returns a dict of [n] tensors,
-    measured over the whole batch after the update, all samples alike (NaN for a member left alone), by the names in
-    `FIGURES`. Raises FloatingPointError if a parameter is not finite any more.
+    With a `target_kl` a member stops after the first epoch in which its mean KL divergence from the behaviour policy
+    exceeds it; this needs an `optimizer` with `per_member`. `rngs`: one generator per group. `layout`: how samples are
+    dealt out to minibatches, if `batch` holds only some members' samples.
+
+    Returns `FIGURES` by name, [n] each. They are measured over the whole batch after the update, without importance
+    weights, and are NaN for a member that was not updated. Raises FloatingPointError if a parameter is not finite.
     """
     n, device = policy.n, batch.obs.device
     member, group = batch.member.cpu().numpy(), batch.group.cpu().numpy()
-    minibatches = minibatches or Minibatches(member, group, n, parts)
-    batch = batch._replace(advantage=normalise(batch.advantage, batch.group * n + batch.member, n * len(rngs)))
-    count = np.bincount(member, minlength=n)
-    if batch.weight is not None:
-        weights = torch.zeros(n, device=device).index_add(0, batch.member, batch.weight)
-        scale = torch.where(weights > 0, torch.from_numpy(count).to(device) / weights, 0)
-        batch = batch._replace(weight=batch.weight * scale[batch.member])
-    weights = minibatches.weight * (count >= 2)[:, None]
-    learns = weights.any(2)  # [parts, n], whether a member has a sample in a minibatch
-    weight = torch.from_numpy(weights).to(device)
-    learn, parameters = compiled(gradients) if policy.compiled else gradients, list(policy.parameters())
+    samples_of_member = np.bincount(member, minlength=n)
+    if layout is None:
+        layout = MinibatchLayout(member, group, n, settings.minibatches)
+    batch = batch._replace(
+        advantage=normalise_advantages(batch.advantage, batch.group * n + batch.member, n * len(rngs)),
+        importance=scale_importance(batch, samples_of_member),
+    )
+    mean_weights = layout.mean_weights * (samples_of_member >= MIN_SAMPLES)[:, None]  # [minibatches, n, width]
+    learns = mean_weights.any(2)  # [minibatches, n], whether a member has a sample in a minibatch
+    on_device = torch.from_numpy(mean_weights).to(device)
+    learn = compiled(gradients) if policy.compiled else gradients
+    parameters = list(policy.parameters())
     if policy.compiled:
-        any_size(batch)
-    kl = torch.zeros(n, device=device)  # of an epoch, the sum over its minibatches
-    for epoch in range(epochs):
-        if target_kl and epoch:
-            learns = learns & (kl.cpu().numpy() <= target_kl * learns.sum(0))
+        mark_any_size(batch)
+    epoch_kl = torch.zeros(n, device=device)  # summed over the minibatches of an epoch
+    for epoch in range(settings.epochs):
+        if settings.target_kl and epoch:
+            learns = learns & (epoch_kl.cpu().numpy() <= settings.target_kl * learns.sum(0))
             if not learns.any():
                 break
-            kl.zero_()
-        index = torch.from_numpy(minibatches.shuffle(rngs)).to(device)
-        for rows, w, awake in zip(index, weight, learns, strict=True):
-            learned, divergence = learn(policy, batch, rows, w, epsilon, dual_clip, c1, c2, measured=target_kl > 0)
-            for parameter, gradient in zip(parameters, learned, strict=True):
+            epoch_kl.zero_()
+        index = torch.from_numpy(layout.shuffle(rngs)).to(device)
+        for samples, weights, learning in zip(index, on_device, learns, strict=True):
+            found, kl = learn(
+                policy,
+                batch,
+                samples,
+                weights,
+                settings.clip,
+                settings.dual_clip,
+                settings.value_coef,
+                settings.entropy_coef,
+                with_kl=settings.target_kl > 0,
+            )
+            for parameter, gradient in zip(parameters, found, strict=True):
                 parameter.grad = gradient
-            optimizer.step(np.flatnonzero(~awake))
-            if target_kl:
-                kl += divergence
+            optimizer.step(idle=np.flatnonzero(~learning).tolist())
+            if settings.target_kl:
+                epoch_kl += kl
     optimizer.check_finite(policy.name)
-    each = (weight > 0) / torch.from_numpy(np.where(count < 2, np.nan, count)).to(device)[:, None]
-    parts = (figures(policy, samples_of(batch, rows), w, epsilon) for rows, w in zip(index, each, strict=True))
-    return named(torch.stack(list(parts)).sum(0))  # an epoch has every sample once
+    # An epoch holds every sample once, so sums over its minibatches are sums over the batch.
+    divisor = torch.from_numpy(np.where(samples_of_member < MIN_SAMPLES, np.nan, samples_of_member)).to(device)
+    sums = [
+        figure_sums(policy, samples_of(batch, samples), (weights > 0) / divisor[:, None], settings.clip)
+        for samples, weights in zip(index, on_device, strict=True)
+    ]
+    return figures_of(torch.stack(sums).sum(0))
 
 
-def samples_of(batch, index):
-    """The `Samples` of a batch at `index`, of any shape."""
+def scale_importance(batch: Batch, samples_of_member: np.ndarray) -> Tensor | None:
+    """The importance weights [S] of a batch, scaled to a mean of 1 within each member."""
+    if batch.importance is None:
+        return None
+    device = batch.importance.device
+    total = torch.zeros(len(samples_of_member), device=device).index_add(0, batch.member, batch.importance)
+    scale = torch.where(total > 0, torch.from_numpy(samples_of_member).to(device) / total, 0)
+    return batch.importance * scale[batch.member]
+
+
+def samples_of(batch: Any, index: Any) -> Samples:
+    """The `Samples` of a record with their fields, at an index of any shape."""
     return Samples(*(getattr(batch, name)[index] for name in Samples._fields))
 
 
-def gradients(policy, batch, index, weight, epsilon, dual_clip, c1, c2, measured=False):
-    """What a minibatch, at `index` [n, width] of a batch, teaches each parameter of the policy: a list of gradients.
+def gradients(
+    policy: ActorCritic,
+    batch: Batch,
+    index: Tensor,  # [n, width], the minibatch's samples, one row per member
+    mean_weights: Tensor,  # [n, width], weights with which a row is averaged
+    clip: float,
+    dual_clip: float,
+    value_coef: float,
+    entropy_coef: float,
+    with_kl: bool = False,
+) -> tuple[Sequence[Tensor], Tensor | None]:
+    """The gradient of each parameter from a minibatch, and with `with_kl` each member's mean KL divergence [n].
 
-    `weight` [n, width]: of its samples in the loss, beside the batch's own. If `measured`, each member's sum of KL
-    divergences [n] is the second thing returned, else None. Eager or compiled, this is the function that learns.
+    This is the function that torch compiles. Its settings are plain numbers, for which it is not compiled again.
     """
     samples = samples_of(batch, index)
     params, value = policy(samples.obs)
     new = policy.distribution(params)
-    objective = surrogate(new, value, samples, epsilon, dual_clip)
-    kl = (objective.kl * weight).sum(1).detach() if measured else None
-    if batch.weight is not None:
-        weight = weight * batch.weight[index]
-    loss = (total_loss(objective, new, c1, c2) * weight).sum()
+    objective = surrogate(new, value, samples, clip, dual_clip)
+    kl = (objective.kl * mean_weights).sum(1).detach() if with_kl else None
+    if batch.importance is not None:
+        mean_weights = mean_weights * batch.importance[index]
+    loss = (total_loss(objective, new, value_coef, entropy_coef) * mean_weights).sum()
     return torch.autograd.grad(loss, list(policy.parameters())), kl
 
 
 @torch.no_grad()
-def figures(policy, samples, weight, epsilon):
-    """How the policy stands to samples [n, width, ...] of another: sums by `weight`, float64 [8, n]; see `named`."""
+def figure_sums(policy: Any, samples: Samples, weights: Tensor, clip: float) -> Tensor:
+    """Sums over samples [n, width, …] with float64 weights [n, width], from which `figures_of` gets the figures.
+
+    Returns float64 [8, n]: policy loss, value loss, entropy, KL divergence, whether the ratio was clipped, the value's
+    error, the value's target and its square.
+    """
     params, value, *_ = policy(samples.obs)
     new = policy.distribution(params)
-    objective = surrogate(new, value, samples, epsilon)
-    clipped, error = (objective.ratio - 1).abs() > epsilon, value - samples.value_target
-    values = (objective.policy_loss, objective.value_loss, new.entropy(), objective.kl, clipped)
+    objective = surrogate(new, value, samples, clip)
+    clipped, error = (objective.ratio - 1).abs() > clip, value - samples.value_target
+    losses = (objective.policy_loss, objective.value_loss, new.entropy(), objective.kl, clipped)
     moments = (error, samples.value_target, samples.value_target.double().square())
-    return torch.stack([(x * weight).sum(1) for x in (*values, *moments)])
+    return torch.stack([(x * weights).sum(1) for x in (*losses, *moments)])
 
 
-def named(means):
-    """`FIGURES` by name, float32 [n] each, from what `figures` gives when the weights of a member sum to 1."""
-    *first, error, target, square = means
-    missing, variance = first[1] - error.square(), square - target.square()
-    explained = 1 - missing / variance.where(variance > 1e-12 * square, torch.nan)  # none where targets do not vary
-    return {name: x.float() for name, x in zip(FIGURES, (*first, explained), strict=True)}
+def figures_of(means: Tensor) -> dict[str, Tensor]:
+    """`FIGURES` by name, float32 [n] each, from `figure_sums` with weights that sum to 1 per member.
 
-
-class Adam(torch.optim.Adam):
-    """Adam over the members of a policy.
-
-    With `apart` it has moments and a count of steps for each member, and one that is idle stays as it is: with a shared
-    count one that begins late would move several times the learning rate a step. It costs time with many members, and
-    only the sub-policies are ever idle.
+    `explained_variance` is 1 − Var(target − value) / Var(target), and NaN where all targets are the same.
     """
-
-    def __init__(self, policy, learning_rate, apart=False):
-        self._n, self._first = policy.n, 0
-        self._apart = [(p, list(p.detach())) for p in policy.parameters()] if apart else []
-        rows = [row for _, rows in self._apart for row in rows]
-        super().__init__(rows or policy.parameters(), learning_rate, eps=1e-5, fused=True)
-
-    def step(self, idle=()):
-        """Take a step by the policy's gradients, with all members but those in `idle`."""
-        for p, rows in self._apart:
-            for k, row in enumerate(rows):
-                row.grad = None if k in idle else p.grad[k]
-        super().step()
-
-    def check_finite(self, name):
-        """Raise a FloatingPointError for the first member, called `name`, with a parameter or moment that is not.
-
-        An infinite gradient leaves the parameters finite, but the moments not, and nothing would ever be learned again.
-        """
-        for i, p in enumerate(self.param_groups[0]["params"]):
-            for x in (p, *(x for x in self.state[p].values() if x.dim())):
-                if not x.isfinite().all():
-                    k = i % self._n if self._apart else (~x.flatten(1).isfinite().all(1)).nonzero()[0].item()
-                    raise FloatingPointError(f"{name} {self._first + k} is not finite after an update")
-
-    def part(self, policy, members):
-        """An Adam, `apart`, of `policy`, which is that part of this one's with these `members` (a range).
-
-        The moments are shared.
-        """
-        part = Adam(policy, self.param_groups[0]["lr"], apart=True)
-        part._first = members.start
-        for (_, theirs), (_, ours) in zip(part._apart, self._apart, strict=True):
-            part.state.update((row, self.state[ours[k]]) for k, row in zip(members, theirs, strict=True))
-        return part
-
-    def member(self, k):
-        """What there is of member k, if `apart`: a list of its parameters and their moments."""
-        return [(row.clone(), self.state.get(row, {})) for row in (rows[k] for _, rows in self._apart)]
-
-    @torch.no_grad()
-    def put(self, k, member):
-        """Make member k what `member` gave, of a policy and Adam that are alike."""
-        for (_, rows), (values, state) in zip(self._apart, member, strict=True):
-            rows[k].copy_(values)
-            self.state[rows[k]] = {name: x.to(rows[k].device) for name, x in state.items()}
+    *losses, error, target, square = means
+    unexplained, variance = losses[1] - error.square(), square - target.square()
+    explained = 1 - unexplained / variance.where(variance > 1e-12 * square, torch.nan)
+    return {name: x.float() for name, x in zip(FIGURES, (*losses, explained), strict=True)}
 
 
-def normalise(advantage, cell, cells):
-    """Shift and scale the advantages [S] to mean 0 and standard deviation 1 within each cell."""
+def normalise_advantages(advantage: Tensor, cell: Tensor, cells: int) -> Tensor:
+    """Shift and scale advantages [S] to mean 0 and standard deviation 1 within each cell, given by its number [S]."""
     count = torch.bincount(cell, minlength=cells).clamp(min=1)
     zero = torch.zeros(cells, device=advantage.device)
     mean = zero.index_add(0, cell, advantage) / count

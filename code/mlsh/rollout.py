@@ -1,222 +1,365 @@
-"""What is learned from: a rollout, as one batch for the masters and one for the sub-policies; and what is measured."""
+"""Play the hierarchy at two timescales, and build what the masters and the sub-policies learn from."""
 
-from typing import NamedTuple
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from mlsh.play import Decision, play
+from mlsh.envs.base import VectorTasks
+from mlsh.models import ActorCritic, Hierarchy
+from mlsh.outcome import Outcome
 from mlsh.ppo import Batch, gae
+from mlsh.slots import Actor, OnStep, SlotRecord, Slots, Truncations, draw_seeds, play_episodes, play_rollout
 
-AT_ONCE = 2**15  # observations whose values all sub-policies compute at a time
-LEFT = 0.1  # of the random decisions, in what the sub-policies learn
+Generators = Sequence[np.random.Generator]
+VALUES_AT_ONCE = 2**15  # observations whose values all sub-policies compute at a time
+BELIEVED = 0.1  # the part of the random decisions that the sub-policies learn from as if it existed, see `importance`
 
 
-class Outcome(NamedTuple):
-    """What there is to report of N slots in each of G groups."""
+@dataclass(frozen=True)
+class RolloutSettings:
+    """How episodes are played, and how their steps are credited."""
 
-    episode_return: torch.Tensor  # [G, N], undiscounted, unscaled; the mean of a slot's complete episodes
-    episode_length: torch.Tensor  # [G, N], likewise
-    share: torch.Tensor  # [G, K], of the steps; [G, 0] without sub-policies
-    steps: int  # env steps
-    diverged: torch.Tensor  # [G], episodes
-    final: dict  # as in `Played`, [G, N] each; NaN where an episode ended without it; of what is learned from, nothing
+    T: int  # env steps per slot
+    high_len: int  # env steps between two decisions
+    gamma: float = 0.99  # discount, per decision for the masters and per env step for the sub-policies
+    lam: float = 0.95  # λ of generalised advantage estimation, at both timescales
+    reward_scale: float = 1.0
+    explore: float = 0.0  # probability that a decision is random
+    bootstrap: bool = True  # whether a master's value is bootstrapped where an episode is truncated
 
-    def final_means(self):
-        """`final_NAME` -> its mean over each group's episodes [G], a list; None where none has it."""
-        reported = {name: [group[~group.isnan()] for group in x] for name, x in self.final.items()}
-        return {f"final_{n}": [x.float().mean().item() if len(x) else None for x in xs] for n, xs in reported.items()}
+    def with_exploration(self, explore: float) -> Self:
+        return replace(self, explore=explore)
 
-    def means(self):
-        """Each group's mean return, as `return`, and its `final_means`: float64 arrays [G] by name, NaN for None."""
-        finals = {name: np.array(means, float) for name, means in self.final_means().items()}
-        return {"return": self.episode_return.mean(1).numpy(force=True).astype(float)} | finals
+
+class PolicyStep(NamedTuple):
+    """What a policy did in E slots; stacked, [T, E, …] for all steps or [D, E, …] for some."""
+
+    params: Tensor  # [E, A or 2A], of the distribution it drew from
+    action: Tensor  # [E] or [E, A]
+
+
+class Trace(NamedTuple):
+    """Who decided and acted in E slots within T steps."""
+
+    decisions: PolicyStep  # [D, E, …], of the masters, at the D steps at which a decision was due in any slot
+    decided_at: Tensor  # [D], those steps
+    due: Tensor  # [D, E], whether a decision was due in the slot
+    actions: PolicyStep | None  # [T, E, …], of the sub-policies; None for flat policies
+    active: Tensor  # [T, E], the index of the active sub-policy
+
+    def decision_of_steps(self) -> Tensor:
+        """The row of `decisions` with the decision that was in force at each step, [T, E]."""
+        rows = torch.arange(len(self.decided_at), device=self.due.device)
+        latest = torch.where(self.due, rows[:, None], 0).cummax(0).values  # [D, E]
+        decided = torch.zeros_like(self.active[:, 0]).index_fill(0, self.decided_at, 1)  # [T]
+        return latest[decided.cumsum(0) - 1]
 
 
 class Rollout(NamedTuple):
-    """What `collect` gives."""
+    """What `collect` returns."""
 
-    master: Batch  # members are groups
-    low: Batch | None  # members are sub-policies
-    obs: torch.Tensor  # [S, obs], as the environment gave them, for the normaliser
+    master: Batch  # one sample per decision; its member is the group
+    sub_policies: Batch | None  # one sample per env step; its member is the sub-policy
+    obs: Tensor  # [S, obs], as the environment gave them, for the normaliser
     outcome: Outcome
 
 
 @torch.no_grad()
 def collect(
-    env, agent, rngs, *, T, high_len, gamma, lam, explore=0.0, reward_scale=1.0, bootstrap=True, low=True, on_step=None
-):
-    """Play `T` steps in each of the env's E = G × N slots, group by group neighbours, to learn from all of them.
+    env: VectorTasks,
+    agent: Hierarchy,
+    rngs: Generators,
+    settings: RolloutSettings,
+    *,
+    for_sub_policies: bool = True,
+    on_step: OnStep | None = None,
+) -> Rollout:
+    """Play `settings.T` training steps in each of the env's E = G × N slots; groups are blocks of neighbours.
 
     A slot whose episode ends begins another. Every `high_len` steps of an episode its group's master picks a
-    sub-policy; with probability `explore` a uniformly random one, stored as if it were the master's own, as in the
-    original. Without sub-policies (K = 0) the masters act themselves: G flat policies, for which `high_len` has to be
-    1. Where an episode terminates nothing follows; where it is truncated the value is bootstrapped (the master's only
-    if `bootstrap`), and where the rollout ends within it always.
+    sub-policy. With probability `explore` the choice is uniformly random, and is stored as if the master had made it,
+    as in the original code. Without sub-policies (K = 0) the masters themselves act: G flat policies with `high_len` 1.
 
-    `rngs`: one NumPy generator a group. `low`: also make what the sub-policies learn from.
-    `on_step()` is called after the reset and after each step. Returns a `Rollout`. Raises FloatingPointError if the
-    environment gives a reward or an observation that is NaN or infinite.
+    No value follows a termination. A truncation is bootstrapped (for the masters only with `bootstrap`), and so is the
+    end of the rollout.
+
+    `rngs`: one generator per group. `for_sub_policies`: whether to build their batch as well. Raises FloatingPointError
+    if the environment gives a reward or an observation that is NaN or infinite.
     """
     with env.simulating():
-        played = play(env, agent, rngs, T, high_len, explore, on_step=on_step)
-        inputs = agent.normaliser(played.obs)  # [T + 1, E, obs]
-        cuts = agent.normaliser(played.cuts[2])
-        credit = {"gamma": gamma, "lam": lam, "reward_scale": reward_scale}
-        master = master_batch(played, inputs, cuts, agent.master, bootstrap, **credit)
-        low = low_batch(played, inputs, cuts, agent, explore, **credit) if low and agent.sub_policies.n else None
-        return Rollout(
-            master, low, played.obs[:-1].flatten(0, 1), outcome(played, agent.master.n, agent.sub_policies.n)
-        )
+        record, trace = play(play_rollout, env, agent, rngs, settings, on_step)
+        obs = agent.normaliser(record.obs)  # [T + 1, E, obs]
+        truncations = record.truncations._replace(following=agent.normaliser(record.truncations.following))
+        record = record._replace(truncations=truncations)
+        master = master_batch(record, trace, obs, agent.master, settings)
+        learned = for_sub_policies and agent.sub_policies.n > 0
+        sub_policies = sub_policy_batch(record, trace, obs, agent, settings) if learned else None
+        outcome = Outcome.of(record, trace.active, agent.master.n, agent.sub_policies.n)
+        return Rollout(master, sub_policies, record.obs[:-1].flatten(0, 1), outcome)
 
 
-def settle(env, agent, rngs, **settings):
-    """Give the normaliser its first statistics, by a rollout of the untrained agent. `settings` as of `collect`.
+@torch.no_grad()
+def evaluate(
+    env: VectorTasks, agent: Hierarchy, rngs: Generators, settings: RolloutSettings, *, on_step: OnStep | None = None
+) -> Outcome:
+    """Play one evaluation episode per slot, of at most `settings.T` steps. Arguments as for `collect`."""
+    with env.simulating():
+        record, trace = play(play_episodes, env, agent, rngs, settings, on_step)
+        return Outcome.of(record, trace.active, agent.master.n, agent.sub_policies.n)
 
-    Returns the env steps that this took.
-    """
+
+def init_normaliser(env: VectorTasks, agent: Hierarchy, rngs: Generators, settings: RolloutSettings) -> int:
+    """Give the normaliser its first statistics, from a rollout of the untrained agent. Returns the env steps taken."""
     if not agent.normaliser.enabled:
         return 0
-    rollout = collect(env, agent, rngs, low=False, **settings)
+    rollout = collect(env, agent, rngs, settings, for_sub_policies=False)
     agent.normaliser.update(rollout.obs)
     return rollout.outcome.steps
 
 
-@torch.no_grad()
-def measure(env, agent, rngs, *, T, high_len, on_step=None):
-    """Play one episode of at most `T` steps in each slot, without random decisions. Arguments as of `collect`.
+def play(
+    how: Callable[..., SlotRecord],
+    env: VectorTasks,
+    agent: Hierarchy,
+    rngs: Generators,
+    settings: RolloutSettings,
+    on_step: OnStep | None = None,
+) -> tuple[SlotRecord, Trace]:
+    """Let the agent play, `how` being `play_rollout` or `play_episodes`."""
+    seeds = draw_seeds(rngs)
+    actor = HierarchyActor(agent, rngs, env.num_envs // len(rngs), settings)
+    record = how(env, actor, seeds, settings.T, on_step)
+    return record, actor.trace()
 
-    Returns an `Outcome`. One episode a slot: of several within a time the short ones would be too many.
+
+class HierarchyActor(Actor):
+    """The masters decide every `high_len` steps of an episode; the chosen sub-policy acts at every step."""
+
+    def __init__(self, agent: Hierarchy, rngs: Generators, slots_per_group: int, settings: RolloutSettings) -> None:
+        self._agent, self._high_len = agent, settings.high_len
+        self._noise = Noise(agent, rngs, slots_per_group, settings)
+        self._normalise = agent.normaliser.frozen()
+        E = slots_per_group * len(rngs)
+        self._z = self._decided = torch.zeros(E, dtype=torch.long, device=agent.master.device)  # choices; how many
+        self._phases: set[int] = set()  # steps modulo high_len at which a decision is due in any slot
+        self._decisions: list[PolicyStep] = []
+        self._due: list[tuple[int, Tensor]] = []
+        self._actions: list[PolicyStep] = []
+        self._active: list[Tensor] = []
+
+    def act(self, slots: Slots) -> Tensor:
+        obs = self._normalise(slots.obs)
+        if slots.some_begin:
+            self._phases.add(slots.t % self._high_len)
+        if slots.t % self._high_len in self._phases:
+            self._decide(obs, slots)
+        self._active.append(self._z)
+        if not self._agent.sub_policies.n:
+            return self._decisions[-1].action
+        self._actions.append(act(self._agent.sub_policies, obs, self._z, self._noise.of_actions[slots.t]))
+        return self._actions[-1].action
+
+    def _decide(self, obs: Tensor, slots: Slots) -> None:
+        due = (slots.t - slots.begun) % self._high_len == 0
+        decision = decide(self._agent.master, obs, *self._noise.of_decisions(self._decided, len(self._decisions)))
+        self._decisions.append(decision)
+        self._due.append((slots.t, due))
+        if self._agent.sub_policies.n:
+            self._z = torch.where(due, decision.action, self._z)
+        self._decided = self._decided + due
+
+    def trace(self) -> Trace:
+        decided_at = torch.tensor([t for t, _ in self._due], device=self._z.device)
+        due = torch.stack([due for _, due in self._due])
+        actions = stacked(self._actions) if self._actions else None
+        return Trace(stacked(self._decisions), decided_at, due, actions, torch.stack(self._active))
+
+
+class Noise:
+    """All randomness of the policies in a rollout, each group's from its own generator."""
+
+    def __init__(self, agent: Hierarchy, rngs: Generators, slots_per_group: int, settings: RolloutSettings) -> None:
+        self._agent, self._rngs, self._explore = agent, rngs, settings.explore
+        self._size = math.ceil(settings.T / settings.high_len), slots_per_group
+        subs = agent.sub_policies
+        if subs.n:
+            self.of_actions = self._draw(rngs, lambda rng: subs.noise(rng, settings.T, slots_per_group))  # [T, E, A]
+        self._of_decisions = self._draw_decisions(rngs)
+
+    def _draw(self, rngs: Generators, sample: Callable[[np.random.Generator], np.ndarray]) -> Tensor:
+        """`sample(rng)` [steps, N, …] of each group, concatenated to [steps, E, …]."""
+        return torch.from_numpy(np.concatenate([sample(rng) for rng in rngs], 1)).to(self._agent.master.device)
+
+    def _draw_decisions(self, rngs: Generators) -> list[Tensor]:
+        """For M decisions per slot: the noise [M, E, K]; and whether each is random [M, E], and what it then is."""
+        drawn = [self._draw(rngs, lambda rng: self._agent.master.noise(rng, *self._size))]
+        if self._explore:
+            drawn.append(self._draw(rngs, lambda rng: rng.random(self._size) < self._explore))
+            drawn.append(self._draw(rngs, lambda rng: rng.integers(self._agent.sub_policies.n, size=self._size)))
+        return drawn
+
+    def of_decisions(self, decided: Tensor, at_most: int) -> list[Tensor]:
+        """The arguments of `decide` for each slot's next decision, after it has `decided` [E] times, at most `at_most`.
+
+        Whole episodes have M decisions per slot. Where episodes end early there are more, from further generators.
+        """
+        while at_most >= len(self._of_decisions[0]):
+            more = self._draw_decisions([rng.spawn(1)[0] for rng in self._rngs])
+            self._of_decisions = [torch.cat(both) for both in zip(self._of_decisions, more, strict=True)]
+        return [x[decided, torch.arange(len(decided), device=decided.device)] for x in self._of_decisions]
+
+
+def decide(
+    master: ActorCritic, obs: Tensor, noise: Tensor, explores: Tensor | None = None, random: Tensor | None = None
+) -> PolicyStep:
+    """The masters' decisions at normalised observations [E, obs]; `random` [E] where a slot `explores` [E]."""
+    params = master.params(obs.view(master.n, -1, obs.shape[-1])).flatten(0, 1)  # [E, K]
+    z = master.sample(params, noise)
+    if explores is not None and random is not None:
+        z = torch.where(explores, random, z)
+    return PolicyStep(params, z)
+
+
+def act(sub_policies: ActorCritic, obs: Tensor, z: Tensor, noise: Tensor) -> PolicyStep:
+    """What the sub-policies z [E] do at normalised observations [E, obs]."""
+    of_all = sub_policies.params(obs.expand(sub_policies.n, *obs.shape))  # [K, E, A or 2A]
+    params = of_all[z, torch.arange(len(z), device=z.device)]
+    return PolicyStep(params, sub_policies.sample(params, noise))
+
+
+def stacked(steps: Sequence[PolicyStep]) -> PolicyStep:
+    return PolicyStep(*(torch.stack(x) for x in zip(*steps, strict=True)))
+
+
+class DecisionGrid(NamedTuple):
+    """Each slot's decisions in order of time, [M, E]. Slots with fewer than M decisions are padded."""
+
+    row: Tensor  # [M, E], the decision's row in `Trace.decisions`
+    start: Tensor  # [M, E], the step it was made at
+    end: Tensor  # [M, E], the last step it was in force
+    real: Tensor  # [M, E], false for padding
+    last: Tensor  # [M, E], whether it is the slot's last
+    of_steps: Tensor  # [T, E], the number of the decision in force at each step
+
+    @classmethod
+    def of(cls, trace: Trace, T: int) -> "DecisionGrid":
+        due = trace.due
+        count = due.sum(0)  # [E]
+        row = (~due).to(torch.uint8).argsort(dim=0, stable=True)[: count.max()]
+        number = torch.arange(len(row), device=due.device)[:, None]
+        last = number == count - 1
+        start = trace.decided_at[row]
+        next_start = torch.cat((start[1:], start[-1:]))
+        end = torch.where(last, T, next_start) - 1
+        made = torch.zeros(T, due.shape[1], dtype=torch.long, device=due.device)
+        of_steps = made.index_copy(0, trace.decided_at, due.long()).cumsum(0) - 1
+        return cls(row, start, end, number < count, last, of_steps)
+
+
+def master_batch(
+    record: SlotRecord, trace: Trace, obs: Tensor, master: ActorCritic, settings: RolloutSettings
+) -> Batch:
+    """What the masters learn from: one transition per decision, with the rewards of its steps summed.
+
+    `obs` [T + 1, E, obs], and the observations in `record.truncations`, are normalised.
     """
-    with env.simulating():
-        played = play(env, agent, rngs, T, high_len, again=False, on_step=on_step)
-        return outcome(played, agent.master.n, agent.sub_policies.n)
+    T, E = record.reward.shape
+    slot = torch.arange(E, device=obs.device)
+    group = groups_of_slots(E, master.n, obs.device)
+    grid = DecisionGrid.of(trace, T)
+    reward = torch.zeros(grid.start.shape, device=obs.device).scatter_add(0, grid.of_steps, record.reward)
+
+    at_decisions = torch.cat((obs[grid.start, slot], obs[T:]))  # [M + 1, E, obs], the rollout's end included
+    by_master = at_decisions.transpose(0, 1).reshape(master.n, -1, obs.shape[-1])  # [G, N·(M + 1), obs]
+    value = master.value(by_master).view(E, len(at_decisions)).T  # [M + 1, E]
+
+    step, cut_slot, _ = record.truncations
+    following = torch.where(grid.last, value[-1], value[1:])
+    following[grid.of_steps[step, cut_slot], cut_slot] = values_after(record.truncations, master, group[cut_slot])
+    terminated, ended = record.terminated[grid.end, slot], record.ended[grid.end, slot]
+    worthless = terminated if settings.bootstrap else ended
+    following = torch.where(worthless, 0, following)
+
+    advantage = gae(
+        reward * settings.reward_scale, value[:-1], following, ~(ended | grid.last), settings.gamma, settings.lam
+    )
+    decisions = PolicyStep(*(x[grid.row, slot] for x in trace.decisions))
+    batch = batch_of(master, at_decisions[:-1], decisions, advantage, value[:-1], group, group)
+    return batch if grid.real.all() else batch.select(grid.real.flatten())
 
 
-def master_batch(played, inputs, cuts, master, bootstrap, gamma, lam, reward_scale):
-    """What the masters learn from: a transition is one decision, the rewards of its up to `high_len` steps summed.
+def sub_policy_batch(
+    record: SlotRecord, trace: Trace, obs: Tensor, agent: Hierarchy, settings: RolloutSettings
+) -> Batch:
+    """What the sub-policies learn from: one transition per env step, for the sub-policy that was active.
 
-    `inputs` [T + 1, E, obs] and `cuts` [F, obs]: the observations, and what followed the cuts, normalised.
+    GAE runs over the time-ordered grid of all steps, across switches of the sub-policy, as in the original code. The
+    value of an observation is that of the sub-policy active there.
     """
-    steps, due, (T, E), G = played.steps, played.due, played.steps.reward.shape, master.n
-    slot, group = torch.arange(E, device=due.device), groups_of(E, G, due.device)
-    count = due.sum(0)
-    row = (~due).to(torch.uint8).argsort(dim=0, stable=True)[: count.max()]  # [M, E], a slot's decisions in order
-    number = torch.arange(len(row), device=due.device)[:, None]
-    real, last = number < count, number == count - 1  # [M, E]; a slot with fewer decisions is padded
-    start = played.at[row]
-    end = torch.where(last, T, torch.cat((start[1:], start[-1:]))) - 1  # the last step of each decision
-    decision = torch.zeros(T, E, dtype=torch.long, device=due.device).index_copy(0, played.at, due.long()).cumsum(0) - 1
-    reward = torch.zeros(start.shape, device=due.device).scatter_add(0, decision, steps.reward)
-    obs = torch.cat((inputs[start, slot], inputs[T:]))  # [M + 1, E, obs]
-    value = master.value(obs.transpose(0, 1).reshape(G, E // G * len(obs), -1)).view(E, len(obs)).T  # [M + 1, E]
-    ended = (steps.terminated | steps.truncated)[end, slot]
-    following = torch.where(last, value[-1], value[1:])
-    t, e, _ = played.cuts
-    following[decision[t, e], e] = values(master, cuts, group[e])
-    following = torch.where(steps.terminated[end, slot] | ended & (not bootstrap), 0, following)
-    advantage = gae(reward * reward_scale, value[:-1], following, ~(ended | last), gamma, lam)
-    params, action = (x[row, slot] for x in played.choices)
-    return batch_of(master, obs[:-1], Decision(params, action), advantage, value[:-1], group, group, real)
-
-
-def low_batch(played, inputs, cuts, agent, explore, gamma, lam, reward_scale):
-    """What the sub-policies learn from: a transition is a step, and belongs to the one active at it.
-
-    GAE runs over the time-ordered grid of all steps, across switches, as in the original. Where decisions were random
-    with probability `explore`, each step has the weight of the one it was taken under, see `importance`.
-    """
-    steps, active, (T, E) = played.steps, played.active, played.active.shape
-    group, members = groups_of(E, agent.master.n, inputs.device), torch.cat((active, active[-1:]))
-    value = values(agent.sub_policies, inputs.flatten(0, 1), members.flatten()).view(
-        T + 1, E
-    )  # each by the one then active
+    subs, active, (T, E) = agent.sub_policies, trace.active, trace.active.shape
+    assert trace.actions is not None
+    group = groups_of_slots(E, agent.master.n, obs.device)
+    active_to_the_end = torch.cat((active, active[-1:]))  # [T + 1, E]
+    value = values(subs, obs.flatten(0, 1), active_to_the_end.flatten()).view(T + 1, E)
+    step, slot, _ = record.truncations
     following = value[1:].clone()
-    t, e, _ = played.cuts
-    following[t, e] = values(agent.sub_policies, cuts, active[t, e])
-    following = torch.where(steps.terminated, 0, following)
-    goes_on = ~(steps.terminated | steps.truncated)
+    following[step, slot] = values_after(record.truncations, subs, active[step, slot])
+    following = torch.where(record.terminated, 0, following)
+    goes_on = ~(record.terminated | record.truncated)
     goes_on[-1] = False
-    advantage = gae(steps.reward * reward_scale, value[:-1], following, goes_on, gamma, lam)
-    batch = batch_of(agent.sub_policies, inputs[:-1], played.acts, advantage, value[:-1], active, group)
-    return batch._replace(weight=importance(played, explore).gather(0, played.under).flatten()) if explore else batch
+    advantage = gae(record.reward * settings.reward_scale, value[:-1], following, goes_on, settings.gamma, settings.lam)
+    batch = batch_of(subs, obs[:-1], trace.actions, advantage, value[:-1], active, group)
+    if not settings.explore:
+        return batch
+    weights = importance(trace.decisions, settings.explore).gather(0, trace.decision_of_steps())
+    return batch._replace(importance=weights.flatten())
 
 
-def importance(played, explore):
-    """The importance weights [D, E] of the masters' decisions, where one in 1/`explore` was random.
+def importance(decisions: PolicyStep, explore: float) -> Tensor:
+    """Importance weights [D, E] of decisions that were random with probability ε = `explore`.
 
-    What is learned is what would be if a tenth as many had been: δ = ε/10 in ((1 − δ) π(z) + δ/K) / ((1 − ε) π(z) +
-    ε/K), π(z) the probability under the master. Thus a sub-policy learns what the tasks whose masters want it ask of
-    it, and not the one into which it was thrown; one that no master wants learns from all alike. (With δ = 0 that one
-    would learn from the few samples, or the single one, that its masters found least unlikely, and be spoilt.)
+    The behaviour policy chose z with probability (1 − ε) π(z) + ε/K, where π is the master. The sub-policies learn as
+    if only a tenth of the random decisions had been made, δ = ε/10. The weight is the ratio of the two probabilities.
+    So a sub-policy learns mostly from the tasks whose masters choose it, and little from those it was thrown into. One
+    that no master chooses learns from all tasks alike. With δ = 0 it would learn from the few samples, or the single
+    one, that its masters found least unlikely, and would be spoilt.
     """
-    params, z = played.choices
-    chosen, K = params.softmax(-1).gather(-1, z[..., None])[..., 0], params.shape[-1]
-    believed = LEFT * explore
-    return ((1 - believed) * chosen + believed / K) / ((1 - explore) * chosen + explore / K)
+    params, z = decisions
+    K = params.shape[-1]
+    chosen = params.softmax(-1).gather(-1, z[..., None])[..., 0]
+    delta = BELIEVED * explore
+    return ((1 - delta) * chosen + delta / K) / ((1 - explore) * chosen + explore / K)
 
 
-def values(policy, obs, member):
-    """The value of each of S observations [S, obs] by a member [S] of the policy."""
+def values(policy: ActorCritic, obs: Tensor, member: Tensor) -> Tensor:
+    """The value [S] of each observation [S, obs] by the policy's `member` [S]."""
     found = [
         policy.value(x.expand(policy.n, *x.shape)).gather(0, m[None])[0]
-        for x, m in zip(obs.split(AT_ONCE), member.split(AT_ONCE), strict=True)
+        for x, m in zip(obs.split(VALUES_AT_ONCE), member.split(VALUES_AT_ONCE), strict=True)
     ]
     return torch.cat(found)
 
 
-def groups_of(E, G, device):
+def values_after(truncations: Truncations, policy: ActorCritic, member: Tensor) -> Tensor:
+    """The value [F] of what followed each truncation, by the policy's `member` [F]."""
+    return values(policy, truncations.following, member)
+
+
+def groups_of_slots(E: int, G: int, device: torch.device) -> Tensor:
     """The group of each of E slots, [E]."""
     return torch.arange(E, device=device).div(E // G, rounding_mode="floor")
 
 
-def batch_of(policy, obs, decisions, advantage, value, member, group, real=None):
-    """The `Batch` of decisions [T or M, E], of those that are `real`; member and group may be [E]."""
-    log_prob = policy.distribution(decisions.params).log_prob(decisions.action)
-    fields = (obs, decisions.action, log_prob, advantage, value, value + advantage)
-    fields = (*fields, member.expand_as(value), group.expand_as(value))
-    return Batch(*(x.flatten(0, 1) if real is None or real.all() else x[real] for x in fields))
-
-
-def outcome(played, G, K):
-    """The `Outcome` of what was played by G groups, with K sub-policies or options."""
-    steps, E = played.steps, played.steps.reward.shape[1]
-    of_sub = played.active[..., None] == torch.arange(K, device=steps.alive.device)  # [T, E, K]
-    used = of_sub & steps.alive[..., None]
-    share = used.view(len(used), G, E // G, K).sum((0, 2), dtype=torch.float32)
-    share /= share.sum(1, keepdim=True)
-    ended = (steps.terminated | steps.truncated) & steps.alive
-    complete = ended.flip(0).cumsum(0).flip(0) > 0  # steps of episodes that come to their end
-    counts = torch.where(complete.any(0), complete, True)  # if none does, those of the last
-    episodes = ended.sum(0).clamp(min=1)
-    of_slots = ((steps.reward * counts).sum(0) / episodes, (counts & steps.alive).sum(0) / episodes)
-    final = {name: x.view(G, -1) for name, x in played.final.items() if name != "diverged"}
-    diverged = played.diverged.view(G, -1).sum(1)
-    return Outcome(*(x.view(G, -1) for x in of_slots), share, int(steps.alive.sum()), diverged, final)
-
-
-def joined(outcomes):
-    """Outcomes of different groups as one, the groups in order; not all need have the same in `final`."""
-    returns, lengths, share, steps, diverged, _ = zip(*outcomes, strict=True)
-    of_slots = torch.cat(returns), torch.cat(lengths)
-    return Outcome(*of_slots, torch.cat(share), sum(steps), torch.cat(diverged), finals(outcomes, 0))
-
-
-def extended(outcomes):
-    """Outcomes of further slots of the same groups as one; shares weigh by slots."""
-    if len(outcomes) == 1:
-        return outcomes[0]
-    returns, lengths, share, steps, diverged, _ = zip(*outcomes, strict=True)
-    slots = [x.shape[1] for x in returns]
-    share = sum(x * n for x, n in zip(share, slots, strict=True)) / sum(slots)
-    return Outcome(torch.cat(returns, 1), torch.cat(lengths, 1), share, sum(steps), sum(diverged), finals(outcomes, 1))
-
-
-def finals(outcomes, dim):
-    """What the environments reported, one after the other along `dim`."""
-    names = dict.fromkeys(name for x in outcomes for name in x.final)
-    missing = [torch.full_like(x.episode_return, torch.nan) for x in outcomes]
-    return {
-        name: torch.cat([x.final.get(name, none) for x, none in zip(outcomes, missing, strict=True)], dim)
-        for name in names
-    }
+def batch_of(
+    policy: ActorCritic, obs: Tensor, steps: PolicyStep, advantage: Tensor, value: Tensor, member: Tensor, group: Tensor
+) -> Batch:
+    """The `Batch` of policy steps [T or M, E]; `member` and `group` may be [E]."""
+    log_prob = policy.distribution(steps.params).log_prob(steps.action)
+    member, group = member.expand_as(value), group.expand_as(value)
+    fields = (obs, steps.action, log_prob, advantage, value, value + advantage, member, group)
+    return Batch(*(x.flatten(0, 1) for x in fields))

@@ -1,4 +1,4 @@
-"""Settings as dataclasses: a flag is a field with its constraint; what all training runs have; the command line."""
+"""Settings as dataclasses: each field is a flag with a constraint, and groups of flags are shared between commands."""
 
 import argparse
 import contextlib
@@ -9,9 +9,11 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_type_hints
+from inspect import cleandoc
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar, get_type_hints
 
 import torch
 import tyro
@@ -20,209 +22,344 @@ from mlsh.errors import UserError
 
 
 class Constraint(NamedTuple):
-    """What must hold of a setting's value, and the remedy if it does not."""
+    """What must hold for the value of a setting, and the remedy if it does not."""
 
     holds: Callable[[Any], bool]
     remedy: str
 
 
-def at_least(least):
+def at_least(least: int) -> Constraint:
     return Constraint(lambda x: x >= least, f"use {least} or more")
 
 
 Count = Annotated[int, at_least(1)]
 Counts = Annotated[tuple[int, ...], Constraint(lambda x: min(x, default=1) >= 1, "use 1 or more")]
-CountOrNone = Annotated[int, at_least(0)]
+CountOrZero = Annotated[int, at_least(0)]
 Positive = Annotated[float, Constraint(lambda x: math.isfinite(x) and x > 0, "use a positive number")]
-NotNegative = Annotated[float, Constraint(lambda x: math.isfinite(x) and x >= 0, "use 0 or a positive number")]
+NonNegative = Annotated[float, Constraint(lambda x: math.isfinite(x) and x >= 0, "use 0 or a positive number")]
 Fraction = Annotated[float, Constraint(lambda x: 0 <= x <= 1, "use a number from 0 to 1")]
 Finite = Annotated[float, Constraint(math.isfinite, "use a finite number")]
 
 
-def short(*flags):
-    """More names of a flag."""
+def alias(*flags: str) -> Any:
+    """Other names of a flag."""
     return tyro.conf.arg(aliases=flags)
 
 
-@dataclass
 class Settings:
-    """What the dataclasses of flags share: plain values in and out, and what is refused."""
+    """Base class for dataclasses of flags: conversion from and to plain values, and validation."""
 
-    def as_dict(self):
-        return dataclasses.asdict(self)
+    RENAMED: ClassVar[dict[str, str]] = {}  # name in earlier versions, or in the earlier port -> name today
+    REMOVED: ClassVar[tuple[str, ...]] = ()  # names of earlier versions that no longer exist
+
+    def as_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)  # type: ignore[call-overload]  # every subclass is a dataclass
 
     @classmethod
-    def from_dict(cls, values):
-        """The inverse of `as_dict`; TypeError for a value of another type than its default, or an unknown name.
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The inverse of `as_dict`. It also accepts the names of earlier versions.
 
-        A flag that is missing, as it came later, has its default.
+        A setting that is missing, because it was added later, gets its default. Raises TypeError for an unknown name,
+        and for a value whose type differs from that of the default.
         """
-        settings = cls(**values)
-        for field in dataclasses.fields(cls):
+        renamed = {cls.RENAMED.get(name, name): x for name, x in values.items() if name not in cls.REMOVED}
+        settings = cls(**renamed)
+        for field in fields_of(cls):
             if type(getattr(settings, field.name)) is not type(field.default):
                 raise TypeError(f"{field.name} is {getattr(settings, field.name)!r}")
         return settings
 
     @classmethod
-    def notes(cls, name):
-        """What stands beside the type in the field's Annotated."""
+    def annotations_of(cls, name: str) -> tuple[Any, ...]:
+        """What stands beside the type in a field's Annotated."""
         return getattr(get_type_hints(cls, include_extras=True)[name], "__metadata__", ())
 
     @classmethod
-    def flag(cls, name):
-        """The field's flag as people type it: -N, --tasks."""
-        aliases = [alias for note in cls.notes(name) for alias in getattr(note, "aliases", None) or ()]
-        return aliases[0] if aliases else f"--{name}"
+    def flag(cls, name: str) -> str:
+        """The flag of a field as people type it: its one-letter alias, or its name."""
+        aliases = [x for note in cls.annotations_of(name) for x in getattr(note, "aliases", None) or ()]
+        return next((x for x in aliases if re.fullmatch("-[A-Za-z]", x)), f"--{name}")
 
-    def only(self, *names):
+    def only(self, *names: str) -> dict[str, Any]:
         """Some of the fields, as a dict."""
         return {name: getattr(self, name) for name in names}
 
-    def validate(self):
-        """Raise a UserError that names the first flag with a value that cannot work."""
-        for field in dataclasses.fields(self):
+    def validate(self) -> None:
+        """Raise a UserError that names the first flag whose value cannot work."""
+        for field in fields_of(type(self)):
             value = getattr(self, field.name)
-            for note in self.notes(field.name):
+            for note in self.annotations_of(field.name):
                 if isinstance(note, Constraint) and not note.holds(value):
                     typed = " ".join(map(str, value)) if isinstance(value, tuple) else value
                     raise UserError(f"{self.flag(field.name)} is {typed}: {note.remedy}")
+        device = getattr(self, "device", "cpu")
         try:
-            torch.zeros(1, device=self.device).item()
-        except Exception:  # each kind of device has its own
-            raise UserError(f"--device {self.device} is not available here; use cpu, or cuda with a GPU") from None
+            torch.zeros(1, device=device).item()
+        except Exception:  # each kind of device raises its own
+            raise UserError(f"--device {device} is not available here; use cpu, or cuda with a GPU") from None
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def fields_of(settings: type) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(settings)
+
+
+def with_defaults(**defaults: Any) -> Callable[[type], type]:
+    """Class decorator, below @dataclass: change the defaults of inherited fields, and nothing else about them."""
+
+    def changed(cls: type) -> type:
+        inherited = get_type_hints(cls, include_extras=True)
+        cls.__annotations__ = {name: inherited[name] for name in defaults} | cls.__dict__.get("__annotations__", {})
+        for name, value in defaults.items():
+            setattr(cls, name, value)
+        return cls
+
+    return changed
+
+
+# Groups of flags that several commands share. `Config` and the baselines' settings inherit from them.
 
 
 @dataclass
-class RunSettings(Settings):
-    """What every training run has, whatever it trains. A subclass names its `kind` and which field is its `length`."""
-
-    kind: ClassVar[str]  # as checkpoints say it
-    length: ClassVar[str]  # the field with the number of outer iterations
-    compile = "off"  # until a subclass has it as a field
-
+class TaskSettings(Settings):
     env: str = "MovementBandits-v0"
-    """Gymnasium id of a task family; `module:Id-v0` imports the module first."""
-    seed: CountOrNone = 626
-    """Seed of everything random."""
-    device: str = "cpu"
-    """Torch device of networks and, where it is written in torch, environment."""
-    sim_threads: CountOrNone = 0
-    """Threads that simulate, in MuJoCo's families; 0 for all cores. Results do not depend on it."""
-    copies: Count = 64
-    """Copies of an environment that is stepped one by one, in what only tests, but not fewer than -N; with other parts
-    tests draw other random numbers."""
+    """Gymnasium id of a task family. For `module:Id-v0` the module is imported first."""
+    T: Annotated[Count, alias("-T")] = 50
+    """Horizon: an episode is truncated after this many env steps. Default: the environment's own limit."""
+    seed: CountOrZero = 626
+    """Seed of all randomness. On one machine and number of threads a run repeats bit by bit."""
+
+
+@dataclass
+class RewardSettings(Settings):
+    gamma: Fraction = 0.99
+    """Discount factor γ, per decision for a master and per env step for everything else."""
+    lam: Fraction = 0.95
+    """λ of generalised advantage estimation."""
+    reward_scale: Positive = 1.0
+    """Factor on rewards inside the learner. Reported returns are not scaled."""
+
+
+@dataclass
+class ClippedSettings(RewardSettings):
+    epochs: Annotated[Count, alias("-K")] = 10
+    """PPO epochs per iteration."""
+    clip: Positive = 0.2
+    """Clip range ε of PPO's probability ratio."""
+    value_coef: NonNegative = 0.5
+    """Coefficient of the value loss."""
+
+
+@dataclass
+class NetworkSettings(Settings):
+    hidden: Count = 64
+    """Units in each hidden layer (paper: 64)."""
+    log_std: Finite = 0.0
+    """Initial log standard deviation of continuous actions."""
+    normalise: bool = True
+    """Normalise observations by their running mean and variance, clipped to ±5. Integer images are not normalised."""
+
+
+@dataclass
+class RunFolderSettings(Settings):
     out: str = ""
-    """Run folder; a new one in runs/, named by environment and time, if empty."""
-    save_seconds: NotNegative = 5.0
-    """Seconds between two checkpoints, at least; one is written after an outer iteration only."""
-    resume: Annotated[bool, short("-c"), tyro.conf.FlagCreatePairsOff] = False
+    """Run folder. Default: a new folder in runs/, named after environment and time."""
+    resume: Annotated[bool, alias("-c"), tyro.conf.FlagCreatePairsOff] = False
     """Continue the run in --out from its checkpoint."""
+    save_seconds: NonNegative = 5.0
+    """Minimum number of seconds between two checkpoints. They are written only after an outer iteration."""
+
+
+@dataclass
+class TrackingSettings(Settings):
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """Where curves go: auto is what $WANDB_MODE says, or online if you are logged in, else offline."""
+    """Log to wandb. auto: as $WANDB_MODE says; without it, online if you are logged in, else offline."""
     wandb_project: str = ""
-    """Project name on wandb; $WANDB_PROJECT or mlsh if empty."""
-    wandb_group: str = ""
-    """Group name on wandb; $WANDB_RUN_GROUP or the environment's id if empty."""
-    wandb_name: str = ""
-    """Run name on wandb; $WANDB_NAME or the run folder's name if empty."""
+    """Project name on wandb. Default: $WANDB_PROJECT, or mlsh."""
     tensorboard: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Write event files for TensorBoard into the run folder, too."""
+    """Also write TensorBoard event files into the run folder."""
+
+
+@dataclass
+class HardwareSettings(Settings):
+    device: str = "cpu"
+    """Torch device of the networks, and of environments that are written in torch."""
+    sim_threads: CountOrZero = 0
+    """Simulation threads of the MuJoCo families; 0 for all cores. Results do not depend on it."""
+    copies: Count = 64
+    """Episodes that are tested at a time where environments are stepped one by one (at least -N)."""
+
+
+@dataclass
+class AdaptationSettings(Settings):
+    """How evaluate.py learns tasks with what runs have learned."""
+
+    RENAMED: ClassVar[dict[str, str]] = {"look": "eval_episodes", "hlr": "master_lr", "bs": "master_minibatch"}
+
+    updates: CountOrZero = 20
+    """PPO updates per master."""
+    seeds: Count = 10
+    """Masters per task, each with its own randomness."""
+    seed: CountOrZero = 0
+    """Seed of all randomness."""
+    eval_episodes: CountOrZero = 0
+    """Evaluation episodes per master and update; they count as no env steps. 0 reports training episodes."""
+    N: Annotated[CountOrZero, alias("-N")] = 0
+    """Episodes per rollout and master (RL²: trials per seed, by default 10). Default: that of the run."""
+    T: Annotated[CountOrZero, alias("-T")] = 0
+    """Env steps per episode. Default: that of the run, or of --env."""
+    master_lr: NonNegative = 0.0
+    """Learning rate (option-critic: that of the critic). Default: that of the run."""
+    master_minibatch: CountOrZero = 0
+    """Decisions per minibatch of a master. Default: that of the run."""
+
+    def given(self, *names: str) -> dict[str, Any]:
+        """Those of the fields that are not 0, which stands for the run's own value."""
+        return {name: x for name, x in self.only(*names).items() if x}
+
+
+@dataclass
+class RunSettings(TaskSettings, RunFolderSettings, TrackingSettings, HardwareSettings):
+    """Settings of every training run. A subclass names its `KIND`, its `LENGTH` and its `GROUPS`."""
+
+    KIND: ClassVar[str]  # as written into checkpoints
+    LENGTH: ClassVar[str]  # the field with the number of outer iterations
+    GROUPS: ClassVar[dict[str, type[Settings]]]  # title of a group of flags in --help -> its fields
+    REMOVED: ClassVar[tuple[str, ...]] = ("wandb_group", "wandb_name")  # $WANDB_RUN_GROUP and $WANDB_NAME do the same
+    compile: ClassVar[str] = "off"  # `Config` makes it a field
 
     @classmethod
-    def defaults(cls, env):
-        """The settings for an environment where no flag says otherwise."""
+    def defaults(cls, env: str) -> Self:
+        """The settings for an environment before any flag is read."""
         return cls(env=env)
 
     @classmethod
-    def from_dict(cls, values):
-        renamed = {"K": "epochs"}  # by now
-        return super().from_dict({renamed.get(name, name): value for name, value in values.items()})
+    def changeable(cls) -> list[str]:
+        """The fields that may differ when a run is continued."""
+        names = (cls.LENGTH, "copies", "record", "wandb", "tensorboard", "device", "sim_threads", "save_seconds")
+        known = {field.name for field in fields_of(cls)}
+        return [name for name in names if name in known]
 
-    @classmethod
-    def changeable(cls):
-        """The fields that -c lets change."""
-        names = (cls.length, "copies", "record", "wandb", "tensorboard", "device", "sim_threads", "save_seconds")
-        return [name for name in names if name in cls.__dataclass_fields__]
+    def episodes_at_once(self, processes: int) -> int:
+        """The largest number of episodes that one of so many processes plays at a time."""
+        raise NotImplementedError
 
-    def most_at_once(self, processes):
-        """The episodes that each of so many processes plays at once, at most."""
-        return self.N
-
-    def settle(self):
-        """Decide what is left to be decided when the run begins."""
+    def resolve(self) -> None:
+        """Replace automatic values by definite ones when a run begins."""
 
     @property
-    def wandb_mode(self):
-        """What --wandb says; where that is auto and no variable of wandb's says otherwise, auto."""
+    def wandb_mode(self) -> str:
+        """auto, online, offline or disabled, from --wandb and the environment variables of wandb."""
         if self.wandb != "auto":
             return self.wandb
         if os.environ.get("WANDB_DISABLED", "").lower() not in ("", "0", "false", "no", "off"):
             return "disabled"
         mode = os.environ.get("WANDB_MODE") or "auto"
-        mode = {"run": "online", "dryrun": "offline"}.get(mode, mode)  # as wandb once called them
+        mode = {"run": "online", "dryrun": "offline"}.get(mode, mode)  # wandb's former names
         if mode not in ("auto", "online", "offline", "disabled"):
             raise UserError(f"$WANDB_MODE is {mode}: use online, offline or disabled, or unset it")
         return mode
 
-    def validate(self):
+    def validate(self) -> None:
         super().validate()
-        self.wandb_mode  # noqa: B018 (it raises)
+        self.wandb_mode  # noqa: B018  # raises for an unknown $WANDB_MODE
 
 
-def cli(what, **options):
-    """`tyro.cli` of a dataclass, or of a function, which is then to be called; a refusal is a UserError of one line.
+def cli(what: Any, args: Sequence[str] | None = None, **options: Any) -> Any:
+    """`tyro.cli` for a dataclass, or for a function, which is then to be called. `args` defaults to `sys.argv[1:]`.
 
-    tyro prints a box of several: what was wrong, a rule, and help.
+    Raises a one-line UserError for a command line that cannot be read; tyro itself prints a box of several lines.
     """
-    if not isinstance(what, type):  # tyro would call it, and its own errors and output are none of the command line's
+    args = current_names(sys.argv[1:] if args is None else args, getattr(what, "RENAMED", {}))
+    if not isinstance(what, type):  # tyro would call it, and so mix its own errors and output with the function's
         function = what
 
         @functools.wraps(function)
-        def what(*args, **kwargs):
+        def what(*args: Any, **kwargs: Any) -> Callable[[], Any]:
             return functools.partial(function, *args, **kwargs)
 
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
-            return tyro.cli(what, use_underscores=True, **options)
+            return tyro.cli(what, args=args, use_underscores=True, **options)
     except SystemExit as stop:
-        if not stop.code:
+        if not stop.code:  # --help
             raise
-    rows = [line.strip("│ ") for line in box.getvalue().splitlines() if line.startswith("│")]
-    wrong = " ".join(itertools.takewhile(lambda row: not row.startswith("─"), rows)).removeprefix("Error parsing ")
-    similar = re.search(r"(?:similar to \S+|meant): (--\w+)", " ".join(rows))
+    lines = [line.strip("│ ") for line in box.getvalue().splitlines() if line.startswith("│")]
+    reason = " ".join(itertools.takewhile(lambda line: not line.startswith("─"), lines)).removeprefix("Error parsing ")
+    similar = re.search(r"(?:similar to \S+|meant): (--\w+)", " ".join(lines))
     hint = f"did you mean {similar[1]}? " if similar else ""
-    raise UserError(f"{wrong.rstrip('.')}; {hint}--help has all flags")
+    raise UserError(f"{reason.rstrip('.')}; {hint}--help lists all flags")
 
 
-def parse(kind, argv, load):
-    """Read the command line `argv` into a valid `kind` of RunSettings, and, with -c, what `load(run folder)` gave.
+def current_names(argv: Sequence[str], renamed: dict[str, str]) -> list[str]:
+    """The command line with flags of earlier versions, and of the earlier port, replaced by those of today."""
 
-    With -c the defaults are the checkpoint's; a flag that says otherwise is refused, but for `kind.changeable()`.
-    Returns the settings and the checkpoint's dict, or None without -c.
+    def current(word: str) -> str:
+        flag, equals, value = word.partition("=")
+        name = renamed.get(flag.removeprefix("--").replace("-", "_"))
+        return f"--{name}{equals}{value}" if name and flag.startswith("--") else word
+
+    return [current(word) for word in argv]
+
+
+def parse_grouped(kind: type[RunSettings], argv: Sequence[str], default: RunSettings, description: str) -> Any:
+    """Read flags into a `kind`; --help shows one box per group, in the order of `kind.GROUPS`."""
+    groups = []
+    for i, (title, group) in enumerate(kind.GROUPS.items()):
+        values = {field.name: getattr(default, field.name) for field in fields_of(group)}
+        titled = Annotated[group, tyro.conf.arg(name=title)]
+        groups.append((f"group{i}", titled, dataclasses.field(default_factory=functools.partial(group, **values))))
+    flags = dataclasses.make_dataclass("Flags", groups)
+    args = current_names(argv, kind.RENAMED)
+    parsed = cli(flags, args, description=description, config=(tyro.conf.OmitArgPrefixes,))
+    return kind(**{name: x for group in vars(parsed).values() for name, x in vars(group).items()})
+
+
+def parse(
+    kind: type[RunSettings], argv: Sequence[str], load: Callable[[str], dict[str, Any]]
+) -> tuple[Any, dict[str, Any] | None]:
+    """Read the command line `argv` into valid settings of a `kind`.
+
+    With -c the defaults are those of the checkpoint that `load(run folder)` returns. A flag that contradicts it is a
+    UserError, except for the flags in `kind.changeable()`. Returns the settings, and the checkpoint's dict or None.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--env", nargs="?", default=kind.env, const=kind.env)  # without a value tyro refuses it
+    first.add_argument("--env", nargs="?", default=kind.env, const=kind.env)  # tyro refuses a flag without its value
     first.add_argument("--out", nargs="?", default="", const="")
     first.add_argument("-c", "--resume", action="store_true")
     known, _ = first.parse_known_args(argv)
     if not known.resume:
-        cfg = cli(kind, args=argv, default=kind.defaults(known.env))
+        default = kind.defaults(known.env)
+        cfg = parse_grouped(kind, argv, default, describe(kind, default))
         cfg.validate()
         return cfg, None
     if not known.out:
-        raise UserError("-c continues the run in --out; add --out DIR")
+        raise UserError("-c continues the run in --out; add --out FOLDER")
     saved = load(known.out)
     default = dataclasses.replace(saved["config"], resume=False)
-    cfg = cli(kind, args=argv, default=default)
-    changeable = kind.changeable()
+    cfg = parse_grouped(kind, argv, default, describe(kind, default))
     for name, value in default.as_dict().items():
-        if name not in (*changeable, "resume", "out") and getattr(cfg, name) != value:
-            allowed = ", ".join(f"--{name}" for name in changeable)
+        if name not in (*kind.changeable(), "resume", "out") and getattr(cfg, name) != value:
+            allowed = ", ".join(f"--{name}" for name in kind.changeable())
             flag = f"{kind.flag(name)} {getattr(cfg, name)}"
             raise UserError(f"{flag} contradicts the run's {value}; with -c only {allowed} may change")
     cfg.validate()
-    length = getattr(cfg, kind.length)
+    length = getattr(cfg, kind.LENGTH)
     if length < saved["iteration"]:
-        raise UserError(f"--{kind.length} is {length}: the run has had {saved['iteration']}; use that or more")
+        raise UserError(f"--{kind.LENGTH} is {length}: the run has done {saved['iteration']}; use that or more")
     return cfg, saved
+
+
+def describe(kind: type[RunSettings], default: RunSettings) -> str:
+    """The text above the flags in --help, with the names of those whose default comes from the environment."""
+    general = kind()
+    changed = [
+        kind.flag(field.name)
+        for field in fields_of(kind)
+        if field.name != "env" and getattr(default, field.name) != getattr(general, field.name)
+    ]
+    preset = f"Defaults that come from {default.env}: {', '.join(changed)}."
+    return f"{cleandoc(kind.__doc__ or '')}\n\n{preset}" if changed else cleandoc(kind.__doc__ or "")

@@ -1,248 +1,299 @@
 """Option-critic (Bacon, Harb and Precup 2017), a baseline of the paper; with one option it is an actor-critic."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mlsh import parallel
-from mlsh.baselines.options import Losses, OptionCritic, play, update
+from mlsh.baselines.options import Losses, OptionCritic, OptionSettings, OptionSteps, play_options, update_options
 from mlsh.envs import make_env, preset
-from mlsh.envs.pool import Stage
+from mlsh.envs.base import VectorTasks
+from mlsh.envs.pool import EnvPool
 from mlsh.errors import UserError, run_command
-from mlsh.meta_test import LEARNERS, measures
 from mlsh.normaliser import Normaliser
-from mlsh.ppo import Adam
+from mlsh.optim import Adam
+from mlsh.outcome import Outcome
 from mlsh.runs import checkpoint
 from mlsh.runs.log import Log, has_curves
 from mlsh.runs.metrics import means_of
 from mlsh.runs.run import Run
-from mlsh.sampling import Streams, balanced_tasks
-from mlsh.settings import Count, Finite, Fraction, NotNegative, Positive, RunSettings, short
+from mlsh.sampling import Streams, Task, balanced_tasks
+from mlsh.settings import (
+    AdaptationSettings,
+    Count,
+    Fraction,
+    HardwareSettings,
+    NetworkSettings,
+    NonNegative,
+    Positive,
+    RewardSettings,
+    RunFolderSettings,
+    RunSettings,
+    Settings,
+    TaskSettings,
+    TrackingSettings,
+    alias,
+)
 
 
 @dataclass
-class OptionCriticConfig(RunSettings):
-    """Train option-critic on one task after another; with --num_options 1 it is an actor-critic.
-
-    -N, --groups, --tasks, --rollouts (W + U there), -T, --normalise and --reward_scale are by default train.py's.
-    """
-
-    kind: ClassVar[str] = "option-critic"
-    length: ClassVar[str] = "tasks"
-
-    N: Annotated[Count, short("-N")] = 20
-    """Slots a task group, in which episodes are played side by side."""
+class OptionCriticAlgorithm(Settings):
+    N: Annotated[Count, alias("-N")] = 20
+    """Slots per task group, in which episodes are played side by side."""
     groups: Count = 4
-    """Task groups in step, each with its own task."""
+    """Task groups, each with its own task."""
     tasks: Count = 10
-    """Outer iterations; each draws a task for every group."""
+    """Outer iterations. Each draws a task for every group."""
     rollouts: Count = 50
-    """Rollouts a task, of -T env steps in every slot; learning goes on within them."""
-    T: Annotated[Count, short("-T")] = 50
-    """Horizon: env steps after which an episode is truncated; by default the environment's own limit."""
+    """Rollouts per task, of -T env steps in every slot. Learning goes on within them."""
     n_steps: Count = 10
-    """Env steps between two gradient steps, and at most so many rewards in a target."""
+    """Env steps between two gradient steps, and the largest number of rewards in a target."""
     num_options: Count = 4
-    """Number of options; with 1 terminations play no role."""
+    """Number of options. With 1, terminations play no role."""
     shared: Literal["options", "all", "nothing"] = "options"
-    """What a new task begins with: the options, while their values begin anew; all; or nothing (from scratch)."""
+    """What a new task starts with: the options, with new values; everything; or nothing (from scratch)."""
+
+
+@dataclass
+class OptionCriticLearning(RewardSettings):
     lr: Positive = 1e-3
     """Adam's learning rate for the options: policies and terminations."""
     lr_critic: Positive = 3e-3
     """Adam's learning rate for the option values Q."""
-    gamma: Fraction = 0.99
-    """Discount γ of a step."""
-    lam: Fraction = 0.95
-    """λ with which targets of 1 to --n_steps rewards are mixed; 1 for the longest alone, 0 for one reward."""
     explore: Fraction = 0.05
-    """ε: probability that the policy over options draws a uniformly random one, not the one of the greatest value."""
-    margin: NotNegative = 0.01
-    """ξ: termination regulariser, by which another option has to be better before terminating is encouraged."""
-    c2: NotNegative = 0.01
-    """Weight of the entropy bonus of the options' policies."""
-    hidden: Count = 64
-    """Units in each of the two hidden layers of every network."""
-    log_std: Finite = 0.0
-    """Initial log standard deviation of continuous actions."""
-    reward_scale: Positive = 1.0
-    """Factor on rewards inside the learner; reported returns are without it."""
-    normalise: bool = True
-    """Normalise observations by their running mean and variance, clipped to ±5."""
+    """ε: probability that the policy over options chooses uniformly at random, and not the option of highest value."""
+    margin: NonNegative = 0.01
+    """ξ: termination regulariser. Another option must be better by this much before terminating is encouraged."""
+    entropy_coef: NonNegative = 0.01
+    """Entropy coefficient of the options' policies."""
+
+
+@dataclass
+class OptionCriticConfig(OptionCriticAlgorithm, OptionCriticLearning, NetworkSettings, RunSettings):
+    """Train option-critic on one task after another; with --num_options 1 it is an actor-critic.
+
+    -N, --groups, --tasks, --rollouts (W + U there), -T, --normalise and --reward_scale default to those of train.py.
+    """
+
+    KIND: ClassVar[str] = "option-critic"
+    LENGTH: ClassVar[str] = "tasks"
+    GROUPS: ClassVar[dict[str, type[Settings]]] = {
+        "Task": TaskSettings,
+        "Option-critic": OptionCriticAlgorithm,
+        "Learning": OptionCriticLearning,
+        "Networks": NetworkSettings,
+        "Run folder": RunFolderSettings,
+        "Tracking": TrackingSettings,
+        "Hardware": HardwareSettings,
+    }
+    RENAMED: ClassVar[dict[str, str]] = {"c2": "entropy_coef"}
 
     @classmethod
-    def defaults(cls, env):
+    def defaults(cls, env: str) -> Self:
         known = preset(env)
         names = ("N", "groups", "tasks", "T", "normalise", "reward_scale")
-        same = {name: known[name] for name in names if name in known}
-        return cls(env=env, **same | ({"rollouts": known["W"] + known["U"]} if {"W", "U"} <= known.keys() else {}))
+        of_env = {name: known[name] for name in names if name in known}
+        if {"W", "U"} <= known.keys():
+            of_env["rollouts"] = known["W"] + known["U"]
+        return cls(env=env, **of_env)
 
-    def most_at_once(self, processes):
+    def episodes_at_once(self, processes: int) -> int:
         return self.N * self.groups
 
     @property
-    def anew(self):
-        """Which parts of the agent begin anew with every task; each group has its own."""
+    def new_parts(self) -> tuple[str, ...]:
+        """The parts of the agent that are new for every task. Each group has its own."""
         return {"options": ("critic",), "all": (), "nothing": ("options", "critic")}[self.shared]
 
     @property
-    def playing(self):
-        """Keyword arguments of `play`."""
-        return self.only("T", "explore")
+    def settings(self) -> OptionSettings:
+        names = [field.name for field in dataclasses.fields(OptionSettings)]
+        return OptionSettings(**self.only(*names))
 
-    @property
-    def learning(self):
-        """Keyword arguments of `update`."""
-        return self.only("gamma", "lam", "explore", "margin", "reward_scale", "c2")
+    def build(self, env: VectorTasks) -> OptionCritic:
+        """The agent for a batched environment, its parameters zero."""
+        sets, critics = (self.groups if part in self.new_parts else 1 for part in ("options", "critic"))
+        networks = self.only("hidden", "log_std", "normalise", "device")
+        return OptionCritic.build(env, self.num_options, sets, critics, **networks)
 
 
-class OptionCriticLogger(Log):
-    """What such a run reports: a row a group, with the mean returns of the first and the last rollout of the task."""
+class OptionCriticLog(Log[OptionCriticConfig]):
+    """The log of an option-critic run: one row per outer iteration and group.
 
-    def __init__(self, run):
+    `pretrain_reward` and `joint_reward` are the mean returns of the task's first and last rollout.
+    """
+
+    def __init__(self, run: Run[OptionCriticConfig]) -> None:
         self._shares = [f"share_{k}" for k in range(run.cfg.num_options)]
         rewards = {"pretrain_reward": "first rollout", "joint_reward": "last rollout"}
         columns = ["iteration", "group", "task", *rewards, "env_steps", "train_env_steps", "seconds", "diverged"]
         super().__init__(run, [*columns, *self._shares, *Losses._fields], rewards, run.cfg.rollouts)
-        self._played_by = []
+        self._first: Outcome | None = None
+        self._last: Outcome | None = None
 
-    def step(self, i, played):
-        """After a rollout of outer iteration `i`, an `Outcome`."""
-        self._played_by = [*self._played_by[:1], played]
-        self.env_steps += played.steps
-        self.train_env_steps += played.steps
-        self._advance(f"task {i + 1}/{self._length}")
-        self._played(played.episode_return.mean().item(), played.episode_length.mean().item())
+    def trained(self, i: int, outcome: Outcome) -> None:
+        """After a rollout of outer iteration `i`."""
+        self._first, self._last = self._first or outcome, outcome
+        self.env_steps += outcome.steps
+        self.train_env_steps += outcome.steps
+        self._advance_bar(f"outer iteration {i + 1}/{self.run.length}")
+        self._log_training_episodes(outcome.episode_return.mean().item(), outcome.episode_length.mean().item())
 
-    def task_done(self, i, tasks, losses):
-        """After outer iteration `i`, whose groups had `tasks`; `losses` are of its last rollout."""
-        first, last = self._played_by[0], self._played_by[-1]
-        self._played_by = []
+    def outer_iteration_done(self, i: int, tasks: Sequence[Task], losses: dict[str, float]) -> None:
+        """After outer iteration `i`, whose groups had `tasks`; `losses` are those of its last rollout."""
+        first, last = self._first, self._last
+        assert first is not None and last is not None
+        self._first = self._last = None
         returns = {"pretrain_reward": first.episode_return.mean(1), "joint_reward": last.episode_return.mean(1)}
         values = returns | {"diverged": last.diverged} | dict(zip(self._shares, last.share.T, strict=True))
         rows = [
             {"group": g, "task": task, **{name: x[g].item() for name, x in values.items()}, **losses}
             for g, task in enumerate(tasks)
         ]
-        charts, of_task = means_of(rows, (*returns, *self._shares)), {}
+        charts, of_tasks = means_of(rows, (*returns, *self._shares)), {}
         for task in dict.fromkeys(filter(has_curves, tasks)):
-            mine = means_of([row for row in rows if row["task"] == task], returns)
-            of_task |= {f"{task}_{name}": x for name, x in mine.items()}
-        last = f"joint reward {charts['joint_reward']:.2f}"
-        self._iteration_done(i, rows, last, of_task, charts=charts, losses=losses, tasks=of_task)
+            of_task = means_of([row for row in rows if row["task"] == task], returns)
+            of_tasks |= {f"{task}_{name}": x for name, x in of_task.items()}
+        summary = f"joint reward {charts['joint_reward']:.2f}"
+        self._end_outer_iteration(i, rows, summary, of_tasks, charts=charts, losses=losses, tasks=of_tasks)
 
 
-def optimisers(agent, cfg):
+def make_optimizers(agent: OptionCritic, cfg: OptionCriticConfig) -> tuple[Adam, Adam]:
     return Adam(agent.options, cfg.lr), Adam(agent.critic, cfg.lr_critic)
 
 
-def begin(agent, streams, i, what):
-    """Draw the parameters of `what`, "options" or "critic", anew: those of a block by the stream of its group."""
-    part, members = getattr(agent, what), agent.K if what == "options" else 1  # members a block
-    rngs = streams(i, f"option-critic: {what}")[: part.n // members]
-    part.reset([rng for rng in rngs for _ in range(members)])
+def reset_part(agent: OptionCritic, streams: Streams, i: int, part: str) -> None:
+    """Draw new parameters of the "options" or the "critic", those of each block with its group's stream."""
+    networks, members_per_block = (agent.options, agent.K) if part == "options" else (agent.critic, 1)
+    rngs = streams(i, f"option-critic: {part}")[: networks.n // members_per_block]
+    networks.reset([rng for rng in rngs for _ in range(members_per_block)])
 
 
-def settle(env, agent, streams, cfg):
-    """Give the normaliser its first statistics, by a rollout from which nobody else learns; returns its env steps."""
+def begin_task(
+    agent: OptionCritic, optimizers: Sequence[Adam], streams: Streams, i: int, cfg: OptionCriticConfig
+) -> None:
+    """Draw new parameters of the parts that tasks do not share, and forget the moments of their optimisers."""
+    for part, optimizer in zip(("options", "critic"), optimizers, strict=True):
+        if part in cfg.new_parts:
+            reset_part(agent, streams, i, part)
+            optimizer.state.clear()
+
+
+def init_normaliser(env: VectorTasks, agent: OptionCritic, streams: Streams, cfg: OptionCriticConfig) -> int:
+    """Give the normaliser its first statistics, from a rollout without learning. Returns the env steps taken."""
     if not cfg.normalise:
         return 0
-    played, obs = play(env, agent, streams(0, "normaliser"), **cfg.playing)
+    outcome, obs = play_options(env, agent, streams(0, "normaliser"), cfg.settings)
     agent.normaliser.update(obs)
-    return played.steps
+    return outcome.steps
 
 
-def learn(env, agent, optimizers, rngs, cfg):
-    """A rollout, with learning on the way. Returns what `play` does and the mean `Losses`, a dict."""
-    found, update_by = [], partial(update, agent, optimizers, **cfg.learning)
-    played, obs = play(env, agent, rngs, n_steps=cfg.n_steps, learn=lambda x: found.append(update_by(x)), **cfg.playing)
-    for part, optimizer in zip(agent, optimizers, strict=False):
-        optimizer.check_finite(part.name)
-    return played, obs, dict(zip(Losses._fields, torch.stack(found).mean(0).tolist(), strict=True))
+def learn(
+    env: VectorTasks,
+    agent: OptionCritic,
+    optimizers: Sequence[Adam],
+    rngs: Sequence[np.random.Generator],
+    cfg: OptionCriticConfig,
+) -> tuple[Outcome, Tensor, dict[str, float]]:
+    """Play a rollout and learn within it. Returns what `play_options` returns, and the mean `Losses`."""
+    means: list[Tensor] = []
+
+    def step(steps: OptionSteps) -> None:
+        means.append(update_options(agent, optimizers, steps, cfg.settings))
+
+    outcome, obs = play_options(env, agent, rngs, cfg.settings, step)
+    for networks, optimizer in zip((agent.options, agent.critic), optimizers, strict=True):
+        optimizer.check_finite(networks.name)
+    return outcome, obs, dict(zip(Losses._fields, torch.stack(means).mean(0).tolist(), strict=True))
 
 
-def train(cfg, env, agent, optimizers, streams, log, start=0):
+def train(
+    cfg: OptionCriticConfig,
+    env: VectorTasks,
+    agent: OptionCritic,
+    optimizers: Sequence[Adam],
+    streams: Streams,
+    log: OptionCriticLog,
+    start: int = 0,
+) -> None:
     """The outer iterations from `start` on."""
     for i in range(start, cfg.tasks):
         tasks = balanced_tasks(env, streams, i, cfg.groups)
         env.set_task(tasks)
         if i:
-            new_task(agent, optimizers, streams, i, cfg)
+            begin_task(agent, optimizers, streams, i, cfg)
         else:
-            log.env_steps += settle(env, agent, streams, cfg)
+            log.env_steps += init_normaliser(env, agent, streams, cfg)
+        losses: dict[str, float] = {}
         for j in range(cfg.rollouts):
-            played, obs, losses = learn(env, agent, optimizers, streams(i, f"option-critic: rollout {j}"), cfg)
+            outcome, obs, losses = learn(env, agent, optimizers, streams(i, f"option-critic: rollout {j}"), cfg)
             agent.normaliser.update(obs)
-            log.step(i, played)
-        log.task_done(i, tasks, losses)
+            log.trained(i, outcome)
+        log.outer_iteration_done(i, tasks, losses)
 
 
-def new_task(agent, optimizers, streams, i, cfg):
-    """Draw anew what a new task does not begin with, and forget the moments of its optimiser."""
-    for what, optimizer in zip(("options", "critic"), optimizers, strict=True):
-        if what in cfg.anew:
-            begin(agent, streams, i, what)
-            optimizer.state.clear()
+class OptionCriticLearner:
+    """Fine-tunes what the tasks of an option-critic run shared, one copy per learner (see `meta_test.Learner`).
 
-
-def learn_anew(data, cfg, env, tasks, ev):
-    """As `adapt.learn_anew`: what the tasks shared in training is fine-tuned for each of `tasks`, a copy a seed."""
-    agent = OptionCritic.build(cfg, env)
-    parts = {name: getattr(agent, name) for name in agent._fields}
-    checkpoint.restore(data | {"config": cfg}, **parts)
-    cfg = dataclasses.replace(cfg, N=ev.N or cfg.N, lr_critic=ev.master_lr or cfg.lr_critic)
-    blocks, episodes = [task for task in tasks for _ in range(ev.seeds)], cfg.N + ev.look
-    with Stage(cfg, "evaluate", len(blocks) * cfg.T * episodes * (ev.updates + 1)) as stage:
-        parts = [learn_some(agent, blocks, some, stage, ev) for some in stage.parts(len(blocks), episodes)]
-    steps, outcomes = zip(*parts, strict=True)
-    return sum(steps) / len(blocks), measures(outcomes, len(tasks), ev.seeds)
-
-
-def learn_some(agent, blocks, some, stage, ev):
-    """`learn_anew` of some of the `blocks`: env steps [updates + 1] in all, an `Outcome` an update.
-
-    The returns of a rollout are of what learned within it; with --eval_episodes nobody learns from the episodes measured.
+    It learns within each rollout, so without evaluation episodes the returns are those of a learning agent.
     """
-    cfg, tasks, streams = stage.cfg, [blocks[j] for j in some], Streams(ev.seed, some)
-    agent = agent.copies(len(some))
-    optimizers = optimisers(agent, cfg)
-    env = stage.env(cfg.N * len(some), tasks)
-    new_task(agent, optimizers, streams, 0, cfg)
-    if scratch := cfg.shared == "nothing":
-        agent.normaliser.load_state_dict(Normaliser(len(agent.normaliser.mean)).state_dict())
-        settle(env, agent, streams, cfg)
-    outcomes, steps = [], [0]
-    for i in range(ev.updates + 1):  # the last learns for nothing
-        if ev.look:
-            measured = stage.env(ev.look * len(some), tasks, "look")
-            looked, _ = play(measured, agent, streams(i, "evaluate: look"), **cfg.playing)
-        played, obs, _ = learn(env, agent, optimizers, streams(i, "evaluate: option-critic"), cfg)
-        outcomes.append(looked if ev.look else played)
-        steps.append(steps[-1] + played.steps)
-        if scratch:
-            agent.normaliser.update(obs)
-        stage.played(len(some) * cfg.T * (cfg.N + ev.look))
-    return np.array(steps[:-1]), outcomes
+
+    def __init__(
+        self,
+        data: dict[str, Any],
+        cfg: OptionCriticConfig,
+        env: VectorTasks,
+        learners: int,
+        settings: AdaptationSettings,
+    ) -> None:
+        self._agent, self._settings = cfg.build(env), settings
+        checkpoint.restore(data | {"config": cfg}, **self._agent._asdict())
+        self.cfg = dataclasses.replace(cfg, N=settings.N or cfg.N, lr_critic=settings.master_lr or cfg.lr_critic)
+        self.slots = self.cfg.N + settings.eval_episodes
+        self.env_steps = cfg.T * self.slots * (settings.updates + 1)
+
+    def learn(self, tasks: list[Task], chunk: range, pool: EnvPool) -> tuple[np.ndarray, list[Outcome]]:
+        cfg, settings, streams = self.cfg, self._settings, Streams(self._settings.seed, chunk)
+        agent = self._agent.copies(len(tasks))
+        optimizers = make_optimizers(agent, cfg)
+        env = pool.env(cfg.N * len(tasks), tasks)
+        begin_task(agent, optimizers, streams, 0, cfg)
+        from_scratch = cfg.shared == "nothing"
+        if from_scratch:
+            agent.normaliser.load_state_dict(Normaliser(len(agent.normaliser.mean)).state_dict())
+            init_normaliser(env, agent, streams, cfg)
+        outcomes, env_steps = [], [0]
+        for i in range(settings.updates + 1):
+            evaluated = None
+            if settings.eval_episodes:
+                eval_env = pool.env(settings.eval_episodes * len(tasks), tasks, "evaluate")
+                evaluated, _ = play_options(eval_env, agent, streams(i, "evaluate: look"), cfg.settings)
+            outcome, obs, _ = learn(env, agent, optimizers, streams(i, "evaluate: option-critic"), cfg)
+            outcomes.append(evaluated or outcome)
+            env_steps.append(env_steps[-1] + outcome.steps)
+            if from_scratch:
+                agent.normaliser.update(obs)
+            pool.advance(len(tasks) * cfg.T * self.slots)
+        return np.array(env_steps[:-1]), outcomes
 
 
-LEARNERS[OptionCriticConfig] = learn_anew
-
-
-def main():
+def main() -> None:
     if parallel.SIZE > 1:
         raise UserError("option-critic learns in one process; start it without torchrun")
     run = Run(OptionCriticConfig)
     cfg, streams = run.cfg, Streams(run.cfg.seed, range(run.cfg.groups))
     env = make_env(cfg, cfg.groups * cfg.N)
-    agent = OptionCritic.build(cfg, env)
-    optimizers = optimisers(agent, cfg)
+    agent = cfg.build(env)
+    optimizers = make_optimizers(agent, cfg)
     for part in ("options", "critic"):
-        begin(agent, streams, 0, part)
-    names = ("options_optimizer", "critic_optimizer")
-    with run.alive(OptionCriticLogger, **agent._asdict(), **dict(zip(names, optimizers, strict=True))) as log:
+        reset_part(agent, streams, 0, part)
+    saved = {"options_optimizer": optimizers[0], "critic_optimizer": optimizers[1]}
+    with run.training(OptionCriticLog, **agent._asdict(), **saved) as log:
         train(cfg, env, agent, optimizers, streams, log, run.progress["iteration"])
         run.finish()
 

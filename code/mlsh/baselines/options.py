@@ -1,72 +1,93 @@
-"""Options that learn (Bacon, Harb and Precup 2017): how they play, their objective, and a gradient step by it."""
+"""Options that are learned (Bacon, Harb and Precup 2017): how they play, their objective, and a gradient step."""
 
 import copy
 import math
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from gymnasium.spaces import Discrete
+from torch import Tensor
 
-from mlsh.models import ActorCritic
+from mlsh.envs.base import VectorTasks
+from mlsh.models import ActorCritic, HasSpaces
 from mlsh.normaliser import Normaliser
-from mlsh.play import Played, Step, check_finite, stacked
+from mlsh.optim import Adam
+from mlsh.outcome import Outcome
 from mlsh.ppo import gae
-from mlsh.rollout import outcome
+from mlsh.slots import Actor, Slots, Transition, draw_seeds, play_rollout
+
+
+@dataclass(frozen=True)
+class OptionSettings:
+    """How options play and learn."""
+
+    T: int  # env steps per slot and rollout
+    n_steps: int  # env steps between two gradient steps, and the largest number of rewards in a target
+    gamma: float
+    lam: float  # λ with which targets of 1 to n_steps rewards are mixed
+    explore: float  # ε of the policy over options
+    margin: float  # ξ, the termination regulariser
+    entropy_coef: float
+    reward_scale: float
 
 
 class OptionCritic(NamedTuple):
-    """The agent: sets of K options, the values of options, the normaliser before them all.
+    """The agent: sets of K options, the values of options, and the normaliser before them all.
 
-    The E slots fall into equal blocks of neighbours, one a set of options, and so they do for the critics; of either
-    there may be only one, for all slots. Below, L is any number of time steps.
+    The E slots fall into equal blocks of neighbours, one per set of options, and likewise one per critic. There may be
+    a single set, or a single critic, for all slots. Below, L is any number of time steps.
     """
 
-    options: ActorCritic  # K members a set: intra-option policies π, and as value the logit of their terminations β
-    critic: ActorCritic  # its params are the option values Q(s, ·), [..., K]; its value part lies idle
+    options: ActorCritic  # K members per set: intra-option policies π; the value is the logit of the termination β
+    critic: ActorCritic  # its params are the option values Q(s, ·), [..., K]; its value network is not used
     normaliser: Normaliser
 
     @classmethod
-    def build(cls, cfg, env):
-        """The agent of an `OptionCriticConfig` for a batched environment, all parameters zero: reset both networks."""
-        obs_size, networks = math.prod(env.single_observation_space.shape), cfg.only("hidden", "log_std")
-        sets, critics = (cfg.groups if part in cfg.anew else 1 for part in ("options", "critic"))
-        options = ActorCritic(sets * cfg.num_options, obs_size, env.single_action_space, name="option", **networks)
-        critic = ActorCritic(critics, obs_size, Discrete(cfg.num_options), name="critic", **networks)
-        return cls(*(part.to(cfg.device) for part in (options, critic, Normaliser(obs_size, cfg.normalise))))
+    def build(
+        cls, env: HasSpaces, K: int, sets: int, critics: int, hidden: int, log_std: float, normalise: bool, device: str
+    ) -> "OptionCritic":
+        """The agent for a batched environment. All parameters are zero: reset both networks."""
+        obs_size = math.prod(env.single_observation_space.shape)
+        networks: dict[str, Any] = {"hidden": hidden, "log_std": log_std}
+        options = ActorCritic(sets * K, obs_size, env.single_action_space, name="option", **networks)
+        critic = ActorCritic(critics, obs_size, Discrete(K), name="critic", **networks)
+        return cls(options.to(device), critic.to(device), Normaliser(obs_size, normalise).to(device))
 
     @property
-    def K(self):
+    def K(self) -> int:
         return self.critic.action_size
 
-    def copies(self, n):
-        """A new agent with n sets of options and n critics, each a copy of the first; the normaliser is a copy, too."""
-        options, critic = self.options.only([*range(self.K)] * n), self.critic.only([0] * n)
+    def copies(self, n: int) -> "OptionCritic":
+        """A new agent with n sets of options and n critics, all copies of the first, and a copy of the normaliser."""
+        options, critic = self.options.copies_of([*range(self.K)] * n), self.critic.copies_of([0] * n)
         return OptionCritic(options, critic, copy.deepcopy(self.normaliser))
 
-    def policy(self, x, z):
-        """Params [L, E, A or 2A] of what the options z [L, E] do at normalised observations x [L, E, obs]."""
-        return self._of(self.options.params, x, z)
+    def policy(self, x: Tensor, z: Tensor) -> Tensor:
+        """Params [L, E, A or 2A] of the options z [L, E] at normalised observations [L, E, obs]."""
+        return self._of_options(self.options.params, x, z)
 
-    def termination(self, x, z):
-        """β [L, E], the probability that the options z [L, E] terminate on coming to x [L, E, obs]."""
-        return self._of(self.options.value, x, z).sigmoid()
+    def termination(self, x: Tensor, z: Tensor) -> Tensor:
+        """β [L, E], the probability that the options z [L, E] terminate on arriving at x [L, E, obs]."""
+        return self._of_options(self.options.value, x, z).sigmoid()
 
-    def values(self, x):
+    def values(self, x: Tensor) -> Tensor:
         """Q(s, ·), [L, E, K], at x [L, E, obs]."""
         return by_time(self.critic.params(by_block(self.critic.n, x)), len(x))
 
-    def choose(self, x, z, begins, uniform, explore):
-        """The options [E] at x [E, obs]: z [E], or ε-greedy ones where an episode begins or those terminate.
+    def choose(self, x: Tensor, z: Tensor, begins: Tensor, uniform: Tensor, explore: float) -> Tensor:
+        """The options [E] at x [E, obs]: z [E], or ε-greedy ones where an episode begins or z terminates.
 
-        `uniform` [E, 3]: random numbers: for terminating, for whether to explore, and for what then.
+        `uniform` [E, 3] holds random numbers: whether z terminates, whether to explore, and which option then.
         """
-        ends, strays, which = uniform.unbind(-1)
+        terminates, explores, which = uniform.unbind(-1)
         random = (which * self.K).long()
-        new = torch.where(strays < explore, random, self.values(x[None])[0].argmax(-1))
-        return torch.where(begins | (ends < self.termination(x[None], z[None])[0]), new, z)
+        new = torch.where(explores < explore, random, self.values(x[None])[0].argmax(-1))
+        return torch.where(begins | (terminates < self.termination(x[None], z[None])[0]), new, z)
 
-    def _of(self, head, x, z):
+    def _of_options(self, head: Callable[[Tensor], Tensor], x: Tensor, z: Tensor) -> Tensor:
         K, L, sets = self.K, len(x), self.options.n // self.K
         x, z = by_block(sets, x), by_block(sets, z)
         out = head(x[:, None].expand(-1, K, -1, -1).flatten(0, 1)).unflatten(0, (sets, K))  # [sets, K, L·E/sets, …]
@@ -74,111 +95,132 @@ class OptionCritic(NamedTuple):
         return by_time(out[which], L)
 
 
-def by_block(n, x):
-    """[L, E, …] -> [n, L·E/n, …]: what n blocks of neighbouring slots have, each its own."""
+def by_block(n: int, x: Tensor) -> Tensor:
+    """[L, E, …] -> [n, L·E/n, …], with one row per block of neighbouring slots."""
     return x.unflatten(1, (n, -1)).transpose(0, 1).flatten(1, 2)
 
 
-def by_time(x, L):
+def by_time(x: Tensor, L: int) -> Tensor:
     """The inverse of `by_block`: [n, L·E/n, …] -> [L, E, …]."""
     return x.unflatten(1, (L, -1)).transpose(0, 1).flatten(1, 2)
 
 
-class Transition(NamedTuple):
-    """An env step of E slots side by side; stacked, [L, E, …]."""
+class OptionSteps(NamedTuple):
+    """L consecutive env steps of E slots, [L, E, …]."""
 
-    obs: torch.Tensor  # [E, obs]
-    z: torch.Tensor  # [E], the option under way
-    action: torch.Tensor  # [E] or [E, A]
-    reward: torch.Tensor  # [E]
-    following: torch.Tensor  # [E, obs], what followed; where the episode terminated, `obs` again
-    terminated: torch.Tensor  # [E]
-    truncated: torch.Tensor  # [E]
+    obs: Tensor  # [L, E, obs]
+    z: Tensor  # [L, E], the option that acted
+    action: Tensor  # [L, E] or [L, E, A]
+    reward: Tensor  # [L, E]
+    following: Tensor  # [L, E, obs], what the step led to; `obs` again where the episode terminated
+    terminated: Tensor  # [L, E]
+    truncated: Tensor  # [L, E]
+
+
+class OptionActor(Actor):
+    """Plays by an agent's options; after every `n_steps` steps, and at the end, it passes them on to `learn`."""
+
+    def __init__(
+        self,
+        agent: OptionCritic,
+        rngs: Sequence[np.random.Generator],
+        E: int,
+        settings: OptionSettings,
+        learn: Callable[[OptionSteps], None] | None,
+    ) -> None:
+        self._agent, self._settings, self._learn = agent, settings, learn
+        T, N, device = settings.T, E // len(rngs), agent.options.device
+        drawn = [(agent.options.noise(rng, T, N), rng.random((T, N, 3), np.float32)) for rng in rngs]
+        noise, uniform = (np.concatenate(x, 1) for x in zip(*drawn, strict=True))
+        self._noise, self._uniform = torch.from_numpy(noise).to(device), torch.from_numpy(uniform).to(device)
+        self._normalise = agent.normaliser.frozen()
+        self._z = torch.zeros(E, dtype=torch.long, device=device)
+        self.active: list[Tensor] = []  # z at each step
+        self._pending: list[tuple[Tensor, ...]] = []  # steps that were not passed on yet
+
+    def act(self, slots: Slots) -> Tensor:
+        obs, begins = self._normalise(slots.obs), slots.begun == slots.t
+        self._z = self._agent.choose(obs, self._z, begins, self._uniform[slots.t], self._settings.explore)
+        self.active.append(self._z)
+        params = self._agent.policy(obs[None], self._z[None])[0]
+        return self._agent.options.sample(params, self._noise[slots.t])
+
+    def observe(self, transition: Transition) -> None:
+        if self._learn is None:
+            return
+        obs, action, reward, following, terminated, truncated, _ = transition
+        self._pending.append((obs, self._z, action, reward, following, terminated, truncated))
+        if len(self.active) == self._settings.T or len(self._pending) == self._settings.n_steps:
+            self._learn(OptionSteps(*(torch.stack(x) for x in zip(*self._pending, strict=True))))
+            self._pending = []
+
+
+def play_options(
+    env: VectorTasks,
+    agent: OptionCritic,
+    rngs: Sequence[np.random.Generator],
+    settings: OptionSettings,
+    learn: Callable[[OptionSteps], None] | None = None,
+) -> tuple[Outcome, Tensor]:
+    """Play a rollout. Returns its `Outcome` and all observations [T·E, obs].
+
+    `rngs`: one generator per group. `learn` is called with consecutive steps while the rollout goes on.
+    """
+    seeds = draw_seeds(rngs)
+    actor = OptionActor(agent, rngs, env.num_envs, settings, learn)
+    with env.simulating():
+        record = play_rollout(env, actor, seeds, settings.T)
+    return Outcome.of(record, torch.stack(actor.active), len(rngs), agent.K), record.obs[:-1].flatten(0, 1)
 
 
 class Losses(NamedTuple):
-    """What is minimised, and how often options would terminate; step by step, [L, E]."""
+    """What is minimised at each step, and how often options would terminate, [L, E]."""
 
-    policy_loss: torch.Tensor
-    termination_loss: torch.Tensor
-    value_loss: torch.Tensor
-    entropy: torch.Tensor
-    termination: torch.Tensor  # β of the options on what followed
-
-
-@torch.no_grad()
-def play(env, agent, rngs, *, T, explore, n_steps=1, learn=None):
-    """Play `T` steps in each slot, a slot whose episode ends beginning another; returns an `Outcome` and all
-    observations [T·E, obs].
-
-    `rngs`: one NumPy generator a group. `learn(transitions)` is called after every `n_steps` steps, and with the rest.
-    """
-    G, E = len(rngs), env.num_envs
-    obs = env.reset(seed=[int(rng.integers(2**63)) for rng in rngs])[0].flatten(1)  # images, too
-    drawn = [(agent.options.noise(rng, T, E // G), rng.random((T, E // G, 3), np.float32)) for rng in rngs]
-    noise, uniform = (torch.from_numpy(np.concatenate(x, 1)).to(env.device) for x in zip(*drawn, strict=True))
-    z = diverged = torch.zeros(E, dtype=torch.long, device=env.device)
-    begins, alive, steps = torch.ones_like(z, dtype=torch.bool), torch.ones_like(z, dtype=torch.bool), []
-    normalise = agent.normaliser.frozen()
-    with env.simulating():
-        for t in range(T):
-            x = normalise(obs)
-            z = agent.choose(x, z, begins, uniform[t], explore)
-            action = agent.options.sample(agent.policy(x[None], z[None])[0], noise[t])
-            new_obs, reward, terminated, truncated, info = env.step(action)
-            following = torch.where(
-                terminated[:, None], obs, new_obs.flatten(1)
-            )  # what comes after a termination stays out
-            steps.append(Transition(obs, z, action, reward, following, terminated, truncated))
-            if learn and (t + 1 == T or (t + 1) % n_steps == 0):
-                learn(stacked(steps[-(t % n_steps + 1) :]))
-            if "diverged" in info:
-                diverged = diverged + (info["diverged"] > 0)
-            obs, begins = following, terminated | truncated
-            if begins.any() and t + 1 < T:
-                obs = env.reset(options={"reset_mask": begins})[0].flatten(1)
-    steps = stacked(steps)
-    check_finite(env, steps.reward, steps.following)
-    lived = Step(steps.reward, steps.terminated, steps.truncated, alive.expand_as(steps.z))
-    played = Played(lived, steps.obs, None, None, None, None, steps.z, (), {}, diverged)
-    return outcome(played, G, agent.K), steps.obs.flatten(0, 1)
+    policy_loss: Tensor
+    termination_loss: Tensor
+    value_loss: Tensor
+    entropy: Tensor
+    termination: Tensor  # β of the active options where the steps led
 
 
-def objective(agent, steps, *, gamma, lam, explore, margin, reward_scale):
-    """The `Losses` of consecutive `Transition`s [L, E], by the theorems of Bacon, Harb and Precup.
+def objective(agent: OptionCritic, steps: OptionSteps, settings: OptionSettings) -> Losses:
+    """The `Losses` of consecutive steps, by the theorems of Bacon, Harb and Precup.
 
-    The value upon arrival U(ω, s') = (1 − β) Q(s', ω) + β V(s') follows every step: V is the mean of Q under the
-    ε-greedy policy over options. With λ = 0 this is intra-option Q-learning's target of one step, but for V.
+    After every step follows the value upon arrival U(ω, s') = (1 − β) Q(s', ω) + β V(s'). V is the mean of Q under the
+    ε-greedy policy over options. With λ = 0 this is the one-step target of intra-option Q-learning, except for V.
     """
     x, following, z = agent.normaliser(steps.obs), agent.normaliser(steps.following), steps.z[..., None]
     new = agent.options.distribution(agent.policy(x, steps.z))
     value, beta = agent.values(x).gather(-1, z)[..., 0], agent.termination(following, steps.z)
     with torch.no_grad():
-        then = agent.values(following)
-        stay, leave = then.gather(-1, z)[..., 0], torch.lerp(then.max(-1).values, then.mean(-1), explore)
+        next_values = agent.values(following)
+        stay = next_values.gather(-1, z)[..., 0]
+        leave = torch.lerp(next_values.max(-1).values, next_values.mean(-1), settings.explore)
         arrival = torch.where(steps.terminated, 0, torch.lerp(stay, leave, beta))
         goes_on = ~(steps.terminated | steps.truncated)
         goes_on[-1] = False
-        advantage = gae(steps.reward * reward_scale, value, arrival, goes_on, gamma, lam)
+        advantage = gae(steps.reward * settings.reward_scale, value, arrival, goes_on, settings.gamma, settings.lam)
         target = value + advantage
-        worth = torch.where(steps.terminated, 0, stay - leave + margin)  # of not terminating
+        gain_of_staying = torch.where(steps.terminated, 0, stay - leave + settings.margin)
     policy_loss = -new.log_prob(steps.action) * advantage
-    return Losses(policy_loss, beta * worth, (value - target).square(), new.entropy(), beta.detach())
+    return Losses(policy_loss, beta * gain_of_staying, (value - target).square(), new.entropy(), beta.detach())
 
 
-def update(agent, optimizers, steps, *, c2, **settings):
-    """A gradient step by consecutive `Transition`s: each set of options, and each critic, by its own slots' mean.
+def update_options(
+    agent: OptionCritic, optimizers: Sequence[Adam], steps: OptionSteps, settings: OptionSettings
+) -> Tensor:
+    """A gradient step from consecutive steps; each set of options, and each critic, learns from its own slots' mean.
 
-    Returns the means of the `Losses`, [5]. `settings` as of `objective`.
+    Returns the means of the `Losses`, [5].
     """
     with torch.enable_grad():
-        losses = objective(agent, steps, **settings)
-        of_options = losses.policy_loss + losses.termination_loss - c2 * losses.entropy
-        blocks = ((of_options, agent.options.n // agent.K), (losses.value_loss, agent.critic.n))
-        loss = sum(by_block(n, x).mean(1).sum() for x, n in blocks)
+        losses = objective(agent, steps, settings)
+        of_options = losses.policy_loss + losses.termination_loss - settings.entropy_coef * losses.entropy
+        per_set = by_block(agent.options.n // agent.K, of_options).mean(1).sum()
+        per_critic = by_block(agent.critic.n, losses.value_loss).mean(1).sum()
         for optimizer in optimizers:
             optimizer.zero_grad()
-        loss.backward()
+        (per_set + per_critic).backward()
     for optimizer in optimizers:
         optimizer.step()
     return torch.stack([x.detach().mean() for x in losses])

@@ -1,228 +1,365 @@
 """RL² (Duan et al. 2016), the paper's recurrent baseline: it learns a task in its hidden state, by playing on."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
-from torch import nn
+from gymnasium import Space
+from torch import Tensor, nn
 
 from mlsh import parallel
 from mlsh.envs import make_env, preset
-from mlsh.envs.pool import Stage
+from mlsh.envs.base import VectorTasks
+from mlsh.envs.pool import EnvPool
 from mlsh.errors import UserError, run_command
-from mlsh.meta_test import LEARNERS
-from mlsh.models import RecurrentPolicy
-from mlsh.play import check_finite
-from mlsh.ppo import Samples, figures, named, samples_of, surrogate, total_loss
+from mlsh.models import Policy
+from mlsh.normaliser import Normaliser
+from mlsh.optim import all_finite
+from mlsh.outcome import Outcome
+from mlsh.ppo import PPOSettings, Samples, figure_sums, figures_of, samples_of, surrogate, total_loss
 from mlsh.runs import checkpoint
-from mlsh.runs.log import RL2Logger
+from mlsh.runs.log import LOSSES, Log, has_curves
 from mlsh.runs.run import Run
-from mlsh.sampling import Streams, balanced_tasks
-from mlsh.settings import Count, CountOrNone, Finite, Fraction, NotNegative, Positive, RunSettings, short
+from mlsh.sampling import Streams, Task, balanced_tasks
+from mlsh.settings import (
+    AdaptationSettings,
+    ClippedSettings,
+    Count,
+    HardwareSettings,
+    NetworkSettings,
+    NonNegative,
+    Positive,
+    RunFolderSettings,
+    RunSettings,
+    Settings,
+    TaskSettings,
+    TrackingSettings,
+    alias,
+    with_defaults,
+)
+from mlsh.slots import Actor, Slots, Transition, draw_seeds, play_episodes
 
 
 @dataclass
-class RL2Config(RunSettings):
-    """Train RL², a recurrent policy over trials of several episodes of a task.
-
-    The defaults are for MovementBandits, but for -T, which is the environment's own limit.
-    """
-
-    kind: ClassVar[str] = "rl2"
-    length: ClassVar[str] = "iterations"
-
-    seed: CountOrNone = 0
-    """Seed of everything random."""
-    N: Annotated[Count, short("-N")] = 100
-    """Trials a rollout; each draws a task."""
+class TrialSettings(Settings):
+    N: Annotated[Count, alias("-N")] = 100
+    """Trials per rollout. Each draws a task."""
     episodes: Count = 4
-    """Episodes in a trial."""
+    """Episodes per trial."""
     iterations: Count = 250
     """Rollouts, with an update after each."""
-    T: Annotated[Count, short("-T")] = 50
-    """Horizon: env steps after which an episode is truncated; by default the environment's own limit."""
-    epochs: Annotated[Count, short("-K", "--K")] = 5
-    """PPO epochs an iteration."""
-    parts: Count = 4
-    """Minibatches into which an epoch splits the trials."""
+
+
+@dataclass
+@with_defaults(epochs=5, reward_scale=0.1)
+class RL2PPOSettings(ClippedSettings):
     lr: Positive = 1e-2
     """Adam's learning rate."""
-    gamma: Fraction = 0.99
-    """Discount γ of a step."""
-    lam: Fraction = 0.95
-    """λ of generalised advantage estimation, over the whole trial."""
-    epsilon: Positive = 0.2
-    """ε of PPO's clipped ratio."""
-    c1: NotNegative = 0.5
-    """Weight of the value loss."""
-    c2: NotNegative = 0.01
-    """Weight of the entropy bonus."""
-    hidden: Count = 64
-    """Units of the GRU."""
-    log_std: Finite = 0.0
-    """Initial log standard deviation of continuous actions."""
-    reward_scale: Positive = 0.1
-    """Factor on rewards inside the learner; reported returns are without it."""
-    normalise: bool = True
-    """Normalise observations by their running mean and variance, clipped to ±5; by default where train.py does."""
+    minibatches: Count = 4
+    """Minibatches per epoch; each holds whole trials."""
+    entropy_coef: NonNegative = 0.01
+    """Entropy coefficient."""
+
+
+@dataclass
+@with_defaults(seed=0, epochs=5, reward_scale=0.1)
+class RL2Config(TrialSettings, RL2PPOSettings, NetworkSettings, RunSettings):
+    """Train RL², a recurrent policy over trials of several episodes of a task.
+
+    The defaults suit MovementBandits, except -T, which is the environment's own limit.
+    """
+
+    KIND: ClassVar[str] = "rl2"
+    LENGTH: ClassVar[str] = "iterations"
+    GROUPS: ClassVar[dict[str, type[Settings]]] = {
+        "Task": TaskSettings,
+        "Trials": TrialSettings,
+        "PPO": RL2PPOSettings,
+        "Networks": NetworkSettings,
+        "Run folder": RunFolderSettings,
+        "Tracking": TrackingSettings,
+        "Hardware": HardwareSettings,
+    }
+    RENAMED: ClassVar[dict[str, str]] = {
+        "K": "epochs",
+        "parts": "minibatches",
+        "epsilon": "clip",
+        "c1": "value_coef",
+        "c2": "entropy_coef",
+    }
 
     @classmethod
-    def defaults(cls, env):
+    def defaults(cls, env: str) -> Self:
         known = preset(env)
         return cls(env=env, **{name: known[name] for name in ("T", "normalise") if name in known})
 
-    def validate(self):
+    def episodes_at_once(self, processes: int) -> int:
+        return self.N
+
+    def validate(self) -> None:
         super().validate()
-        if self.parts > self.N:
-            raise UserError(f"--parts is {self.parts}: there are only {self.N} trials to split; use --parts {self.N}")
+        if self.minibatches > self.N:
+            raise UserError(
+                f"--minibatches is {self.minibatches}: there are only {self.N} trials to split; "
+                f"use --minibatches {self.N}"
+            )
 
     @property
-    def trial(self):
-        """Keyword arguments of `play`."""
-        return self.only("episodes", "T", "gamma", "lam", "reward_scale")
+    def ppo(self) -> PPOSettings:
+        return PPOSettings(**self.only("minibatches", "epochs", "clip", "value_coef", "entropy_coef"))
 
-    @property
-    def ppo(self):
-        """Keyword arguments of `learn`."""
-        return self.only("epochs", "parts", "epsilon", "c1", "c2")
+    def build(self, env: VectorTasks) -> "RecurrentPolicy":
+        """The policy for a batched environment; call `reset`."""
+        obs_size = math.prod(env.single_observation_space.shape or ())
+        networks = self.only("hidden", "log_std", "normalise")
+        return RecurrentPolicy(obs_size, env.single_action_space, **networks).to(self.device)
 
 
-def build(cfg, env):
-    """The policy of an `RL2Config` for a batched environment, not yet `reset`."""
-    obs_size = math.prod(env.single_observation_space.shape)
-    settings = cfg.only("hidden", "log_std", "normalise")
-    return RecurrentPolicy(obs_size, env.single_action_space, **settings).to(cfg.device)
+class RecurrentPolicy(Policy):
+    """A GRU that sees observation, last action, last reward and whether an episode begins, but not the task."""
+
+    def __init__(
+        self, obs_size: int, action_space: Space[Any], hidden: int = 64, log_std: float = 0.0, normalise: bool = False
+    ) -> None:
+        super().__init__(action_space)
+        self.normaliser = Normaliser(obs_size) if normalise else nn.Identity()
+        self.obs_size = obs_size
+        self.gru = nn.GRU(obs_size + self.action_size + 2, hidden)
+        self.heads = nn.Linear(hidden, self.action_size + 1)
+        if not self.discrete:
+            self.log_std = nn.Parameter(torch.full((self.action_size,), log_std))
+
+    @torch.no_grad()
+    def reset(self, rng: np.random.Generator) -> None:
+        """Draw new parameters: orthogonal weights, zero biases."""
+        generator = torch.Generator().manual_seed(int(rng.integers(2**32)))
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                gain = 0.01 if name == "heads.weight" else 1.0
+                parameter.copy_(nn.init.orthogonal_(torch.empty(parameter.shape), gain, generator=generator))
+            elif name != "log_std":
+                parameter.zero_()
+
+    def forward(self, x: Tensor, h: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Params [S, E, A or 2A], value [S, E] and hidden state [1, E, hidden] after inputs x [S, E, …]."""
+        x = torch.cat((self.normaliser(x[..., : self.obs_size]), x[..., self.obs_size :]), -1)
+        x, h = self.gru(x, h)
+        params, value = self.heads(x).split((self.action_size, 1), -1)
+        if not self.discrete:
+            params = torch.cat((params, self.log_std.expand_as(params)), -1)
+        return params, value[..., 0], h
+
+    def input(self, obs: Tensor, action: Tensor | None, reward: Tensor, begins: bool) -> Tensor:
+        """What the GRU sees, [E, …]; `action` is None before the first."""
+        if action is None:
+            action = torch.zeros(len(obs), self.action_size, device=obs.device)
+        elif self.discrete:
+            action = nn.functional.one_hot(action, self.action_size)
+        return torch.cat((obs, action, reward[:, None], torch.full_like(reward, float(begins))[:, None]), 1)
+
+
+class TrialActor(Actor):
+    """Plays trials of several episodes. The hidden state lives as long as the trial.
+
+    Once a slot's episode has ended, its hidden state, last action and last reward stay as they are until the next
+    episode begins. So a trial does not depend on how long the episodes of the other slots are.
+    """
+
+    def __init__(self, policy: RecurrentPolicy, reward_scale: float) -> None:
+        self._policy, self._scale = policy, reward_scale
+        self._hidden: Tensor | None = None
+        self._action: Tensor | None = None
+        self._reward = torch.zeros(0)
+        self.steps: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []  # input, action, log probability and value
+
+    def begin_episode(self, noise: Tensor) -> None:
+        """Use `noise` [T, E, A] from here on."""
+        self._noise = noise
+        if not len(self._reward):
+            self._reward = torch.zeros(noise.shape[1], device=noise.device)
+
+    def act(self, slots: Slots) -> Tensor:
+        x = self._policy.input(slots.obs, self._action, self._reward * self._scale, slots.t == 0)
+        params, value, hidden = self._policy(x[None], self._hidden)
+        action = self._policy.sample(params[0], self._noise[slots.t])
+        self.steps.append((x, action, self._policy.distribution(params[0]).log_prob(action), value[0]))
+        if self._hidden is not None and self._action is not None:
+            hidden = torch.where(slots.alive[:, None], hidden, self._hidden)
+            self._action = torch.where(slots.alive.view(-1, *[1] * (action.dim() - 1)), action, self._action)
+        else:
+            self._action = action
+        self._hidden = hidden
+        return action
+
+    def observe(self, transition: Transition) -> None:
+        self._reward = torch.where(transition.alive, transition.reward, self._reward)
 
 
 class Trials(NamedTuple):
-    """E trials, each of several episodes of one task, S steps in all. A step after an episode's end weighs 0."""
+    """E trials of several episodes of one task each. The env steps of a trial follow each other without gaps.
 
-    obs: torch.Tensor  # [S, E, in], the policy's inputs
-    action: torch.Tensor  # [S, E] or [S, E, A]
-    log_prob: torch.Tensor  # [S, E]
-    advantage: torch.Tensor  # [S, E]
-    value_target: torch.Tensor  # [S, E]
-    weight: torch.Tensor  # [S, E]
-    episode_return: torch.Tensor  # [episodes, E], undiscounted, unscaled
-    steps: int
+    S is the number of steps of the longest trial. The others are padded with steps of weight 0.
+    """
 
-    def observed(self, size):
-        """What the environment showed of the first `size` inputs while episodes lived, for the normaliser."""
+    obs: Tensor  # [S, E, in], the policy's inputs
+    action: Tensor  # [S, E] or [S, E, A]
+    log_prob: Tensor  # [S, E]
+    advantage: Tensor  # [S, E]
+    value_target: Tensor  # [S, E]
+    weight: Tensor  # [S, E]; they sum to 1
+    episode_return: Tensor  # [episodes, E], undiscounted and unscaled
+    steps: int  # env steps
+
+    def observed(self, size: int) -> Tensor:
+        """The first `size` inputs of all env steps, [steps, size], for the normaliser."""
         return self.obs[self.weight > 0][:, :size]
 
 
 @torch.no_grad()
-def play(env, policy, rng, *, episodes, T, gamma, lam, reward_scale):
-    """A trial in each of the env's E slots, on the tasks it has: the hidden state lives as long as the trial."""
-    E, device = env.num_envs, env.device
-    h, action, reward = None, None, torch.zeros(E, device=device)
-    steps, rewards, returns = [], [], []
+def play_trials(env: VectorTasks, policy: RecurrentPolicy, rng: np.random.Generator, cfg: RL2Config) -> Trials:
+    """Play a trial in each of the env's E slots, on the tasks that it has."""
+    actor = TrialActor(policy, cfg.reward_scale)
+    records = []
     with env.simulating():
-        for _ in range(episodes):
-            obs = env.reset(seed=int(rng.integers(2**63)))[0].flatten(1)  # images, too: the GRU sees vectors
-            noise = torch.from_numpy(policy.noise(rng, T, E)).to(device)
-            alive, begun = torch.ones(E, dtype=torch.bool, device=device), len(steps)
-            for t in range(T):
-                x = policy.input(obs, action, reward * reward_scale, float(t == 0))
-                params, value, h = policy(x[None], h)
-                action = policy.sample(params[0], noise[t])
-                steps.append((x, action, policy.distribution(params[0]).log_prob(action), value[0], alive))
-                new_obs, reward, terminated, truncated, _ = env.step(action)
-                reward = torch.where(alive, reward, 0)
-                rewards.append(reward)
-                alive = alive & ~terminated & ~truncated
-                obs = torch.where(alive[:, None], new_obs.flatten(1), obs)
-                if not alive.any():
-                    break
-            returns.append(torch.stack(rewards[begun:]).sum(0))
-    x, action, log_prob, value, alive = (torch.stack(field) for field in zip(*steps, strict=True))
-    reward = torch.stack(rewards)
-    check_finite(env, reward, x)
+        for _ in range(cfg.episodes):
+            seeds = draw_seeds([rng])
+            actor.begin_episode(torch.from_numpy(policy.noise(rng, cfg.T, env.num_envs)).to(env.device))
+            records.append(play_episodes(env, actor, seeds, cfg.T))
+    inputs, action, log_prob, value = (torch.stack(x) for x in zip(*actor.steps, strict=True))
+    reward, alive = (torch.cat([getattr(record, name) for record in records]) for name in ("reward", "alive"))
+    if not alive.all():  # the steps of each trial first, in their order, then the padding
+        order = (~alive).to(torch.uint8).argsort(dim=0, stable=True)[: alive.sum(0).max()]
+        columns = torch.arange(env.num_envs, device=alive.device)
+        fields = (inputs, action, log_prob, value, reward, alive)
+        inputs, action, log_prob, value, reward, alive = (x[order, columns] for x in fields)
     advantage = torch.zeros_like(reward)
-    last = next_value = torch.zeros(E, device=device)  # a trial ends for good; an episode does not
-    for s in reversed(range(len(reward))):  # GAE over the steps in which the episode lives
-        ahead = reward[s] * reward_scale + gamma * (next_value + lam * last) - value[s]
+    last = next_value = torch.zeros(env.num_envs, device=env.device)  # a trial ends for good; an episode does not
+    for s in reversed(range(len(reward))):
+        ahead = reward[s] * cfg.reward_scale + cfg.gamma * (next_value + cfg.lam * last) - value[s]
         last, next_value = torch.where(alive[s], ahead, last), torch.where(alive[s], value[s], next_value)
         advantage[s] = last
-    weight, returns = alive.float() / alive.sum(), torch.stack(returns)
-    return Trials(x, action, log_prob, advantage, value + advantage, weight, returns, int(alive.sum()))
+    returns = torch.stack([record.reward.sum(0) for record in records])
+    weight, target = alive.float() / alive.sum(), value + advantage
+    return Trials(inputs, action, log_prob, advantage, target, weight, returns, int(alive.sum()))
 
 
-def learn(policy, optimizer, trials, rng, *, parts, epochs, epsilon, c1, c2):
-    """PPO as `ppo.update`, over whole trials: `epochs` passes in `parts` minibatches, through time from the start.
+def learn(
+    policy: RecurrentPolicy,
+    optimizer: torch.optim.Optimizer,
+    trials: Trials,
+    rng: np.random.Generator,
+    settings: PPOSettings,
+) -> dict[str, Tensor]:
+    """PPO as in `ppo.update`, over whole trials: the gradient goes back to the start of each trial.
 
-    Returns `LOSSES` over all trials after the update, a dict of [1] tensors.
+    Returns `ppo.FIGURES` over all trials after the update, [1] each.
     """
     mean = (trials.advantage * trials.weight).sum()
     std = ((trials.advantage - mean).square() * trials.weight).sum().sqrt()
     trials = trials._replace(advantage=(trials.advantage - mean) / (std + 1e-8))
-    for _ in range(epochs):
-        for part in np.array_split(rng.permutation(trials.weight.shape[1]), parts):
-            samples = Samples(*(getattr(trials, name)[:, part] for name in Samples._fields))
+    for _ in range(settings.epochs):
+        for minibatch in np.array_split(rng.permutation(trials.weight.shape[1]), settings.minibatches):
+            samples = Samples(*(getattr(trials, name)[:, minibatch] for name in Samples._fields))
             params, value, _ = policy(samples.obs)
             new = policy.distribution(params)
-            loss = total_loss(surrogate(new, value, samples, epsilon), new, c1, c2)
+            objective = surrogate(new, value, samples, settings.clip)
+            loss = total_loss(objective, new, settings.value_coef, settings.entropy_coef)
+            weight = trials.weight[:, minibatch]
             optimizer.zero_grad()
-            (loss * trials.weight[:, part]).sum().div(trials.weight[:, part].sum()).backward()
+            (loss * weight).sum().div(weight.sum()).backward()
             nn.utils.clip_grad_norm_(policy.parameters(), 0.5)
             optimizer.step()
-    if not all(p.isfinite().all() for p in policy.parameters()):
+    if not all_finite(policy):
         raise FloatingPointError("the policy is not finite after an update")
-    of_steps = figures(policy, samples_of(trials, slice(None)), trials.weight.double(), epsilon)  # [8, S]
-    return named(of_steps.sum(1, keepdim=True))
+    sums = figure_sums(policy, samples_of(trials, slice(None)), trials.weight.double(), settings.clip)  # [8, S]
+    return figures_of(sums.sum(1, keepdim=True))
 
 
-def train(cfg, env, policy, optimizer, streams, log, start=0):
+class RL2Log(Log[RL2Config]):
+    """The log of an RL² run: one row per iteration and task, with the return of each episode of its trials."""
+
+    def __init__(self, run: Run[RL2Config]) -> None:
+        self._episodes = [f"episode_{e}" for e in range(run.cfg.episodes)]
+        columns = ["iteration", "task", "env_steps", "train_env_steps", "seconds", *self._episodes, *LOSSES]
+        super().__init__(run, columns, {name: name.replace("_", " ") for name in self._episodes})
+
+    def iteration_done(self, i: int, tasks: Sequence[Task], trials: Trials, figures: dict[str, Tensor]) -> None:
+        """After iteration `i`, with the task of each trial and what `learn` returned."""
+        losses = {name: x.item() for name, x in figures.items()}
+        self.env_steps += trials.steps
+        self.train_env_steps += trials.steps
+        rows = []
+        for task in {str(t): t for t in tasks}.values():
+            returns = trials.episode_return[:, [t == task for t in tasks]].mean(1).tolist()
+            rows.append({"task": task, **dict(zip(self._episodes, returns, strict=True)), **losses})
+        of_tasks = {f"{r['task']}_{name}": r[name] for r in rows if has_curves(r["task"]) for name in self._episodes}
+        last = trials.episode_return[-1].mean().item()
+        self._log_training_episodes(last, trials.steps / trials.episode_return.numel())
+        self._advance_bar(f"iteration {i + 1}/{self.run.length}")
+        self._end_outer_iteration(i, rows, f"last episode {last:.2f}", of_tasks, losses=losses, tasks=of_tasks)
+
+
+def train(
+    cfg: RL2Config,
+    env: VectorTasks,
+    policy: RecurrentPolicy,
+    optimizer: torch.optim.Optimizer,
+    streams: Streams,
+    log: RL2Log,
+    start: int = 0,
+) -> None:
     """The iterations from `start` on."""
-    if cfg.normalise and not start:
+    normaliser = policy.normaliser if isinstance(policy.normaliser, Normaliser) else None
+    if normaliser and not start:
         env.set_task(balanced_tasks(env, streams, 0, cfg.N))
-        trials = play(env, policy, streams.of(0, "normaliser"), **cfg.trial)
-        policy.normaliser.update(trials.observed(policy.obs_size))
+        trials = play_trials(env, policy, streams.of(0, "normaliser"), cfg)
+        normaliser.update(trials.observed(policy.obs_size))
         log.env_steps += trials.steps
     for i in range(start, cfg.iterations):
         tasks = balanced_tasks(env, streams, i, cfg.N)
         env.set_task(tasks)
         rng = streams.of(i, "rl2")
-        trials = play(env, policy, rng, **cfg.trial)
-        stats = learn(policy, optimizer, trials, rng, **cfg.ppo)
-        if cfg.normalise:
-            policy.normaliser.update(trials.observed(policy.obs_size))
-        log.iteration_done(i, tasks, trials, stats)
+        trials = play_trials(env, policy, rng, cfg)
+        figures = learn(policy, optimizer, trials, rng, cfg.ppo)
+        if normaliser:
+            normaliser.update(trials.observed(policy.obs_size))
+        log.iteration_done(i, tasks, trials, figures)
 
 
-def play_on(data, cfg, env, tasks, ev):
-    """As `adapt.learn_anew`, of a checkpoint's policy: it learns by playing on, an episode in place of an update."""
-    policy = build(cfg, env)
-    checkpoint.restore(data | {"config": cfg}, policy=policy)
-    trials_a_seed = ev.N or 10
-    blocks, returns, steps = [task for task in tasks for _ in range(ev.seeds)], [], 0
-    with Stage(cfg, "evaluate", len(blocks) * trials_a_seed * cfg.episodes * cfg.T) as stage:
-        for some in stage.parts(len(blocks), trials_a_seed):
-            env = stage.env(trials_a_seed * len(some), [blocks[j] for j in some])
-            trials = play(env, policy, Streams(ev.seed, ()).of(0, "evaluate: rl2", some[0]), **cfg.trial)
-            stage.played(env.num_envs * cfg.episodes * cfg.T)
-            returns.append(trials.episode_return.view(cfg.episodes, len(some), trials_a_seed).mean(-1))
-            steps += trials.steps
-    steps /= len(blocks) * trials_a_seed * cfg.episodes
-    returns = torch.cat(returns, 1).view(cfg.episodes, len(tasks), ev.seeds)
-    return np.arange(cfg.episodes) * steps, {"return": returns.numpy(force=True)}
+class RL2Learner:
+    """Lets an RL² policy play on, with one episode in place of each update (see `meta_test.Learner`)."""
+
+    def __init__(
+        self, data: dict[str, Any], cfg: RL2Config, env: VectorTasks, learners: int, settings: AdaptationSettings
+    ) -> None:
+        self._policy, self._seed = cfg.build(env), settings.seed
+        checkpoint.restore(data | {"config": cfg}, policy=self._policy)
+        self.cfg = cfg
+        self.slots = settings.N or 10
+        self.env_steps = self.slots * cfg.episodes * cfg.T
+
+    def learn(self, tasks: list[Task], chunk: range, pool: EnvPool) -> tuple[np.ndarray, list[Outcome]]:
+        env = pool.env(self.slots * len(tasks), tasks)
+        trials = play_trials(env, self._policy, Streams(self._seed, ()).of(0, "evaluate: rl2", chunk[0]), self.cfg)
+        pool.advance(len(tasks) * self.env_steps)
+        returns = trials.episode_return.view(self.cfg.episodes, len(tasks), self.slots)
+        per_episode = trials.steps / (self.slots * self.cfg.episodes)  # of all these learners together
+        return np.arange(self.cfg.episodes) * per_episode, [Outcome.of_returns(x) for x in returns]
 
 
-LEARNERS[RL2Config] = play_on
-
-
-def main():
+def main() -> None:
     if parallel.SIZE > 1:
         raise UserError("RL² learns in one process; start it without torchrun")
     run = Run(RL2Config)
     cfg, streams = run.cfg, Streams(run.cfg.seed, range(run.cfg.N))
     env = make_env(cfg, cfg.N)
-    policy = build(cfg, env)
+    policy = cfg.build(env)
     policy.reset(streams.of(0, "rl2: weights"))
     optimizer = torch.optim.Adam(policy.parameters(), cfg.lr, eps=1e-5)
-    with run.alive(RL2Logger, policy=policy, optimizer=optimizer) as log:
+    with run.training(RL2Log, policy=policy, optimizer=optimizer) as log:
         train(cfg, env, policy, optimizer, streams, log, run.progress["iteration"])
         run.finish()
 

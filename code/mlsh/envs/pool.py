@@ -1,40 +1,46 @@
-"""Where tests are played: as many episodes at once as the environment bears, and a progress bar."""
+"""Batched environments for tests: as many episodes at a time as fit, and a progress bar."""
 
-from tqdm import tqdm
+from typing import Any, Literal, Self
 
-from mlsh.envs import make_env, most_episodes
+from mlsh.envs.base import VectorTasks
+from mlsh.envs.registry import make_env, most_episodes
+from mlsh.progress import progress_bar
+
+Purpose = Literal["play", "evaluate"]
 
 
-class Stage:
-    """A context with batched environments of a `Config`, and a bar over at most so many env `steps`."""
+class EnvPool:
+    """A context with batched environments for some settings, and a progress bar over at most so many env steps."""
 
-    def __init__(self, cfg, what, steps):
-        self.cfg, self.most, self._envs = cfg, most_episodes(cfg), {}
-        bar = {"unit": " steps", "unit_scale": True, "dynamic_ncols": True, "leave": False}
-        self._bar = tqdm(total=steps, desc=what, **bar)
+    def __init__(self, cfg: Any, description: str, env_steps: int) -> None:
+        self.cfg = cfg
+        self.slots_at_once: int = most_episodes(cfg)
+        self._envs: dict[Purpose, VectorTasks] = {}
+        self._bar = progress_bar(env_steps, description=description, unit=" steps")
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         for env in self._envs.values():
             env.close()
         self._bar.close()
 
-    def env(self, episodes, tasks, use="play"):
-        """The environment for `use`, of so many episodes and with these tasks; made anew only for another number."""
-        env = self._envs.get(use)
-        if env is None or env.num_envs != episodes:
+    def env(self, slots: int, tasks: list[Any], purpose: Purpose = "play") -> VectorTasks:
+        """The environment for a purpose, with so many slots and these tasks. A new one is made for a new number."""
+        env = self._envs.get(purpose)
+        if env is None or env.num_envs != slots:
             if env is not None:
                 env.close()  # first, so that there are never two
-            env = self._envs[use] = make_env(self.cfg, episodes)
+            env = self._envs[purpose] = make_env(self.cfg, slots)
         env.set_task(tasks)
         return env
 
-    def parts(self, n, episodes):
-        """0 … n-1 in ranges of as many neighbours as play at once, each `episodes`."""
-        at_once = max(1, self.most // episodes)
-        return [range(first, min(first + at_once, n)) for first in range(0, n, at_once)]
+    def chunks(self, tasks: int, slots_per_task: int) -> list[range]:
+        """The indices of so many tasks in ranges of neighbours that are played at the same time."""
+        at_once = max(1, self.slots_at_once // slots_per_task)
+        return [range(first, min(first + at_once, tasks)) for first in range(0, tasks, at_once)]
 
-    def played(self, steps):
-        self._bar.update(steps)
+    def advance(self, env_steps: int) -> None:
+        """Advance the progress bar."""
+        self._bar.update(env_steps)

@@ -1,77 +1,93 @@
-"""Looks at an agent at work, from which nobody learns: what it returns, and films of it."""
+"""Evaluation episodes in training, and films of an agent."""
 
 import contextlib
 import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
 
 from mlsh import parallel
+from mlsh.config import Config
 from mlsh.envs import make_env
+from mlsh.envs.base import VectorTasks
 from mlsh.errors import RenderingUnavailable
+from mlsh.models import Hierarchy
+from mlsh.rollout import evaluate
 from mlsh.runs.files import safe_name
-from mlsh.rollout import measure
-from mlsh.sampling import Streams
+from mlsh.runs.log import MOMENTS, MLSHLog
 from mlsh.runs.video import video
+from mlsh.sampling import Streams, Task
 
 
-class Look:
-    """look(i, moment): play episodes of outer iteration i for `log` to report, and in every `cfg.record`-th film some.
+class Evaluator:
+    """Plays evaluation episodes for the log, and in every `cfg.record`-th outer iteration films some."""
 
-    `env`, `agent`, `streams`: of this process's task groups. The films are of all groups, by the first process.
-    """
-
-    def __init__(self, cfg, env, agent, streams, log):
+    def __init__(self, cfg: Config, env: VectorTasks, agent: Hierarchy, streams: Streams, log: MLSHLog) -> None:
+        """`env`, `agent` and `streams` hold the task groups of this process. The first process films all groups."""
         self._cfg, self._env, self._agent, self._streams, self._log = cfg, env, agent, streams, log
-        self._unavailable = False
+        self._can_film = True
 
-    def __call__(self, i, moment):
-        cfg = self._cfg
+    def play(self, i: int, moment: str) -> None:
+        """Play one evaluation episode per slot at one of the `MOMENTS` of outer iteration `i`."""
+        cfg, key = self._cfg, MOMENTS[moment].key
         if cfg.record and (i % cfg.record == 0 or i == cfg.tasks - 1):
             masters = parallel.gather(self._agent.master.state_dict())
-            tasks = [task for some in parallel.gather(self._env.task[:: cfg.N]) for task in some]
-            if parallel.FIRST and not self._unavailable:
-                self._film(i, moment, self._agent._replace(master=self._agent.master.joined(masters)), tasks)
-        self._log.look(moment, measure(self._env, self._agent, self._streams(i, moment), **cfg.play))
+            tasks = [task for of_process in parallel.gather(self._env.task[:: cfg.N]) for task in of_process]
+            if parallel.FIRST and self._can_film:
+                self._film(i, key, self._agent._replace(master=self._agent.master.concatenated(masters)), tasks)
+        self._log.evaluated(moment, evaluate(self._env, self._agent, self._streams(i, key), cfg.rollout))
 
-    def _film(self, i, moment, agent, tasks):
-        rngs = Streams(self._cfg.seed, range(self._cfg.groups))(i, f"film {moment}")
+    def _film(self, i: int, key: str, agent: Hierarchy, tasks: Sequence[Task]) -> None:
+        rngs = Streams(self._cfg.seed, range(self._cfg.groups))(i, f"film {key}")
 
-        def name(task):
-            return f"{moment}-video-{safe_name(str(task))}"
+        def name(task: Task) -> str:
+            return f"{key}-video-{safe_name(str(task))}"
 
-        def path(task):
+        def path(task: Task) -> Path:
             return self._log.folder / "videos" / f"{i:05d}-{name(task)}.gif"
 
         try:
             for task in film(self._cfg, agent, tasks, rngs, path):
-                self._log.video(name(task), path(task))
+                self._log.add_video(name(task), path(task))
         except RenderingUnavailable as error:
-            self._log.say(f"no videos: {error}")
-            self._unavailable = True
+            self._log.message(f"no videos: {error}")
+            self._can_film = False
 
 
-def film(cfg, agent, tasks, rngs, path, episodes=1, every=1, most=4):
-    """Film `episodes` episodes of each distinct task among `tasks` (one a master), of at most `most` of them.
+def film(
+    cfg: Config,
+    agent: Hierarchy,
+    tasks: Sequence[Task],
+    rngs: Sequence[np.random.Generator],
+    path: Callable[[Task], Path],
+    episodes: int = 1,
+    every: int = 1,
+    at_most: int = 4,
+) -> list[Task]:
+    """Film the given number of episodes of each distinct task, for `at_most` of them. There is one master per task.
 
-    The film of a task is written to `path(task)`, a .gif or .mp4, as its frames come. It has one frame
-    of every `every`, and is as many times as fast. Returns the tasks filmed.
+    The film of a task is written to `path(task)`, a .gif or .mp4, while it is played. It shows one frame of `every` so
+    many, and so runs that many times as fast. Returns the tasks that were filmed.
     """
-    first = {}
+    first_with_task: dict[str, int] = {}
     for g, task in enumerate(tasks):
-        first.setdefault(str(task), g)
-    shown = list(first.values())[:most]
+        first_with_task.setdefault(str(task), g)
+    shown = list(first_with_task.values())[:at_most]
     env = make_env(cfg, len(shown), render_mode="rgb_array")
     env.set_task([tasks[g] for g in shown])
-    agent = agent._replace(master=agent.master.only(shown))
+    agent = agent._replace(master=agent.master.copies_of(shown))
     with contextlib.ExitStack() as stack:
         stack.callback(env.close)
-        add = [stack.enter_context(video(path(tasks[g]), env.metadata["render_fps"])) for g in shown]
+        fps = env.metadata["render_fps"]
+        films = [stack.enter_context(video(path(tasks[g]), fps)) for g in shown]
         steps = itertools.count()
 
-        def on_step():
-            if next(steps) % every:
-                return
-            for add_to_its_film, frame in zip(add, env.render(), strict=True):
-                add_to_its_film(frame)
+        def add_frames() -> None:
+            if next(steps) % every == 0:
+                for add_frame, frame in zip(films, env.render(), strict=True):
+                    add_frame(frame)
 
         for _ in range(episodes):
-            measure(env, agent, [rngs[g] for g in shown], on_step=on_step, **cfg.play)
+            evaluate(env, agent, [rngs[g] for g in shown], cfg.rollout, on_step=add_frames)
     return [tasks[g] for g in shown]
