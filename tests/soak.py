@@ -1,6 +1,6 @@
-"""Kill runs with SIGKILL at random moments, continue them, and compare with a run never killed: make soak
+"""Kill runs with SIGKILL at random moments, continue them, and compare with a run that was never killed: make soak
 
-python tests/soak.py [RUNS] [KILLS A RUN]
+python tests/soak.py [RUNS] [KILLS PER RUN]
 """
 
 import json
@@ -29,6 +29,7 @@ FLAGS = (
 
 
 def start(folder):
+    """Start a run in the folder, or continue the one that has a checkpoint there."""
     flags = ["-c", "--out", folder] if (folder / "checkpoint.pt").exists() else [*FLAGS, "--out", folder]
     return subprocess.Popen(
         [sys.executable, "train.py", *map(str, flags)],
@@ -40,12 +41,12 @@ def start(folder):
 
 
 def result(folder):
-    """What a run has learned and written, clock times and names apart: a list of tensors and plain values."""
-    apart = ("seconds", "run_id", "config")
-    data = {name: x for name, x in checkpoint.load(folder, [Config]).items() if name not in apart}
+    """Return what a run has learned and written, except times and names: a list of tensors and plain values."""
+    ignored = ("seconds", "run_id", "config")
+    data = {name: x for name, x in checkpoint.load(folder, [Config]).items() if name not in ignored}
     rows = [[(k, v) for k, v in row.items() if k != "seconds"] for row in read_metrics(folder)]
     results = json.loads((folder / "results.json").read_text())
-    results = [(name, x) for name, x in results.items() if name not in apart]
+    results = [(name, x) for name, x in results.items() if name not in ignored]
     return tree_flatten([data, rows, results])[0]
 
 
@@ -62,15 +63,16 @@ def finish(run):
 
 
 def soak(folder, runs, kills, rng):
-    """`runs` runs, each killed `kills` times and then left to end.
+    """Kill each of `runs` runs `kills` times, and then let it end.
 
-    Half of the kills come at any moment of a run, starting up included, the other half after it has gone on. Returns
-    how many were sent, how many hit a run that was not done, and how many runs ended bit-identical to one never killed.
+    Half of the kills come at any moment, including the start-up, the other half after a run has made progress. Returns
+    the number of kills, the number of them that hit a run before its end, and the number of runs that ended
+    bit-identical to a run that was never killed.
     """
     begin = time.monotonic()
     finish(start(folder / "whole"))
     duration = time.monotonic() - begin
-    print(f"a run takes {duration:.1f} s", flush=True)
+    print(f"one run takes {duration:.1f} s", flush=True)
     whole, identical, interrupted = result(folder / "whole"), 0, 0
     for i in range(runs):
         part = folder / str(i)
@@ -97,5 +99,6 @@ if __name__ == "__main__":
     runs, kills = map(int, sys.argv[1:3]) if len(sys.argv) > 2 else (50, 1)
     with tempfile.TemporaryDirectory() as folder:
         tried, interrupted, identical = soak(Path(folder), runs, kills, random.Random(0))
-    print(f"{tried} kills, {interrupted} of them in a run not yet done; {identical} of {runs} runs ended bit-identical")
+    print(f"{tried} kills, {interrupted} of them before the end of a run")
+    print(f"{identical} of {runs} runs ended bit-identical")
     sys.exit(identical != runs or not interrupted)

@@ -7,7 +7,7 @@ from mlsh.runs import files
 from mlsh.runs.files import make_folder, safe_name, write_whole, writing
 
 
-def test_a_file_is_replaced_whole(tmp_path):
+def test_a_file_is_replaced_as_a_whole(tmp_path):
     path = tmp_path / "x.txt"
     write_whole(path, "first")
     write_whole(path, "zweite ü")
@@ -30,7 +30,7 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, s
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["x.txt"]
 
 
-def test_what_cannot_be_written_is_the_users_error(tmp_path):
+def test_a_file_that_cannot_be_written_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match="cannot write"):
         write_whole(tmp_path / "no" / "x.txt", "")
     with pytest.raises(ZeroDivisionError), writing(tmp_path):
@@ -42,7 +42,7 @@ def test_what_cannot_be_written_is_the_users_error(tmp_path):
     assert (tmp_path / "a" / "b").is_dir()
 
 
-def test_a_name_of_a_file_from_any_text():
+def test_any_text_gives_a_safe_file_name():
     for text in ("0", "right", "A-b_c.7", "-1.0", "x" * 60):
         assert safe_name(text) == text
     changed = ["maps/right", "maps right", "maps-right\0", "[0.25, 1e-07]", "../..", "ä", "", "x" * 61, "x" * 62]

@@ -8,23 +8,23 @@ from mlsh.runs.plots import (
     draw_curves,
     interval,
     last_tenth,
-    steps_to,
-    steps_until,
+    steps_to_fraction,
+    steps_to_level,
 )
 
 
-def test_interval_by_hand_and_by_how_often_it_covers():
+def test_interval_agrees_with_a_hand_computation_and_covers_the_mean_as_often_as_it_should():
     middle, low, high = interval(np.array([[1.0, 2, 3, 4, 5], [7, 7, 7, 7, 7]]))
     assert middle.tolist() == [3, 7]
-    half = 2.776 * (2.5 / 5) ** 0.5  # the table's t for four degrees of freedom, and the standard error
+    half = 2.776 * (2.5 / 5) ** 0.5  # t for four degrees of freedom from a table, times the standard error
     np.testing.assert_allclose([low, high], [[3 - half, 7], [3 + half, 7]], rtol=1e-3)
     _, low, high = interval(np.random.default_rng(0).normal(3, 1, (4000, 5)))
     assert 0.94 < ((low < 3) & (high > 3)).mean() < 0.96
-    middle, low, high = interval(np.ones((2, 1)))  # one run has no interval
+    middle, low, high = interval(np.ones((2, 1)))  # with one run the interval is empty
     assert middle.tolist() == low.tolist() == high.tolist() == [1, 1]
 
 
-def test_bands_are_drawn(tmp_path):
+def test_bands_are_drawn_in_both_panels(tmp_path):
     x, y = np.arange(5), np.random.default_rng(0).normal(size=(5, 3))
     draw_bands(tmp_path / "a.png", {"one": {"a": (x, y), "b": (x, y + 1)}, "two": {"a": (x, y)}}, "steps")
     picture = iio.imread(tmp_path / "a.png")[..., :3]
@@ -37,10 +37,10 @@ def test_bands_are_drawn(tmp_path):
 @pytest.mark.parametrize(
     ("returns", "steps"), [([1, 9, 9.5, 10], (10, 20)), ([-1, -0.5, -0.11, -0.1], (20, 30)), ([10, 0, 10, 10], (0, 0))]
 )
-def test_steps_to_a_part_of_the_last_return(returns, steps):
+def test_steps_to_a_fraction_of_the_last_return(returns, steps):
     y = np.array(returns)[:, None]
     x = np.arange(4) * 10
-    assert (steps_to(0.9, x, y), steps_to(0.95, x, y)) == steps
+    assert (steps_to_fraction(0.9, x, y), steps_to_fraction(0.95, x, y)) == steps
 
 
 ROWS = [
@@ -52,24 +52,24 @@ ROWS = [
 @pytest.mark.parametrize(
     ("task", "expected"), [("a", ([1], [2])), ("b", ([1, 2], [5, 7])), (None, ([1, 2], [3, 7]))], ids=str
 )
-def test_a_curve_is_the_mean_of_the_groups_on_a_task(task, expected):
+def test_a_curve_is_the_mean_over_the_groups_on_a_task(task, expected):
     assert curve(ROWS, task, "reward") == expected
 
 
-def test_curves_of_a_continuous_family_have_one_panel(tmp_path):
+def test_curves_of_many_tasks_have_one_panel(tmp_path):
     rows = [{"iteration": i, "task": f"[{i}, 2]", "reward": 1, "env_steps": i} for i in range(9)]
     draw_curves(tmp_path / "many.png", rows, {"reward": "return"})
     draw_curves(tmp_path / "two.png", ROWS, {"reward": "return"})
     widths = [iio.imread(tmp_path / f"{name}.png").shape[1] for name in ("many", "two")]
-    assert widths[0] < 500 and widths[1] > 1000  # one panel; a, b and all
+    assert widths[0] < 500 and widths[1] > 1000  # one panel; three panels: a, b and all tasks
 
 
-def test_steps_until_a_level_want_five_good_measurements_around():
+def test_steps_to_a_level_count_the_mean_of_five_measurements():
     steps = np.arange(11) * 10.0
-    assert steps_until(41.6, steps, np.where(steps < 40, 0, 42)) == 60
-    assert steps_until(41.6, steps, np.full(11, 42.0)) == 0
-    assert steps_until(41.6, steps, np.where(steps == 50, 43.8, 41)) == np.inf  # one that is good by chance
+    assert steps_to_level(41.6, steps, np.where(steps < 40, 0, 42)) == 60
+    assert steps_to_level(41.6, steps, np.full(11, 42.0)) == 0
+    assert steps_to_level(41.6, steps, np.where(steps == 50, 43.8, 41)) == np.inf  # a single one that is good by chance
 
 
-def test_the_last_tenth():
+def test_the_last_tenth_is_at_least_one_value():
     assert last_tenth(np.arange(20.0)) == 18.5 and last_tenth(np.arange(3.0)) == 2

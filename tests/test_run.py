@@ -1,4 +1,4 @@
-"""What happens to runs: killed, out of disk, two at once, not finite."""
+"""Runs that are killed, run out of disk, share a folder, or meet numbers that are not finite."""
 
 import itertools
 import os
@@ -32,9 +32,9 @@ def start(*flags, **more):
     ("env", "what"),
     [("NaNReward", "a reward"), ("InfiniteReward", "a reward"), ("NaNObservation", "an observation")],
 )
-def test_what_is_not_finite_stops_the_run_with_the_last_good_checkpoint(command, tmp_path, env, what):
+def test_a_number_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(command, tmp_path, env, what):
     flags = ["--env", f"faulty:{env}-v0", "-W", 1, "-U", 0, "--no_normalise", "--save_seconds", 0, "--out", tmp_path]
-    code, _, err = command("train.py", *SMALL, *flags)  # four rollouts an outer iteration: the second fails
+    code, _, err = command("train.py", *SMALL, *flags)  # four rollouts per outer iteration: the second iteration fails
     assert code == 2 and "Traceback" not in err
     assert f"gave {what} that is not finite at step {2 if what == 'a reward' else 3}, task 1" in err
     assert checkpoint.load(tmp_path, [Config])["iteration"] == 1 and len(read_metrics(tmp_path)) == 2
@@ -56,7 +56,7 @@ def limit_files(size):
     return limit
 
 
-def test_a_full_disk_at_the_first_save_is_said_at_once(tmp_path):
+def test_a_full_disk_is_reported_at_the_first_save(tmp_path):
     run = start(*SMALL, "--out", tmp_path, preexec_fn=limit_files(2000))
     _, err = run.communicate(timeout=60)
     assert run.returncode == 2 and "free disk space" in err and "Traceback" not in err
@@ -65,11 +65,11 @@ def test_a_full_disk_at_the_first_save_is_said_at_once(tmp_path):
 
 @pytest.mark.slow
 def test_a_full_disk_while_logging_leaves_the_last_checkpoint(tmp_path):
-    size = 40_000  # more than a checkpoint has
+    size = 40_000  # more than a checkpoint takes
     flags = [*SMALL, "--tasks", 10**6, "--save_seconds", 0, "--out", tmp_path]
     run = start(*flags, preexec_fn=limit_files(size))
     _, err = run.communicate(timeout=100)
-    assert run.returncode == 2 and f"-c --out {tmp_path} goes on" in err and "Traceback" not in err, err
+    assert run.returncode == 2 and f"then continue with -c --out {tmp_path}" in err and "Traceback" not in err, err
     done = checkpoint.load(tmp_path, [Config])["iteration"]
     assert done > 20 and (tmp_path / "metrics.csv").stat().st_size == size
     run = start("-c", "--out", tmp_path, "--tasks", done + 1)
@@ -78,7 +78,7 @@ def test_a_full_disk_while_logging_leaves_the_last_checkpoint(tmp_path):
     assert [int(row["iteration"]) for row in read_metrics(tmp_path)] == [i for i in range(done + 1) for _ in range(2)]
 
 
-def test_training_goes_on_when_wandbs_process_is_killed(tmp_path):
+def test_training_continues_when_the_process_of_wandb_is_killed(tmp_path):
     run = start(*SMALL, "--tasks", 10**6, "--wandb", "offline", "--out", tmp_path)
     wait_for_rows(run, tmp_path, 2)
     wait_until(run, lambda: not subprocess.run(["pkill", "-KILL", "-P", str(run.pid), "wandb-core"]).returncode)
@@ -98,25 +98,25 @@ def test_two_runs_in_one_folder_are_refused(command, tmp_path):
     finally:
         run.kill()
         run.communicate()
-    done = checkpoint.load(tmp_path, [Config])["iteration"]  # and a killed one leaves the folder free
+    done = checkpoint.load(tmp_path, [Config])["iteration"]  # a killed run leaves the folder unlocked
     assert command("train.py", "-c", "--out", tmp_path, "--tasks", done + 1)[0] == 0
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_it_ends_as_if_never_killed(tmp_path):
-    """`make soak` does it fifty times."""
+def test_a_run_killed_at_any_moment_ends_as_if_it_had_never_been_killed(tmp_path):
+    """`make soak` does the same with fifty runs."""
     tried, interrupted, identical = soak(tmp_path, runs=1, kills=3, rng=random.Random(0))
     assert tried == 3 and interrupted and identical == 1
 
 
-def test_what_the_comparison_of_runs_sees(command, tmp_path):
+def test_the_comparison_of_runs_finds_differences(command, tmp_path):
     for name, seed in (("a", 1), ("b", 2)):
         assert command("train.py", *SMALL, "--seed", seed, "--out", tmp_path / name)[0] == 0
     a, b = result(tmp_path / "a"), result(tmp_path / "b")
     assert same(a, a) and not same(a, b) and not same(a, a[:-1])
 
 
-def test_an_interrupt_while_the_state_is_kept_tells_what_the_checkpoint_has(command, tmp_path, monkeypatch):
+def test_an_interrupt_within_end_iteration_reports_what_the_checkpoint_has(command, tmp_path, monkeypatch):
     calls, take_snapshot = itertools.count(), Run._take_snapshot
 
     def interrupted(self):
@@ -126,14 +126,25 @@ def test_an_interrupt_while_the_state_is_kept_tells_what_the_checkpoint_has(comm
 
     monkeypatch.setattr(Run, "_take_snapshot", interrupted)
     code, _, err = command("train.py", *SMALL, "--tasks", 5, "--out", tmp_path)
-    assert code == 130 and "saved after 1 of 5 tasks" in err
+    assert code == 130 and f"saved after 1 of 5 outer iterations; continue with -c --out {tmp_path}" in err
     assert checkpoint.load(tmp_path, [Config])["iteration"] == 1
 
 
-def test_two_signals_at_once_are_one_and_a_later_one_counts(monkeypatch):
+def test_a_run_says_what_it_trains_and_which_files_there_are(command, tmp_path):
+    code, out, err = command("train.py", *SMALL, "--out", tmp_path)
+    first, second, *_ = err.splitlines()
+    assert code == 0 and first == f"training mlsh on MovementBandits-v0, run folder: {tmp_path}"
+    assert second == "outer iterations: 2, device: cpu, threads: 1, compile: off"
+    assert out.endswith(f"see results.json and curves.png in {tmp_path}\n")
+    code, out, err = command("train.py", "-c", "--out", tmp_path, "--tasks", 3, "--record", 1)
+    assert code == 0 and "outer iterations: 3 (2 done), device" in err
+    assert out.endswith(f"see results.json, curves.png and videos/ in {tmp_path}\n")
+
+
+def test_two_signals_at_once_count_as_one_and_a_later_one_counts_again(monkeypatch):
     now = 100.0
     monkeypatch.setattr(errors.time, "monotonic", lambda: now)
-    monkeypatch.setattr(errors, "signalled", 0.0)
+    monkeypatch.setattr(errors, "last_signal", 0.0)
     with pytest.raises(KeyboardInterrupt):
         errors.interrupt(signal.SIGINT, None)
     now = 101.0
@@ -156,7 +167,7 @@ def test_two_signals_at_once_are_one_and_a_later_one_counts(monkeypatch):
         "benchmark.py --groups 99999999",
     ],
 )
-def test_what_no_memory_would_hold_is_refused_before_it_is_asked_for(command, tmp_path, typed):
+def test_what_does_not_fit_into_memory_is_refused_before_it_is_allocated(command, tmp_path, typed):
     script, *flags = typed.split()
     out = [] if script == "benchmark.py" else ["--wandb", "disabled", "--out", tmp_path / "run"]
     code, _, err = command(script, *flags, *out)
@@ -166,7 +177,7 @@ def test_what_no_memory_would_hold_is_refused_before_it_is_asked_for(command, tm
     assert not (tmp_path / "run").exists()
 
 
-def test_memory_is_what_the_machine_or_a_limit_gives():
+def test_available_memory_is_that_of_the_machine_or_of_a_limit():
     installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     show = [sys.executable, "-c", "from mlsh.envs.memory import available as a; print(a())"]
     command = f"ulimit -v 4000000; exec {shlex.join(show)}"
@@ -176,7 +187,7 @@ def test_memory_is_what_the_machine_or_a_limit_gives():
 
 
 @pytest.mark.parametrize("error", [MemoryError("too much"), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
-def test_too_little_memory_is_the_users_error(error, capsys):
+def test_too_little_memory_is_a_user_error(error, capsys):
     def main():
         raise error
 
@@ -185,7 +196,7 @@ def test_too_little_memory_is_the_users_error(error, capsys):
     assert stop.value.code == 2 and "use smaller -N" in capsys.readouterr().err
 
 
-def test_a_program_that_reads_only_the_beginning_is_no_error():
+def test_a_reader_that_stops_early_is_no_error():
     command = f"{sys.executable} train.py --help | head -1"
     run = subprocess.run(command, shell=True, cwd=CODE, capture_output=True, text=True)
     assert run.stdout.startswith("usage") and not run.stderr

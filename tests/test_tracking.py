@@ -12,11 +12,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from conftest import CODE, TINY
 from mlsh.errors import UserError
 from mlsh.runs import tracking
-from mlsh.runs.log import LOSSES, Logger
+from mlsh.runs.log import LOSSES, MLSHLog
 from mlsh.runs.metrics import read_metrics
-from mlsh.runs.tracking import Tracker, start_wandb
+from mlsh.runs.tracking import WandbTracker, start_wandb
 from mlsh.runs.video import video
-from test_logger import RESULTS, Life, write_task
+from test_log import RESULTS, FakeRun, log_outer_iteration
 
 MACHINE = {"commit": "abc1234", "packages": {"torch": "9.8.7"}}
 
@@ -35,14 +35,14 @@ def folder(tmp_path):
     return folder
 
 
-def life_with_wandb(cfg, folder):
-    life = Life(cfg, folder)
-    life.trackers.append(Tracker(cfg, folder, "id", MACHINE))
-    return life
+def run_with_wandb(cfg, folder):
+    run = FakeRun(cfg, folder)
+    run.trackers.append(WandbTracker(cfg, folder, "id", MACHINE))
+    return run
 
 
 def missing(record, names):
-    """Which of the names are not in wandb's record, whose service may still be writing on a busy machine."""
+    """Return the names that are not in wandb's record. On a busy machine its service may still be writing."""
     for _ in range(100):
         content = record.read_bytes()
         absent = [name for name in names if name.encode() not in content]
@@ -52,21 +52,21 @@ def missing(record, names):
     return absent
 
 
-def test_offline_wandb_names_the_curves_and_has_the_gifs(cfg, folder, capfd):
+def test_an_offline_run_on_wandb_has_all_names_and_the_gifs(cfg, folder, capfd):
     cfg.wandb = "offline"
-    log = Logger(life_with_wandb(cfg, folder))
+    log = MLSHLog(run_with_wandb(cfg, folder))
     gif = folder / "videos" / "00000-pretrain-video-1.gif"
     with video(gif, 10) as add:
         for shade in (0, 90, 200):
             add(np.full((40, 40, 3), shade, np.uint8))
-    log.video("pretrain-video-1", gif)
-    write_task(log, 0)
+    log.add_video("pretrain-video-1", gif)
+    log_outer_iteration(log, 0)
     row = {"task": 1, "label": "b", "return": 3.5, "standard_error": 0.5, "share": [1.0, 0.0]}
     log.close(RESULTS | {"test": [row]})
     wandb.teardown()
-    said = capfd.readouterr()
-    assert "task 1 (b): return 3.5 ± 0.5" in said.out
-    command = said.err.split("then `")[1].split("`")[0]
+    printed = capfd.readouterr()
+    assert "task 1 (b): return 3.5 ± 0.5" in printed.out
+    command = printed.err.split("then `")[1].split("`")[0]
     assert command.startswith("wandb sync ")
     (run,) = (folder / "wandb").glob("offline-run-*")
     (record,) = run.glob("*.wandb")
@@ -82,7 +82,7 @@ def test_offline_wandb_names_the_curves_and_has_the_gifs(cfg, folder, capfd):
     assert missing(record, [*names, *(path.name for path in media)]) == []
     assert len(media) == 2 and all(path.read_bytes() == gif.read_bytes() for path in media)
     assert len(iio.imread(gif, index=None)) == 3
-    words = shlex.split(command)  # what the shell makes of it, before it looks for files
+    words = shlex.split(command)  # as the shell splits it, before it expands the star
     assert len(words) == 3 and list(folder.glob(words[2].removeprefix(f"{folder}/"))) == [run]
 
 
@@ -93,20 +93,20 @@ def test_a_wandb_that_fails_does_not_stop_training(cfg, folder, monkeypatch, cap
 
     cfg.wandb = "offline"
     monkeypatch.setattr(tracking, "start_wandb", lambda *args: Broken())
-    log = Logger(life_with_wandb(cfg, folder))
-    write_task(log, 0)
+    log = MLSHLog(run_with_wandb(cfg, folder))
+    log_outer_iteration(log, 0)
     log.close()
     assert len(read_metrics(folder)) == 2
     assert capfd.readouterr().err.count("wandb failed and is off from here on: service is gone") == 1
 
 
-def test_a_tracker_that_did_not_start_is_silent(cfg, folder, monkeypatch, capfd):
+def test_a_tracker_that_did_not_start_does_nothing(cfg, folder, monkeypatch, capfd):
     monkeypatch.setattr(tracking, "start_wandb", lambda *args: None)
-    tracker = Tracker(cfg, folder, "id", MACHINE)
+    tracker = WandbTracker(cfg, folder, "id", MACHINE)
     tracker.log({"reward": 1}, 2)
-    tracker.videos(["film"], folder / "no.gif", 2)
+    tracker.log_video(["film"], folder / "no.gif", 2)
     tracker.finish({}, {}, 2)
-    tracker.abandon()
+    tracker.close()
     assert not any(capfd.readouterr())
 
 
@@ -117,7 +117,7 @@ def test_a_wandb_that_does_not_start_is_reported(cfg, folder, monkeypatch, capfd
     monkeypatch.setattr(wandb, "init", fail)
     cfg.wandb = "offline"
     assert start_wandb(cfg, folder, "id", MACHINE) is None
-    assert "going on without it: no network" in capfd.readouterr().err
+    assert "continuing without it: no network" in capfd.readouterr().err
     cfg.wandb = "online"
     with pytest.raises(UserError, match="wandb is not online .no network.; .*--wandb offline"):
         start_wandb(cfg, folder, "id", MACHINE)
@@ -147,7 +147,7 @@ def test_auto_goes_offline_where_wandb_cannot_be_reached(cfg, folder, monkeypatc
     assert modes[3:] == ["offline"]
 
 
-def test_wandbs_own_variables_name_the_run_where_no_flag_does(cfg, folder, monkeypatch):
+def test_the_variables_of_wandb_name_the_run(cfg, folder, monkeypatch):
     asked = []
 
     def init(**kwargs):
@@ -160,23 +160,23 @@ def test_wandbs_own_variables_name_the_run_where_no_flag_does(cfg, folder, monke
     for name in ("PROJECT", "RUN_GROUP", "NAME"):
         monkeypatch.setenv(f"WANDB_{name}", f"my {name}")
     start_wandb(cfg, folder, "id", MACHINE)
-    cfg.wandb_project, cfg.wandb_group, cfg.wandb_name = "a", "b", "c"
+    cfg.wandb_project = "a"
     start_wandb(cfg, folder, "id", MACHINE)
     assert asked[0] == ["mlsh", "MovementBandits-v0", folder.name]
-    assert asked[1:] == [["my PROJECT", "my RUN_GROUP", "my NAME"], ["a", "b", "c"]]
+    assert asked[1:] == [["my PROJECT", "my RUN_GROUP", "my NAME"], ["a", "my RUN_GROUP", "my NAME"]]
 
 
-def test_an_entity_is_wandbs_own_to_read(cfg, folder, monkeypatch):
+def test_wandb_itself_reads_the_entity(cfg, folder, monkeypatch):
     monkeypatch.setenv("WANDB_ENTITY", "my-team")
     cfg.wandb = "offline"
     run = start_wandb(cfg, folder, "id", MACHINE)
-    assert run.entity == "my-team"
+    assert run and run.entity == "my-team"
     run.finish()
     wandb.teardown()
 
 
 def test_a_finished_run_that_is_continued_logs_nothing_at_step_0(cfg, folder, monkeypatch):
-    """wandb drops what is not beyond the last step it has; curves without a step would begin a new row of the run."""
+    """wandb drops values that are not beyond its last step. Curves without a step would begin a new row of the run."""
     logged = []
 
     class Fake:
@@ -189,28 +189,28 @@ def test_a_finished_run_that_is_continued_logs_nothing_at_step_0(cfg, folder, mo
             return lambda *args, **kwargs: None
 
     monkeypatch.setattr(tracking, "start_wandb", lambda *args: Fake())
-    life = life_with_wandb(cfg, folder)
-    life.progress["env_steps"] = 336
-    Logger(life).close(RESULTS)
+    run = run_with_wandb(cfg, folder)
+    run.progress["env_steps"] = 336
+    MLSHLog(run).close(RESULTS)
     assert logged == [(336, 336)]
-    life = life_with_wandb(cfg, folder)
-    log = Logger(life)
-    write_task(log, 0)
+    run = run_with_wandb(cfg, folder)
+    log = MLSHLog(run)
+    log_outer_iteration(log, 0)
     log.close(RESULTS)
     assert [step for step, _ in logged[1:]] == [30, 40, 40] and all(a == b for a, b in logged)
 
 
 def scalars(folder):
-    """Of the event files in a run folder: name -> [(env steps, value), …]."""
+    """Return the content of the event files in a run folder: name -> [(env steps, value), …]."""
     events = EventAccumulator(str(folder))
     events.Reload()
     return {name: [(x.step, x.value) for x in events.Scalars(name)] for name in events.Tags()["scalars"]}
 
 
-def test_tensorboard_has_the_names_of_wandb(command, tmp_path, monkeypatch):
+def test_tensorboard_has_the_same_names_as_wandb(command, tmp_path, monkeypatch):
     seen = {}
-    monkeypatch.setattr(Tracker, "log", lambda self, values, env_steps: seen.update(values))
-    monkeypatch.setattr(Tracker, "videos", lambda *args: None)
+    monkeypatch.setattr(WandbTracker, "log", lambda self, values, env_steps: seen.update(values))
+    monkeypatch.setattr(WandbTracker, "log_video", lambda *args: None)
     flags = [*TINY[:-1], "offline", "--record", 0, "--out", tmp_path]
     code, _, err = command("train.py", *flags, "--tensorboard")
     assert code == 0, err
@@ -244,7 +244,7 @@ def test_rl2_logs_its_losses(command, tmp_path):
         )
 
 
-def test_wandb_asked_for_that_is_not_online_ends_the_command_before_there_is_a_run(command, tmp_path, monkeypatch):
+def test_online_wandb_that_cannot_be_reached_ends_the_command_before_there_is_a_run(command, tmp_path, monkeypatch):
     def fail(**kwargs):
         raise OSError("no\nnetwork")
 
@@ -257,15 +257,16 @@ def test_wandb_asked_for_that_is_not_online_ends_the_command_before_there_is_a_r
         assert code == 2 and not out and err.count("\n") == 1
         assert "error: wandb is not online (no network)" in err and "--wandb offline" in err
         assert not [path for path in (tmp_path / "run").rglob("*") if path.is_file() and path.name != ".lock"]
-    assert command("train.py", *flags, "--wandb", "disabled")[0] == 0  # the folder is as good as new
+    assert command("train.py", *flags, "--wandb", "disabled")[0] == 0  # the folder can be used again
 
 
-def test_the_console_and_the_code_are_kept(tmp_path):
+def test_the_console_output_and_the_code_are_uploaded(tmp_path):
     flags = [*TINY[:-1], "offline", "--record", "0", "--out", str(tmp_path / "a run")]
     run = subprocess.run([sys.executable, "train.py", *flags], cwd=CODE, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    (part,) = (tmp_path / "a run" / "wandb").glob("offline-run-*")
-    said = (part / "files" / "output.log").read_text()
-    assert "task 1 (blue): return" in said and f"see {tmp_path / 'a run'}" in said and "task 2/2 joint" in said
-    (record,) = part.glob("*.wandb")
-    assert missing(record, ["train.py", "mlsh/tracking.py", "results.json", "checkpoint.pt"]) == []
+    (offline_run,) = (tmp_path / "a run" / "wandb").glob("offline-run-*")
+    printed = (offline_run / "files" / "output.log").read_text()
+    files = f"see results.json and curves.png in {tmp_path / 'a run'}"
+    assert "task 1 (blue): return" in printed and files in printed and "outer iteration 2/2 joint" in printed
+    (record,) = offline_run.glob("*.wandb")
+    assert missing(record, ["train.py", "mlsh/runs/tracking.py", "results.json", "checkpoint.pt"]) == []

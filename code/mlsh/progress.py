@@ -2,6 +2,7 @@
 
 import sys
 import time
+from typing import Any
 
 from tqdm import tqdm
 
@@ -11,17 +12,18 @@ SECONDS_BETWEEN_LINES = 30.0
 class ProgressLines:
     """Prints progress as lines of text. It has the methods of `tqdm` that this package uses."""
 
-    def __init__(self, total: int, initial: int, description: str, unit: str, unit_scale: bool, leave: bool) -> None:
-        self._total, self._initial, self._done, self._printed = total, initial, initial, initial
-        self._description, self._postfix = description, ""
-        self._unit, self._unit_scale, self._leave = unit, unit_scale, leave
+    def __init__(self, total: int, initial: int, leave: bool, **style: Any) -> None:
+        """`style` are more arguments of `tqdm.format_meter`."""
+        self._done = self._printed = initial
+        self._total, self._leave = total, leave
+        self._style: dict[str, Any] = {"total": total, "initial": initial, "ncols": 0} | style  # 0 columns: no bar
         self._start = self._last_line = time.monotonic()
 
     def set_description_str(self, description: str, refresh: bool = True) -> None:
-        self._description = description
+        self._style["prefix"] = description
 
     def set_postfix_str(self, postfix: str, refresh: bool = True) -> None:
-        self._postfix = postfix
+        self._style["postfix"] = postfix
 
     def update(self, n: int = 1) -> None:
         """Count `n` more. Print a line if the last one is old enough, or if this is the end."""
@@ -37,18 +39,8 @@ class ProgressLines:
 
     def _print(self) -> None:
         self._printed, self._last_line = self._done, time.monotonic()
-        text = tqdm.format_meter(
-            self._done,
-            self._total,
-            self._last_line - self._start,
-            ncols=0,  # no bar
-            prefix=self._description,
-            unit=self._unit,
-            unit_scale=self._unit_scale,
-            postfix=self._postfix,
-            initial=self._initial,
-        )
-        print(text, file=sys.stderr)
+        seconds = self._last_line - self._start
+        print(tqdm.format_meter(self._done, elapsed=seconds, **self._style), file=sys.stderr)
 
 
 def progress_bar(
@@ -59,8 +51,7 @@ def progress_bar(
     In a pipe or a file it prints at most one line every `SECONDS_BETWEEN_LINES`. With `leave` the bar stays on the
     terminal when it is closed, or prints a last line in a file; otherwise it disappears.
     """
-    unit_scale = total >= 10_000  # shortens numbers: 12.3k
+    style: dict[str, Any] = {"unit": unit, "unit_scale": total >= 10_000}  # large numbers are shortened: 12.3k
     if sys.stderr.isatty():
-        options = {"unit": unit, "unit_scale": unit_scale, "leave": leave, "dynamic_ncols": True}
-        return tqdm(total=total, initial=initial, desc=description, **options)
-    return ProgressLines(total, initial, description, unit, unit_scale, leave)
+        return tqdm(total=total, initial=initial, desc=description, leave=leave, dynamic_ncols=True, **style)
+    return ProgressLines(total, initial, leave, prefix=description, **style)

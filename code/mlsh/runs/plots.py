@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-Array = NDArray[np.floating]
+Array = NDArray[Any]
 
 
 def interval(y: Array) -> tuple[Array, Array, Array]:

@@ -40,7 +40,7 @@ class Tracker(Protocol):
 
 
 class ClosableLog(Protocol):
-    """What `Run` needs of a log; see `log.Log`."""
+    """What `Run` needs of a log: see `log.Log`."""
 
     def message(self, text: str) -> None: ...
     def close(self, results: Mapping[str, Any] | None = None) -> None: ...
@@ -150,8 +150,8 @@ class Run(Generic[SettingsType]):
         if self.cfg.wandb_mode != "disabled":
             from mlsh.runs.tracking import WandbTracker
 
-            tracker = WandbTracker(self.cfg, self.folder, self.progress["run_id"], describe_machine())
-            self.trackers.append(tracker)
+            run_id = self.progress["run_id"]
+            self.trackers.append(WandbTracker(self.cfg, self.folder, run_id, describe_machine()))
         if self.cfg.tensorboard:
             from mlsh.runs.events import TensorBoardTracker
 
@@ -170,9 +170,8 @@ class Run(Generic[SettingsType]):
     def _write_config(self) -> None:
         self._compile_failures = len(compiled.FAILED)
         if parallel.FIRST:
-            run_id, cfg = self.progress["run_id"], self.cfg.as_dict()
-            description = {"run_id": run_id, "config": cfg, "machine": describe_machine()}
-            description["compiler_failed"] = compiled.FAILED[-1] if compiled.FAILED else None
+            description = {"run_id": self.progress["run_id"], "config": self.cfg.as_dict()}
+            description |= {"machine": describe_machine(), "compiler_failed": (compiled.FAILED or [None])[-1]}
             write_whole(self.folder / "config.json", json.dumps(description, indent=2) + "\n")
 
     def _take_snapshot(self) -> None:

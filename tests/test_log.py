@@ -6,29 +6,30 @@ import pytest
 import torch
 
 from mlsh import parallel
+from mlsh.config import Config
 from mlsh.errors import UserError
-from mlsh.rollout import Outcome, Rollout
-from mlsh.runs import log as logger
-from mlsh.runs.log import LOSSES, Logger
+from mlsh.outcome import Outcome
+from mlsh.runs.log import LOSSES, MOMENTS, MLSHLog
 from mlsh.runs.metrics import read_metrics
+from mlsh.runs.run import Run
 
 
-class Life:
-    """Stands for the `Run` that a log belongs to."""
+class FakeRun(Run[Config]):
+    """Has the parts of a run that a log uses."""
 
     def __init__(self, cfg, folder, iteration=0):
-        self.cfg, self.folder, self.kept, self.trackers = cfg, folder, [], []
+        self.cfg, self.folder, self.ended, self.trackers = cfg, folder, [], []
         self.progress = {"iteration": iteration, "env_steps": 0, "train_env_steps": 0, "seconds": 0.0, "run_id": "id"}
 
-    def keep(self, **progress):
-        self.kept.append(progress)
+    def end_iteration(self, **progress):
+        self.ended.append(progress)
 
 
 RESULTS = {"test": [], "env_steps": 80, "seconds": 1.0}
 
 
-def played(*returns, **final):
-    """What two groups did, ten env steps."""
+def outcome(*returns, **final):
+    """The outcome of two groups in ten env steps, with `returns` of the episodes of each."""
     share = torch.tensor([[0.25, 0.75], [1.0, 0.0]])
     return Outcome(
         torch.tensor(returns, dtype=torch.float32),
@@ -40,11 +41,11 @@ def played(*returns, **final):
     )
 
 
-def stats(n):
+def figures(n):
     return {name: torch.arange(n, dtype=torch.float32) for name in LOSSES}
 
 
-class Seen:
+class FakeTracker:
     """Stands for wandb and TensorBoard."""
 
     def __init__(self):
@@ -53,19 +54,22 @@ class Seen:
     def log(self, values, env_steps):
         self.logged.append((values, env_steps))
 
-    def videos(self, names, path, env_steps):
+    def log_video(self, names, path, env_steps):
         self.shown.append(names)
 
     def finish(self, results, summary, env_steps):
         self.results, self.summary = results, summary
 
+    def close(self):
+        pass
 
-def write_task(log, i, tasks=(1, 0), **final):
-    log.look("pretrain", played([1, 3], [5, 5]))
-    log.look("warmup", played([2, 4], [6, 6], **final))
-    log.step(i, "joint", Rollout(None, None, None, played([0, 0], [0, 0])), master=stats(2), low=stats(2))
-    log.look("afterjoint", played([3, 5], [7, 7]))
-    log.task_done(i, list(tasks))
+
+def log_outer_iteration(log, i, tasks=(1, 0), **final):
+    log.evaluated("untrained", outcome([1, 3], [5, 5]))
+    log.evaluated("trained", outcome([2, 4], [6, 6], **final))
+    log.trained(i, "joint", outcome([0, 0], [0, 0]), figures(2), figures(2))
+    log.evaluated("joint", outcome([3, 5], [7, 7]))
+    log.outer_iteration_done(i, list(tasks))
 
 
 @pytest.fixture
@@ -80,44 +84,44 @@ def no_wandb(cfg):
     cfg.wandb = "disabled"
 
 
-def test_what_environments_report_is_averaged_and_its_columns_join_later(cfg, folder):
-    life, seen = Life(cfg, folder), Seen()
-    life.trackers.append(seen)
-    log = Logger(life)
-    write_task(log, 0)
+def test_numbers_from_the_environment_are_averaged_and_get_columns_when_they_appear(cfg, folder):
+    run, tracker = FakeRun(cfg, folder), FakeTracker()
+    run.trackers.append(tracker)
+    log = MLSHLog(run)
+    log_outer_iteration(log, 0)
     nan = float("nan")
-    write_task(log, 1, success=[[1.0, 0.0], [nan, nan]])
-    write_task(log, 2, success=[[True, True], [False, True]], time=[[nan, nan], [nan, nan]])
+    log_outer_iteration(log, 1, success=[[1.0, 0.0], [nan, nan]])
+    log_outer_iteration(log, 2, success=[[True, True], [False, True]], time=[[nan, nan], [nan, nan]])
     tested = {"label": "", "return": 1, "standard_error": 0, "share": []}
     tests = [{"task": 0, "final_success": 0.5} | tested, {"task": 1, "final_success": None} | tested]
     log.close(RESULTS | {"test": tests, "held_out": [{"task": 2, "final_success": 0.25} | tested]})
     rows = read_metrics(folder)
     assert [row["final_success"] for row in rows] == ["", "", "0.5", "", "1", "0.5"]
     assert {row["final_time"] for row in rows} == {""} and [row["iteration"] for row in rows] == list("001122")
-    (_, last) = [values for values, _ in seen.logged if "charts/final_success" in values]
+    (_, last) = [values for values, _ in tracker.logged if "charts/final_success" in values]
     assert last["charts/final_success"] == 0.75 and last["tasks/0_final_success"] == 0.5
-    assert seen.summary["test_final_success"] == 0.5 and seen.summary["held_out_final_success"] == 0.25
-    Logger(Life(cfg, folder, iteration=2)).close()
+    assert tracker.summary["test_final_success"] == 0.5 and tracker.summary["held_out_final_success"] == 0.25
+    MLSHLog(FakeRun(cfg, folder, iteration=2)).close()
     assert read_metrics(folder) == rows[:4]
 
 
-def test_metrics_curves_and_results(cfg, folder):
-    life = Life(cfg, folder)
-    log = Logger(life)
-    write_task(log, 0)
-    write_task(log, 1)
+def test_an_outer_iteration_fills_metrics_curves_and_results(cfg, folder):
+    run = FakeRun(cfg, folder)
+    log = MLSHLog(run)
+    log_outer_iteration(log, 0)
+    log_outer_iteration(log, 1)
     log.close(RESULTS)
     rows = read_metrics(folder)
     first = "iteration group task pretrain_reward trained_reward joint_reward env_steps train_env_steps seconds".split()
     assert list(rows[0])[:9] == first
-    # of the four rollouts of an outer iteration one is learned from
+    # one of the four rollouts of an outer iteration is learned from
     assert [(r["iteration"], r["group"], r["task"], r["env_steps"], r["train_env_steps"]) for r in rows] == [
         ("0", "0", "1", "40", "10"),
         ("0", "1", "0", "40", "10"),
         ("1", "0", "1", "80", "20"),
         ("1", "1", "0", "80", "20"),
     ]
-    assert [(k["iteration"], k["env_steps"], k["train_env_steps"]) for k in life.kept] == [(1, 40, 10), (2, 80, 20)]
+    assert [(k["iteration"], k["env_steps"], k["train_env_steps"]) for k in run.ended] == [(1, 40, 10), (2, 80, 20)]
     assert [float(rows[0][f"{m}_reward"]) for m in ("pretrain", "trained", "joint")] == [2, 3, 4]
     assert [float(rows[0][f"share_{k}"]) for k in (0, 1)] == [0.25, 0.75]
     assert [row["diverged"] for row in rows] == ["0", "2", "0", "2"]
@@ -127,16 +131,17 @@ def test_metrics_curves_and_results(cfg, folder):
     assert json.loads((folder / "results.json").read_text()) == RESULTS
 
 
-def test_what_the_tracker_gets_of_an_outer_iteration(cfg, folder, monkeypatch):
+def test_each_tracker_gets_the_values_of_an_outer_iteration(cfg, folder, monkeypatch):
     cfg.explore, cfg.sub_entropy, cfg.fade, cfg.sub_lr, cfg.sub_lr_decay = 0.2, 0.04, 4, 0.1, 0.5
-    life = Life(cfg, folder)
-    life.trackers = [Seen(), Seen()]
-    write_task(Logger(life), 1)
-    assert life.trackers[1].logged == life.trackers[0].logged
-    (played, at), (logged, end) = life.trackers[0].logged
-    assert (at, end) == (30, 40)  # two looks and a step, and one more look
-    assert played.pop("charts/SPS") > 0
-    assert played == {"reward": 0, "charts/episodic_return": 0, "charts/episodic_length": 2.5}
+    run = FakeRun(cfg, folder)
+    first, second = FakeTracker(), FakeTracker()
+    run.trackers += [first, second]
+    log_outer_iteration(MLSHLog(run), 1)
+    assert first.logged == second.logged
+    (trained, at), (logged, end) = first.logged
+    assert (at, end) == (30, 40)  # two evaluations and a rollout; one more evaluation
+    assert trained.pop("charts/SPS") > 0
+    assert trained == {"reward": 0, "charts/episodic_return": 0, "charts/episodic_length": 2.5}
     assert logged["trained_reward"] == 4.5 and logged["1_trained_reward"] == 3 and logged["0_trained_reward"] == 6
     assert logged["charts/trained_reward"] == 4.5 and logged["tasks/0_trained_reward"] == 6
     assert logged["tasks/1_share_1"] == 0.75 and logged["losses/master_kl"] == 0.5 and logged["losses/sub1_kl"] == 1
@@ -146,14 +151,15 @@ def test_what_the_tracker_gets_of_an_outer_iteration(cfg, folder, monkeypatch):
 
 
 @pytest.mark.parametrize("tasks", [[0.25, -1.5], [[0.5, 1.0], [2.0, 0.0]], [10, 499], ["left", "right"]])
-def test_tasks_without_end_have_no_names_of_their_own(cfg, folder, tasks):
-    life = Life(cfg, folder)
-    life.trackers = [tracker] = [Seen()]
-    log = Logger(life)
+def test_tasks_of_a_large_family_have_no_names_of_their_own(cfg, folder, tasks):
+    run = FakeRun(cfg, folder)
+    tracker = FakeTracker()
+    run.trackers.append(tracker)
+    log = MLSHLog(run)
     for i in range(3):
-        write_task(log, i, tasks)
+        log_outer_iteration(log, i, tasks)
         for task in tasks:
-            log.video(f"pretrain-video-{task}", folder / "film.gif")
+            log.add_video(f"pretrain-video-{task}", folder / "film.gif")
     row = {"return": 1.0, "standard_error": 3.0, "label": "", "share": []}
     log.close({"test": [{"task": task} | row for task in tasks], "env_steps": 1, "seconds": 1})
     names = {name for values, _ in tracker.logged for name in values}
@@ -163,52 +169,53 @@ def test_tasks_without_end_have_no_names_of_their_own(cfg, folder, tasks):
     assert tracker.summary == {"test_return": 1.0, "test_standard_error": pytest.approx(3 / 2**0.5)}
 
 
-def test_outer_iterations_without_joint_ones_have_no_figures_of_sub_policies(cfg, folder):
-    log = Logger(Life(cfg, folder))
-    write_task(log, 0)
-    for moment in logger.MOMENTS:
-        log.look(moment, played([1, 1], [1, 1]))
-    log.step(1, "warm-up", Rollout(None, None, None, played([0, 0], [0, 0])), master=stats(2))
-    log.task_done(1, [0, 1])
-    assert [row["sub0_kl"] for row in read_metrics(folder)] == ["0", "0", "", ""]  # the last task's are not kept
+def test_without_a_joint_iteration_the_columns_of_sub_policies_are_empty(cfg, folder):
+    log = MLSHLog(FakeRun(cfg, folder))
+    log_outer_iteration(log, 0)
+    for moment in MOMENTS:
+        log.evaluated(moment, outcome([1, 1], [1, 1]))
+    log.trained(1, "warm-up", outcome([0, 0], [0, 0]), figures(2))
+    log.outer_iteration_done(1, [0, 1])
+    kl = [row["sub0_kl"] for row in read_metrics(folder)]
+    assert kl == ["0", "0", "", ""]  # the figures of the outer iteration before are not repeated
 
 
-def test_a_log_goes_on_where_the_run_stands(cfg, folder):
-    life = Life(cfg, folder)
-    life.progress |= {"env_steps": 1000, "train_env_steps": 700, "seconds": 60.0}
-    log = Logger(life)
-    write_task(log, 0)
+def test_a_log_counts_from_the_progress_of_the_run(cfg, folder):
+    run = FakeRun(cfg, folder)
+    run.progress |= {"env_steps": 1000, "train_env_steps": 700, "seconds": 60.0}
+    log = MLSHLog(run)
+    log_outer_iteration(log, 0)
     assert read_metrics(folder)[0]["env_steps"] == "1040" and read_metrics(folder)[0]["train_env_steps"] == "710"
     assert 60 < log.seconds < 120
 
 
-def test_another_process_counts_and_writes_nothing(cfg, folder, monkeypatch):
+def test_another_process_only_counts(cfg, folder, monkeypatch):
     monkeypatch.setattr(parallel, "FIRST", False)
-    life = Life(cfg, folder)
-    log = Logger(life)
-    write_task(log, 0)
-    log.say("nothing")
+    run = FakeRun(cfg, folder)
+    log = MLSHLog(run)
+    log_outer_iteration(log, 0)
+    log.message("nothing")
     log.close(RESULTS)
-    log.abandon()
-    assert life.kept[0]["env_steps"] == 40 and not (folder / "metrics.csv").exists()
+    log.close_after_failed_write()
+    assert run.ended[0]["env_steps"] == 40 and not (folder / "metrics.csv").exists()
 
 
 def test_continuing_drops_rows_beyond_the_checkpoint_and_torn_lines(cfg, folder):
-    log = Logger(Life(cfg, folder))
+    log = MLSHLog(FakeRun(cfg, folder))
     for i in range(3):
-        write_task(log, i)
+        log_outer_iteration(log, i)
     log.close()
     text = (folder / "metrics.csv").read_text()
-    (folder / "metrics.csv").write_text(text[: len(text) - 30])  # killed while writing
-    log = Logger(Life(cfg, folder, iteration=2))
-    write_task(log, 2)
+    (folder / "metrics.csv").write_text(text[: len(text) - 30])  # as if killed while writing
+    log = MLSHLog(FakeRun(cfg, folder, iteration=2))
+    log_outer_iteration(log, 2)
     log.close()
     iterations = [row["iteration"] for row in csv.DictReader((folder / "metrics.csv").open())]
     assert iterations == ["0", "0", "1", "1", "2", "2"]
 
 
-def test_metrics_of_something_else_are_not_overwritten(cfg, folder):
+def test_metrics_of_another_program_are_not_overwritten(cfg, folder):
     (folder / "metrics.csv").write_text("mine\n1\n")
-    with pytest.raises(UserError, match="is not of this run"):
-        Logger(Life(cfg, folder, iteration=1))
+    with pytest.raises(UserError, match="does not belong to this run"):
+        MLSHLog(FakeRun(cfg, folder, iteration=1))
     assert (folder / "metrics.csv").read_text() == "mine\n1\n"
