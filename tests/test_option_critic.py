@@ -11,7 +11,7 @@ from gymnasium.spaces import Box, Discrete
 from mlsh import parallel
 from mlsh.baselines.option_critic import OptionCriticConfig, learn, new_task, optimisers
 from mlsh.baselines.options import Losses, OptionCritic, Transition, objective, play, update
-from mlsh.envs import preset
+from mlsh.envs import find_preset
 from mlsh.sampling import Streams
 from test_adapt import Guess
 from test_rollout import Ladder
@@ -274,7 +274,7 @@ def test_one_line_errors(command, monkeypatch, tmp_path):
 
 
 def test_the_experience_is_that_of_mlsh():
-    known, cfg = preset("Fourrooms-v0"), OptionCriticConfig.defaults("Fourrooms-v0")
+    known, cfg = find_preset("Fourrooms-v0"), OptionCriticConfig.defaults("Fourrooms-v0")
     assert cfg.rollouts == known["W"] + known["U"] and (cfg.N, cfg.T, cfg.tasks) == (20, 100, known["tasks"])
     assert cfg.most_at_once(1) == 20 * cfg.groups and not cfg.normalise
     assert dataclasses.replace(cfg, shared="all").anew == ()

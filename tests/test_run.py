@@ -14,7 +14,7 @@ import pytest
 from conftest import CODE, TINY, wait_for_rows, wait_until
 from mlsh import errors
 from mlsh.config import Config
-from mlsh.envs.memory import available
+from mlsh.envs.memory import available_memory
 from mlsh.runs import checkpoint
 from mlsh.runs.metrics import read_metrics
 from mlsh.runs.run import Run
@@ -168,11 +168,11 @@ def test_what_no_memory_would_hold_is_refused_before_it_is_asked_for(command, tm
 
 def test_memory_is_what_the_machine_or_a_limit_gives():
     installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    show = [sys.executable, "-c", "from mlsh.envs.memory import available as a; print(a())"]
+    show = [sys.executable, "-c", "from mlsh.envs.memory import available_memory as a; print(a())"]
     command = f"ulimit -v 4000000; exec {shlex.join(show)}"
     run = subprocess.run(["bash", "-c", command], cwd=CODE, capture_output=True, text=True)
     assert int(run.stdout) == min(installed, 4_096_000_000), run.stderr
-    assert 0 < available() <= installed
+    assert 0 < available_memory() <= installed
 
 
 @pytest.mark.parametrize("error", [MemoryError("too much"), RuntimeError("DefaultCPUAllocator: can't allocate memory")])

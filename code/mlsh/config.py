@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from mlsh.compiled import possible
-from mlsh.envs import preset
+from mlsh.envs import find_preset
 from mlsh.errors import UserError
 from mlsh.settings import (
     Constraint,
@@ -106,7 +106,7 @@ class Config(RunSettings):
 
     @classmethod
     def defaults(cls, env):
-        return cls(**{"env": env} | preset(env))
+        return cls(**{"env": env} | find_preset(env))
 
     def most_at_once(self, processes):
         return max(self.N * -(-self.groups // processes), self.test_episodes)

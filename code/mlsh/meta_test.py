@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from mlsh.config import Config
-from mlsh.envs import preset
+from mlsh.envs import find_preset
 from mlsh.envs.pool import Stage
 from mlsh.models import Hierarchy
 from mlsh.ppo import Adam, update
@@ -25,7 +25,7 @@ def load_agent(data, env):
 
 def transferred(cfg, env):
     """A run's settings for the family named `env`, with its horizon and time between decisions; "": as they are."""
-    its = preset(env) if env else {}
+    its = find_preset(env) if env else {}
     taken = {name: its[name] for name in ("T", "high_len") if name in its and hasattr(cfg, name)}
     return dataclasses.replace(cfg, env=env or cfg.env, **taken)
 

@@ -99,7 +99,7 @@ def play(env, agent, rngs, T, high_len, explore=0.0, again=True, on_step=None):
     at, due = torch.tensor([t for t, _ in dues], device=env.device), torch.stack([due for _, due in dues])
     steps, none = stacked(steps), (due.new_empty(0, dtype=torch.long),) * 2
     cuts = tuple(map(torch.cat, zip((*none, obs[:0]), *cuts, strict=True)))
-    env.refuse_ends((steps.terminated | steps.truncated)[: soonest - 1])
+    env.check_no_early_end((steps.terminated | steps.truncated)[: soonest - 1])
     check_finite(env, steps.reward, record[: t + 2])
     if len(cuts[0]) and not cuts[2].isfinite().all():
         t, e, _ = (x[~cuts[2].isfinite().all(-1)][0] for x in cuts)

@@ -58,7 +58,7 @@ def collect(
     `on_step()` is called after the reset and after each step. Returns a `Rollout`. Raises FloatingPointError if the
     environment gives a reward or an observation that is NaN or infinite.
     """
-    with env.simulating():
+    with env.rollout_context():
         played = play(env, agent, rngs, T, high_len, explore, on_step=on_step)
         inputs = agent.normaliser(played.obs)  # [T + 1, E, obs]
         cuts = agent.normaliser(played.cuts[2])
@@ -88,7 +88,7 @@ def measure(env, agent, rngs, *, T, high_len, on_step=None):
 
     Returns an `Outcome`. One episode a slot: of several within a time the short ones would be too many.
     """
-    with env.simulating():
+    with env.rollout_context():
         played = play(env, agent, rngs, T, high_len, again=False, on_step=on_step)
         return outcome(played, agent.master.n, agent.sub_policies.n)
 

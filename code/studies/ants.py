@@ -84,7 +84,7 @@ def follow(agent, cfg, tasks):
     """Where ants are, [T, tasks, EPISODES, 2], and which sub-policy is active there, led by a master for each task."""
     env = make_env(cfg, len(tasks) * EPISODES)
     env.set_task(tasks)
-    with env.simulating():
+    with env.rollout_context():
         played = play(env, agent, Streams(0, range(len(tasks)))(0, "paths"), again=False, **cfg.play)
     return (x.unflatten(1, (len(tasks), EPISODES)) for x in (played.obs[:-1, :, :2], played.active))
 

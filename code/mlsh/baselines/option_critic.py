@@ -10,7 +10,7 @@ import torch
 
 from mlsh import parallel
 from mlsh.baselines.options import Losses, OptionCritic, play, update
-from mlsh.envs import make_env, preset
+from mlsh.envs import find_preset, make_env
 from mlsh.envs.pool import Stage
 from mlsh.errors import UserError, run_command
 from mlsh.meta_test import LEARNERS, measures
@@ -75,7 +75,7 @@ class OptionCriticConfig(RunSettings):
 
     @classmethod
     def defaults(cls, env):
-        known = preset(env)
+        known = find_preset(env)
         names = ("N", "groups", "tasks", "T", "normalise", "reward_scale")
         same = {name: known[name] for name in names if name in known}
         return cls(env=env, **same | ({"rollouts": known["W"] + known["U"]} if {"W", "U"} <= known.keys() else {}))

@@ -120,7 +120,7 @@ def play(env, agent, rngs, *, T, explore, n_steps=1, learn=None):
     z = diverged = torch.zeros(E, dtype=torch.long, device=env.device)
     begins, alive, steps = torch.ones_like(z, dtype=torch.bool), torch.ones_like(z, dtype=torch.bool), []
     normalise = agent.normaliser.frozen()
-    with env.simulating():
+    with env.rollout_context():
         for t in range(T):
             x = normalise(obs)
             z = agent.choose(x, z, begins, uniform[t], explore)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mlsh import parallel
-from mlsh.envs import make_env, preset
+from mlsh.envs import find_preset, make_env
 from mlsh.envs.pool import Stage
 from mlsh.errors import UserError, run_command
 from mlsh.meta_test import LEARNERS
@@ -70,7 +70,7 @@ class RL2Config(RunSettings):
 
     @classmethod
     def defaults(cls, env):
-        known = preset(env)
+        known = find_preset(env)
         return cls(env=env, **{name: known[name] for name in ("T", "normalise") if name in known})
 
     def validate(self):
@@ -119,7 +119,7 @@ def play(env, policy, rng, *, episodes, T, gamma, lam, reward_scale):
     E, device = env.num_envs, env.device
     h, action, reward = None, None, torch.zeros(E, device=device)
     steps, rewards, returns = [], [], []
-    with env.simulating():
+    with env.rollout_context():
         for _ in range(episodes):
             obs = env.reset(seed=int(rng.integers(2**63)))[0].flatten(1)  # images, too: the GRU sees vectors
             noise = torch.from_numpy(policy.noise(rng, T, E)).to(device)

@@ -2,14 +2,14 @@
 
 from tqdm import tqdm
 
-from mlsh.envs import make_env, most_episodes
+from mlsh.envs import make_env, max_parallel_episodes
 
 
 class Stage:
     """A context with batched environments of a `Config`, and a bar over at most so many env `steps`."""
 
     def __init__(self, cfg, what, steps):
-        self.cfg, self.most, self._envs = cfg, most_episodes(cfg), {}
+        self.cfg, self.most, self._envs = cfg, max_parallel_episodes(cfg), {}
         bar = {"unit": " steps", "unit_scale": True, "dynamic_ncols": True, "leave": False}
         self._bar = tqdm(total=steps, desc=what, **bar)
 

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from mlsh import compiled, parallel
 from mlsh.runs import checkpoint
-from mlsh.envs.registry import refuse_too_large
+from mlsh.envs.registry import check_memory
 from mlsh.errors import EnvironmentFailed, UserError, be_deaf
 from mlsh.runs.files import write_whole
 from mlsh.settings import parse
@@ -39,7 +39,7 @@ class Run:
         self.cfg, self._saved = parallel.from_first(lambda: parse(kind, sys.argv[1:], self._load))
         self.cfg.device = parallel.device(self.cfg.device)
         self.cfg.settle()
-        refuse_too_large(self.cfg, self.cfg.most_at_once(parallel.SIZE))
+        check_memory(self.cfg, self.cfg.most_at_once(parallel.SIZE))
         self.progress = {"iteration": 0, "env_steps": 0, "train_env_steps": 0, "seconds": 0.0}
         self.progress["run_id"] = secrets.token_hex(4)
 
