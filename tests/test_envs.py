@@ -6,7 +6,7 @@ from gymnasium.utils.env_checker import check_env
 
 import mlsh  # noqa: F401
 from mlsh.config import Config
-from mlsh.envs import env_ids, find_preset, make_env
+from mlsh.envs import best_return, env_ids, find_preset, make_env
 from mlsh.errors import UserError
 
 
@@ -55,6 +55,18 @@ def test_reward_is_for_strictly_less_than_2500():
         env.unwrapped.agent = torch.tensor([[200.0, 200.0]])
         env.unwrapped._right_goal = torch.tensor([[200.0 + distance, 200.0]])
         assert env.step(torch.tensor([0]))[1] == paid
+
+
+def test_the_best_possible_return():
+    """The fewest steps from which a goal is near, for goals on a fine grid."""
+    n = 1999
+    x = (np.arange(n) + 0.5) * 400 / n - 200  # of a goal, relative to the agent
+    steps = np.full((n, n), 99)
+    for i, j in np.ndindex(25, 25):
+        i, j = i - 12, j - 12
+        within = (x[:, None] - 20 * i) ** 2 + (x - 20 * j) ** 2 < 2500
+        steps[within] = np.minimum(steps[within], max(1, abs(i) + abs(j)))
+    assert best_return("MovementBandits-v0") == pytest.approx((51 - steps).mean(), abs=0.001)
 
 
 def test_blocks_have_their_own_seed_and_task():
