@@ -32,8 +32,8 @@ class WalkToGoal(FourroomsVector):
 
     def _reset(self, which):
         super()._reset(which)
-        drawn = torch.from_numpy(self._draw(lambda rng, n: rng.integers(len(CELLS) - 1, size=n), which))
-        goal = torch.tensor(self.goals)[self._playing[which]]
+        drawn = torch.from_numpy(self._sample(lambda rng, n: rng.integers(len(CELLS) - 1, size=n), which))
+        goal = torch.tensor(self.goals)[self._episode_task[which]]
         self.state[which] = drawn + (drawn >= goal)
         return self._observation()
 

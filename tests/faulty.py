@@ -1,4 +1,4 @@
-"""Task families that misbehave, for tests: --env faulty:ID."""
+"""Task families that misbehave, for tests: `--env faulty:ID`."""
 
 import gymnasium as gym
 import numpy as np
@@ -9,7 +9,7 @@ from mlsh.envs.base import VectorTasks
 
 
 class Faulty(VectorTasks):
-    """Gives `bad` as reward or observation at the third step of its fifth episode, task 1's block only."""
+    """Returns `bad` as reward or observation in the third step of its fifth episode, in blocks with task 1."""
 
     train_tasks = [0, 1]
 
@@ -19,7 +19,7 @@ class Faulty(VectorTasks):
         super().__init__(num_envs, max_episode_steps, render_mode, device)
         self.bad, self.where, self.episodes = bad, where, 0
 
-    def _reset(self, which):
+    def _reset(self, slots):
         self.episodes += 1
         return torch.zeros(self.num_envs, 2)
 

@@ -1,4 +1,4 @@
-"""Environments as other people write them, for tests: --env foreign:ID."""
+"""Environments as users write them, for tests: `--env foreign:ID`."""
 
 import gymnasium as gym
 import numpy as np
@@ -7,7 +7,7 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, Sequence, Space, 
 
 
 class Line(gym.Env):
-    """Walk on a line from 0; the task is where it pays. Ends (`end`) after three steps, if at all."""
+    """A walk on a line from 0; the task is the side that pays. With `end` an episode ends after three steps."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 7}
 
@@ -60,7 +60,7 @@ class SampledWithoutGenerator(Sampled):
 
 
 class Named(Line):
-    """Its tasks are texts, or lists of numbers, as nobody would call a file."""
+    """Its tasks are strings and lists that are unfit for file names."""
 
     def sample_task(self, rng):
         return ["maps/right", "maps right", [float(x) for x in range(100)]][rng.integers(3)]
@@ -70,7 +70,7 @@ class Named(Line):
 
 
 class Listed(Line):
-    """As in Meta-World, whose tasks are objects."""
+    """Its tasks are objects, as in Meta-World."""
 
     class Task:
         def __init__(self, goal):
@@ -95,8 +95,8 @@ class Original(Line):
         return super().step(action)
 
 
-class Blind(Sampled):
-    """Draws nothing, and does not know render_mode."""
+class NoRendering(Sampled):
+    """Cannot render, and does not accept render_mode."""
 
     metadata = {}
 
@@ -105,7 +105,7 @@ class Blind(Sampled):
 
 
 class Faulty(Sampled):
-    """Does `how` what it should not."""
+    """Misbehaves in the way that `how` names."""
 
     def __init__(self, how, render_mode=None):
         super().__init__(render_mode, actions=Box(-1, 1, (1,), np.float32))
@@ -115,18 +115,18 @@ class Faulty(Sampled):
         observation, reward, *rest = super().step(action)
         if self.how == "raises" and self.t == 4:
             raise ZeroDivisionError("its own")
-        if self.how == "blind" and self.t == 2:
+        if self.how == "nan" and self.t == 2:
             self.x = np.nan
         if self.how == "global":
             reward = np.random.uniform()
         return (observation, reward, False, {}) if self.how == "old" else (self._observation(), reward, *rest)
 
     def render(self):
-        return [super().render()] if self.how == "draws" else super().render()
+        return [super().render()] if self.how == "renders" else super().render()
 
 
 class HoldsOut(Listed):
-    """Two tasks to train on, and two for tests, whose episodes pay double; all have names."""
+    """Has two training tasks and two held-out tasks, which pay more; all have labels."""
 
     test_tasks = np.array([Listed.Task(2), Listed.Task(3)])
 
@@ -143,19 +143,26 @@ class SamplesHeldOut(Sampled):
         return 5.0 + rng.integers(2)
 
 
-class Telling(Listed):
-    """Tells how an episode went: always the distance, of successes the time, and things that are no numbers."""
+class ReportsInfo(Listed):
+    """Reports in `info`: always the position, the time only of successes, and values that are no numbers."""
 
     def step(self, action):
         *rest, info = super().step(action)
-        told = {"success": self.x > 0, "at": self.x, "text": "a", "path": [1, 2], "nowhere": np.nan, "diverged": False}
+        report = {
+            "success": self.x > 0,
+            "at": self.x,
+            "text": "a",
+            "path": [1, 2],
+            "nowhere": np.nan,
+            "diverged": False,
+        }
         if self.x > 0:
-            told["time"] = np.int64(self.t)
-        return *rest, told if self.t != 2 else None
+            report["time"] = np.int64(self.t)
+        return *rest, report if self.t != 2 else None
 
 
 class Wrapped(gym.Wrapper):
-    """Has the tasks that what it wraps has not."""
+    """A wrapper that has the tasks, around an environment without tasks."""
 
     train_tasks = (-1, 1)
 
@@ -167,7 +174,7 @@ class Wrapped(gym.Wrapper):
 
 
 class Counted(Listed):
-    """Knows how many copies of it there are, and how many there were at most."""
+    """Counts how many copies exist, and how many existed at most."""
 
     copies = most = 0
 
@@ -181,7 +188,7 @@ class Counted(Listed):
 
 
 class Directions(AntEnv):
-    """Gymnasium's own ant, which is to walk to the right or to the left."""
+    """Gymnasium's own ant, which must walk to the right or to the left."""
 
     train_tasks = [1, -1]
 
@@ -198,7 +205,7 @@ class Many(Listed):
 
 
 def broken(*args, **kwargs):
-    """A method with a mistake in it."""
+    """A method that raises ValueError."""
     return np.zeros(2) + np.zeros(3)
 
 
@@ -220,32 +227,32 @@ KINDS = {
     "DictObservations-v0": (Listed, {"observations": Dict(at=Box(-99, 99, (1,)), side=Discrete(2))}),
     "Images-v0": (Listed, {"observations": Box(0, 255, (9, 8, 1), np.uint8)}),
     "Maps-v0": (Listed, {"observations": Box(0, 255, (7, 7, 3), np.uint8)}),
-    "Blind-v0": (Blind, {}),
+    "NoRendering-v0": (NoRendering, {}),
     "Wrapped-v0": (Wrapped, {}),
     "Counted-v0": (Counted, {}),
     "HoldsOut-v0": (HoldsOut, {}),
     "SamplesHeldOut-v0": (SamplesHeldOut, {}),
-    "Telling-v0": (Telling, {}),
+    "ReportsInfo-v0": (ReportsInfo, {}),
     "Many-v0": (Many, {}),
     "Directions-v0": (Directions, {}),
     "Tasks-v0": (Line, {}),
     "Buttons-v0": (Listed, {"actions": MultiBinary(3)}),
     "Text-v0": (Listed, {"observations": Sequence(Discrete(2))}),
     "Mission-v0": (Listed, dict_with(mission=Text(9))),
-    "Nested-v0": (Listed, dict_with(told=Tuple((Discrete(2), Space())))),
+    "Nested-v0": (Listed, dict_with(nested=Tuple((Discrete(2), Space())))),
     "Empty-v0": (Listed, {"observations": Box(-1, 1, (0,))}),
     **{
         f"Broken-{method}-v0": (type("Broken", (Sampled,), {method: broken}), {})
         for method in ("__init__", "sample_task", "set_task", "task_label", "reset", "step")
     },
-    **{f"Faulty-{how}-v0": (Faulty, {"how": how}) for how in ("raises", "blind", "global", "old", "draws")},
+    **{f"Faulty-{how}-v0": (Faulty, {"how": how}) for how in ("raises", "nan", "global", "old", "renders")},
 }
 for env_id, (entry_point, kwargs) in KINDS.items():
     gym.register(env_id, entry_point=entry_point, kwargs=kwargs, max_episode_steps=1000)
 
 
 class NumpyBatch(gym.vector.SyncVectorEnv):
-    """Somebody's batched environment on NumPy arrays; we take the single one."""
+    """A batched environment on NumPy arrays; the single one is used instead."""
 
     def sample_task(self, rng): ...
 

@@ -1,4 +1,4 @@
-"""An environment of the original code, on the Gym of its time, for tests: --env old:Old-v0."""
+"""An environment in the style of the original code, on the old Gym, for tests: `--env old:Old-v0`."""
 
 import gym
 import gymnasium
@@ -7,7 +7,7 @@ from shimmy import GymV21CompatibilityV0
 
 
 class Old(gym.Env):
-    """It draws from the generator that `seed` makes; a step returns four things."""
+    """Draws from the generator that `seed` creates; `step` returns four values."""
 
     action_space = gym.spaces.Discrete(3)
     observation_space = gym.spaces.Box(-9, 9, (1,), np.float32)

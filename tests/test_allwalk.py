@@ -1,6 +1,7 @@
-"""Allwalk against its rules, written a second time in plain Python; and a continuous family that is a batch."""
+"""Allwalk against its rules, written again in plain Python; and a continuous family in training."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ def test_the_rules():
     assert env.step(torch.zeros(60, dtype=torch.long))[1][7].item() == pytest.approx(-390 / 5000)
 
 
-def test_tasks_are_drawn_by_each_group_s_own_generator():
+def test_each_group_s_own_generator_draws_its_task():
     env, streams = family(4), Streams(5, range(4))
     tasks = balanced_tasks(env, streams, 3, 4)
     assert tasks[2:] == balanced_tasks(env, Streams(5, [2, 3]), 3, 4) and len({str(task) for task in tasks}) == 4
@@ -60,18 +61,18 @@ def test_tasks_are_drawn_by_each_group_s_own_generator():
 
 
 @pytest.mark.parametrize("task", [3, "home", [1.0], [1, 2, 3], ["a", "b"], [1.0, float("nan")], [[1.0, 2.0]]])
-def test_what_is_no_place_is_refused(task):
+def test_a_task_that_is_no_place_is_refused(task):
     with pytest.raises(UserError, match="use .x, y., in pixels"):
         family(1).set_task([task])
 
 
-def test_it_is_trained_tested_and_learned_anew(command, tmp_path):
+def test_it_is_trained_tested_and_evaluated(command, tmp_path):
     run = tmp_path / "run"
     code, out, err = command("train.py", *ALLWALK, "--out", run)
     assert code == 0, err
     rows = json.loads((run / "results.json").read_text())["test"]
     assert len(rows) == 10 and all(row["label"] == "({:.0f}, {:.0f})".format(*row["task"]) for row in rows)
-    assert len({row["task"] for row in read_metrics(run)}) == 4  # of two groups in two outer iterations
+    assert len({row["task"] for row in read_metrics(run)}) == 4  # two groups in two outer iterations
     assert checkpoint.load(run, [Config])["config"].env == "Allwalk-v0"
     few = ["--updates", 1, "--seeds", 1]
     code, out, err = command("evaluate.py", run, *few, "--tasks", "[100, 300]", "[0.5, 1]")
@@ -83,7 +84,7 @@ def test_it_is_trained_tested_and_learned_anew(command, tmp_path):
 
 
 def walk_straight(goal, steps=50):
-    """The return of one who always takes the step that brings it nearest."""
+    """Return what an agent earns that always takes the step that brings it nearest to the goal."""
     at, total = (200, 200), 0
 
     def distance(a):
@@ -96,49 +97,53 @@ def walk_straight(goal, steps=50):
 
 
 def test_the_best_possible_return():
-    grid = (np.arange(61) + 0.5) * 400 / 61  # 61, as the grid of the steps is 20 pixels
+    grid = (np.arange(61) + 0.5) * 400 / 61  # 61 does not divide the 20 pixels of a step
     mean = np.mean([walk_straight((x, y)) for x in grid for y in grid])
     assert best_return("Allwalk-v0") == pytest.approx(mean, abs=5e-4)
 
 
-GRID = (np.arange(41) + 0.5) * 400 / 41  # of goals, along an axis
+GRID = (np.arange(41) + 0.5) * 400 / 41  # x or y of goals
 
 
 def bound(K):
-    """No master can have a higher mean return over K sub-policies, whatever these are, with decisions every 10 steps.
+    """Return an upper bound on the mean return of masters over any K sub-policies, with decisions every 10 steps.
 
-    After d decisions the K^d ways lead to at most K^d places (given all random numbers, if policies are stochastic). Of
-    a square of area A, k places are at a mean L1 distance of at least that within k diamonds of area A/k, which is
-    2/3 √(A/2k). Nor can a step leave one nearer to the goal than walking straight does.
+    After d decisions the K^d sequences lead to at most K^d places (given all random numbers, if policies are
+    stochastic). The mean L1 distance from a square of area A to the nearest of k places is at least that within k
+    diamonds of area A/k, which is 2/3 √(A/2k). And no step leaves the agent nearer to the goal than walking straight.
     """
     total = 0.0
     for t in range(1, 51):
-        straight = np.mean([walked(x, y, t) for x in GRID for y in GRID])
-        places = K ** -(-t // 10)
+        straight = np.mean([distance_left(x, y, t) for x in GRID for y in GRID])
+        places = K ** math.ceil(t / 10)
         total += max(straight, 2 / 3 * (400**2 / (2 * places)) ** 0.5)
     return -total / 5000
 
 
-def walked(x, y, t):
-    """The distance that is left to a goal after t steps straight to it."""
-    ways = [abs(x - 200), abs(y - 200)]
-    gains = sorted([g for way in ways for g in [20] * int(way // 20) + [max(0, 2 * (way % 20) - 20)]], reverse=True)
-    return sum(ways) - sum(gains[:t])
+def distance_left(x, y, t):
+    """Return the distance that is left to a goal after t steps straight to it."""
+    distances = [abs(x - 200), abs(y - 200)]
+    gains = [gain for d in distances for gain in [20] * int(d // 20) + [max(0, 2 * (d % 20) - 20)]]
+    return sum(distances) - sum(sorted(gains, reverse=True)[:t])
 
 
 def walk_to(point):
-    """The sub-policy that walks to a point, the longer way first: an action for each of 21 × 21 places."""
+    """Return a sub-policy that walks to a point, along the longer axis first: the action at each of 21 × 21 places."""
     action = np.zeros((21, 21), int)
     for (i, j), _ in np.ndenumerate(action):
-        way = point[0] - 20 * i, point[1] - 20 * j
-        axis = int(abs(way[1]) > abs(way[0]))
-        action[i, j] = 0 if abs(way[axis]) < 10 else 1 + 2 * axis + (way[axis] < 0)
+        offset = point[0] - 20 * i, point[1] - 20 * j
+        axis = int(abs(offset[1]) > abs(offset[0]))
+        action[i, j] = 0 if abs(offset[axis]) < 10 else 1 + 2 * axis + (offset[axis] < 0)
     return action
 
 
-def reached(sub_policies):
-    """The mean return, over the goals, of masters that know the best five decisions for theirs."""
-    at, x, y = np.array([[10, 10]]), np.zeros((1, len(GRID))), np.zeros((1, len(GRID)))  # distances so far, a row a way
+def best_mean_return(sub_policies):
+    """Return the mean return over the goals of masters that make the best five decisions for their goal."""
+    at, x, y = (
+        np.array([[10, 10]]),
+        np.zeros((1, len(GRID))),
+        np.zeros((1, len(GRID))),
+    )  # sums of distances, one row per sequence of decisions
     subs, K = np.stack(sub_policies), len(sub_policies)
     for _ in range(5):
         k = np.repeat(np.arange(K), len(at))
@@ -149,13 +154,15 @@ def reached(sub_policies):
     return -(x[:, :, None] + y[:, None]).min(0).mean() / 5000
 
 
-def test_what_masters_can_reach_over_sub_policies_that_walk_to_places():
-    """The places are the best that a random search found; no sub-policies are known to be the best."""
+def test_best_return_over_sub_policies_that_walk_to_places():
+    """A random search found these places; it is not known which sub-policies are the best."""
     of_two, of_four = [(148, 342), (238, 59)], [(122, 382), (234, 0), (390, 270), (13, 200)]
     for places, found, most in ((of_two, -1.40, -0.77), (of_four, -0.86, -0.42)):
-        assert reached([walk_to(place) for place in places]) == pytest.approx(found, abs=0.01)
+        assert best_mean_return([walk_to(place) for place in places]) == pytest.approx(found, abs=0.01)
         assert bound(len(places)) == pytest.approx(most, abs=0.01)
-    assert reached([walk_to((200, 200))]) == pytest.approx(-2.0, abs=0.01)  # a single one may as well stay
+    assert best_mean_return([walk_to((200, 200))]) == pytest.approx(
+        -2.0, abs=0.01
+    )  # a single sub-policy does no better than to stay
 
 
 def test_rendering_shows_agent_and_goal():

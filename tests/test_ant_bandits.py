@@ -46,30 +46,30 @@ def test_model_constants():
     assert len(drawn) == 4 and model.geom("target_geom").size[0] == 0.4
 
 
-def test_upright_is_what_the_torso_shows_to_the_sky(monkeypatch):
+def test_upright_means_that_the_torso_is_not_on_its_back():
     env = ants(50)
     env.reset(seed=0)
     model, draw = build_model(), np.random.default_rng(0)
-    env._state[:, 3] = 20  # falling, it cannot turn in a step
+    env._state[:, 3] = 20  # while it falls, it cannot turn within a step
     env._state[:, 4:8] = draw.normal(size=(50, 4))
     env._state[:, 4:8] /= np.linalg.norm(env._state[:, 4:8], axis=1, keepdims=True)
     *_, info = env.step(torch.zeros(50, 8))
-    skywards = []
+    up = []
     for state in env.state:
         data = mujoco.MjData(model)
         data.qpos[:] = state[1:18]
         mujoco.mj_kinematics(model, data)
-        skywards.append(data.body("torso").xmat[8])  # of its z axis, the z
-    assert 15 < sum(x > 0 for x in skywards) < 35
-    assert info["upright"].tolist() == [x > 0 for x in skywards]
+        up.append(data.body("torso").xmat[8])  # the z component of its z axis
+    assert 15 < sum(x > 0 for x in up) < 35
+    assert info["upright"].tolist() == [x > 0 for x in up]
 
 
 def test_physics_is_the_originals_whatever_mujoco_is_installed():
     model = build_model()
-    of_ant = [i for i in range(model.ngeom) if model.body_rootid[model.geom_bodyid[i]] == model.body("torso").id]
-    assert len(of_ant) == 13 and (model.geom_margin[of_ant] == 0.01).all() and model.geom("floor").margin == 0
+    ant_geoms = [i for i in range(model.ngeom) if model.body_rootid[model.geom_bodyid[i]] == model.body("torso").id]
+    assert len(ant_geoms) == 13 and (model.geom_margin[ant_geoms] == 0.01).all() and model.geom("floor").margin == 0
     data = mujoco.MjData(model)
-    for height, touches in ((0.2595, True), (0.2605, False)):  # of the torso, whose radius is 0.25
+    for height, touches in ((0.2595, True), (0.2605, False)):  # z of the torso, whose radius is 0.25
         data.qpos[:] = model.qpos0
         data.qpos[2] = height
         mujoco.mj_forward(model, data)
@@ -79,12 +79,12 @@ def test_physics_is_the_originals_whatever_mujoco_is_installed():
         return 5 * 4 / 3 * np.pi * r**3
 
     short, long = (sphere(0.08) + 5 * np.pi * 0.08**2 * length * 2**0.5 for length in (0.2, 0.4))
-    legs = [short, short, long] * 4  # without the old capsules' error, 0.911 kg in all and not 0.879
+    legs = [short, short, long] * 4  # exact masses of capsules: 0.911 kg in total instead of 0.879 kg
     np.testing.assert_allclose(model.body_mass, [0, sphere(0.25), *legs, sphere(0.4)], rtol=1e-9)
     assert sum(model.body_mass[1:-1]) == pytest.approx(0.911, abs=5e-4)
     assert model.dof_armature.tolist() == [0] * 6 + [1] * 8 + [0, 0]
     assert model.dof_damping.tolist() == [0] * 6 + [1] * 8 + [0, 0]
-    assert (model.geom_friction[of_ant] == [1, 0.5, 0.5]).all() and (model.jnt_stiffness == 0).all()
+    assert (model.geom_friction[ant_geoms] == [1, 0.5, 0.5]).all() and (model.jnt_stiffness == 0).all()
     assert np.allclose(model.body("target").pos, (0.19, -0.19, 0.01)) and np.allclose(model.qpos0[-2:], (0.1, -0.1))
 
 
@@ -108,7 +108,7 @@ def test_batched_steps_are_plain_mj_steps():
         plain.append(data)
     draw = np.random.default_rng(0)
     for _ in range(40):
-        action = draw.uniform(-2, 2, (4, 8))  # beyond the limits: clipped
+        action = draw.uniform(-2, 2, (4, 8))  # values beyond ±1 are clipped
         obs, reward, terminated, truncated, info = env.step(torch.tensor(action))
         for e, data in enumerate(plain):
             data.ctrl = np.clip(action[e], -1, 1)
@@ -116,7 +116,7 @@ def test_batched_steps_are_plain_mj_steps():
                 mujoco.mj_step(model, data)
             expected = np.concatenate((data.qpos[:-2], data.qvel[:-2], [0]))
             np.testing.assert_allclose(obs[e], expected, atol=1e-5)
-            sensed = np.linalg.norm(data.sensordata[:3] - data.sensordata[3:])  # 10 ms old, as the batch's
+            sensed = np.linalg.norm(data.sensordata[:3] - data.sensordata[3:])  # 10 ms old, as in the batch
             assert reward[e].item() == pytest.approx(-np.sqrt(sensed) / 3000, rel=1e-5)
             assert info["distance"][e].item() == pytest.approx(sensed, rel=1e-5)
             fresh = mujoco.MjData(model)
@@ -134,7 +134,7 @@ def test_reset_noise_and_targets():
     assert obs.shape == (400, 30) and (obs[:, 29] == 0).all()
     start = np.array([0, 0, 0.75, 1, 0, 0, 0] + [0] * 8)
     noise = np.abs(obs[:, :15].numpy() - start)
-    noise[:, 3:7] = 0.9 * (obs[:, 4:7] / obs[:, 3:4]).abs().amax(1, keepdim=True)  # their length is normalised away
+    noise[:, 3:7] = 0.9 * (obs[:, 4:7] / obs[:, 3:4]).abs().amax(1, keepdim=True)  # a ratio, as they are normalised
     assert noise.max() == pytest.approx(0.1, abs=1e-3)
     torch.testing.assert_close(obs[:, 3:7].norm(dim=1), torch.ones(400))
     assert obs[:, 15:29].abs().max().item() == pytest.approx(0.005, abs=1e-4)
@@ -142,7 +142,7 @@ def test_reset_noise_and_targets():
     assert (env._state[:, -2:] == 0).all()
 
 
-def test_standing_still_returns_what_spec_says():
+def test_standing_still_returns_minus_0_23():
     env = make_env(Config(env="AntBandits-v1", T=300), 2)
     env.set_task([0, 1])
     env.reset(seed=0)
@@ -203,9 +203,9 @@ def test_torch_leaves_the_cores_to_the_simulator_while_it_steps():
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("played", [0, 1])
-def test_a_diverged_episode_ends_and_stays_finite(tmp_path, monkeypatch, played):
-    """It is paid for what it misses, all ten steps or nine of them, as if the ant stood still where it was."""
+@pytest.mark.parametrize("steps_before", [0, 1])
+def test_a_diverged_episode_ends_and_stays_finite(tmp_path, monkeypatch, steps_before):
+    """Its last reward covers all steps that are missing, ten or nine, as if the ant stood still where it was."""
     monkeypatch.chdir(tmp_path)
     env = ants(3, max_episode_steps=10)
     env.set_task([0, 1, 0])
@@ -216,7 +216,7 @@ def test_a_diverged_episode_ends_and_stays_finite(tmp_path, monkeypatch, played)
         data.qpos[:], data.qvel[:] = np.split(state[1:], [17])
         mujoco.mj_forward(model, data)
         last_reward.append(-np.sqrt(np.linalg.norm(com(model, data, "torso") - com(model, data, "target"))) / 3000)
-    for _ in range(played):
+    for _ in range(steps_before):
         last_obs, last_reward, *_ = env.step(torch.zeros(3, 8))
     step = env._pool.rollout
 
@@ -231,7 +231,7 @@ def test_a_diverged_episode_ends_and_stays_finite(tmp_path, monkeypatch, played)
     assert info["distance"].isfinite().all()
     assert info["diverged"].tolist() == terminated.tolist() == [True, True, False]
     assert torch.equal(obs[:2], last_obs[:2]) and not torch.equal(obs[2], last_obs[2])
-    torch.testing.assert_close(reward[:2], (10 - played) * torch.as_tensor(last_reward, dtype=torch.float32)[:2])
+    torch.testing.assert_close(reward[:2], (10 - steps_before) * torch.as_tensor(last_reward, dtype=torch.float32)[:2])
 
 
 def test_mujocos_own_warnings_leave_no_file(tmp_path, monkeypatch):
@@ -244,7 +244,7 @@ def test_mujocos_own_warnings_leave_no_file(tmp_path, monkeypatch):
 
 
 def test_a_window_without_a_display_is_a_clear_error(monkeypatch):
-    monkeypatch.setattr(opengl, "draws", lambda name: False)
+    monkeypatch.setattr(opengl, "can_render", lambda name: False)
     env = ants(1, render_mode="human")
     env.reset(seed=0)
     with pytest.raises(RenderingUnavailable, match="no display"):
@@ -253,7 +253,7 @@ def test_a_window_without_a_display_is_a_clear_error(monkeypatch):
 
 def test_the_window_is_large_and_has_no_menu(monkeypatch):
     class Window:
-        """Stands for Gymnasium's, which wants a display."""
+        """Stands in for Gymnasium's window, which needs a display."""
 
         def __init__(self, model, data, width, height, *args):
             self.size, self.cam, self.seen = (width, height), mujoco.MjvCamera(), []
@@ -265,7 +265,7 @@ def test_the_window_is_large_and_has_no_menu(monkeypatch):
 
         def close(self): ...
 
-    monkeypatch.setattr(opengl, "draws", lambda name: name == "glfw")
+    monkeypatch.setattr(opengl, "can_render", lambda name: name == "glfw")
     monkeypatch.setattr(mujoco_rendering, "WindowViewer", Window)
     env = ants(1, render_mode="human")
     env.reset(seed=0)
@@ -278,7 +278,7 @@ def test_the_window_is_large_and_has_no_menu(monkeypatch):
     env.close()
 
 
-def test_rendering_or_a_clear_word():
+def test_rendering_or_a_clear_error():
     env = ants(2, render_mode="rgb_array")
     env.set_task([0, 1])
     env.reset(seed=0)

@@ -14,7 +14,7 @@ def batched(num_envs=4, env_id="AntMovement-v1", **kwargs):
 
 
 def simulated(model, state, action):
-    """qpos and qvel after a control step of plain MuJoCo."""
+    """Return qpos and qvel after a control step of plain MuJoCo."""
     data = mujoco.MjData(model)
     data.qpos[:], data.qvel[:] = np.split(state[1:], [model.nq])
     data.ctrl[:] = np.clip(action, -1, 1)
@@ -44,7 +44,7 @@ def test_the_ant_is_the_originals_ant_v2():
     assert (model.geom_friction[ant] == [1, 0.5, 0.5]).all() and (model.geom_conaffinity[ant] == 0).all()
     assert model.dof_armature.tolist() == model.dof_damping.tolist() == [0] * 6 + [1] * 8
     data = mujoco.MjData(model)
-    for height, touches in ((0.2595, True), (0.2605, False)):  # of the torso, half of whose height is 0.25
+    for height, touches in ((0.2595, True), (0.2605, False)):  # z of the torso, half of whose height is 0.25
         data.qpos[:] = model.qpos0
         data.qpos[2] = height
         mujoco.mj_forward(model, data)
@@ -72,7 +72,7 @@ def test_episodes_follow_the_rules():
             assert info["lateral"][e].item() == pytest.approx(off, abs=1e-5)
         assert not terminated.any() and not truncated.any()
     env.reset(options={"reset_mask": torch.arange(4) == 1})
-    assert env._playing.tolist() == [0, 1, 1, 1]
+    assert env._episode_task.tolist() == [0, 1, 1, 1]
 
 
 def test_episodes_begin_anywhere_on_the_course():
@@ -92,7 +92,7 @@ def test_an_episode_that_diverges_is_paid_as_if_it_stood_still(monkeypatch):
     env = batched(2, max_episode_steps=10)
     env.set_task([0, 1])
     env.reset(seed=0)
-    env._state[:, 1:3] += [[1.0, 2.0]]  # 2 m, and 1 m off the line
+    env._state[:, 1:3] += [[1.0, 2.0]]  # slot 0 is now 2 m off its line, slot 1 is 1 m off
     simulate = env.simulate
 
     def explode(*args):

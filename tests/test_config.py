@@ -6,7 +6,7 @@ from mlsh import settings
 from mlsh.baselines.option_critic import OptionCriticConfig
 from mlsh.baselines.rl2 import RL2Config
 from mlsh.config import Config
-from mlsh.envs import preset
+from mlsh.envs import find_preset
 from mlsh.errors import UserError
 from mlsh.ppo import PPOSettings
 from test_settings import parse
@@ -14,11 +14,11 @@ from test_settings import parse
 
 def test_defaults_are_the_environments_preset_and_flags_override_them():
     cfg, saved = parse([])
-    assert saved is None and cfg == Config(**preset("MovementBandits-v0"))
+    assert saved is None and cfg == Config(**find_preset("MovementBandits-v0"))
     cfg, _ = parse("--env MovementBandits4-v0 -W 7 --high-len 5".split())
     assert (cfg.num_sub_policies, cfg.W, cfg.high_len) == (4, 7, 5)
     cfg, _ = parse("--env mlsh:MovementBandits-v0".split())
-    assert cfg.groups == preset("MovementBandits-v0")["groups"]
+    assert cfg.groups == find_preset("MovementBandits-v0")["groups"]
 
 
 def test_names_of_the_earlier_port_and_of_earlier_versions_are_understood():
@@ -76,4 +76,4 @@ def test_the_horizon_is_the_environments_own_limit_where_nothing_else_is_said():
     for kind in (Config, RL2Config):
         assert horizon(kind, "foreign:Sampled-v0") == 1000 and horizon(kind, "foreign:Sampled-v0", "-T", "9") == 9
         assert horizon(kind, "foreign:Unlimited-v0") == horizon(kind, "MovementBandits-v0") == 50
-    assert horizon(Config, "AntBandits-v1") == preset("AntBandits-v1")["T"]
+    assert horizon(Config, "AntBandits-v1") == find_preset("AntBandits-v1")["T"]

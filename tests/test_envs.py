@@ -6,7 +6,7 @@ from gymnasium.utils.env_checker import check_env
 
 import mlsh  # noqa: F401
 from mlsh.config import Config
-from mlsh.envs import ids, make_env, preset
+from mlsh.envs import best_return, env_ids, find_preset, make_env
 from mlsh.errors import UserError
 
 
@@ -14,10 +14,10 @@ def batched(env_id="MovementBandits-v0", num_envs=6, **kwargs):
     return gym.make_vec(env_id, num_envs=num_envs, vectorization_mode="vector_entry_point", **kwargs)
 
 
-@pytest.mark.parametrize("env_id", ids())
+@pytest.mark.parametrize("env_id", env_ids())
 @pytest.mark.filterwarnings("ignore:.*Box.*:UserWarning")
 def test_single_env_passes_gymnasiums_checker(env_id):
-    # MuJoCo's window needs a display; its pictures have a test of their own
+    # MuJoCo's window needs a display; its pictures are tested with the ants
     check_env(gym.make(f"mlsh:{env_id}").unwrapped, skip_render_check=env_id.startswith("Ant"))
 
 
@@ -43,7 +43,7 @@ def test_movement_bandits_constants(env_id, goals):
         torch.testing.assert_close(obs[:, :2], position / 400)  # no bounds
         assert torch.equal(obs[:, 2:], drawn)
         square = ((position - 400 * drawn[:, -2:]) ** 2).sum(1)
-        clear = (square - 2500).abs() > 1  # not within rounding of the edge
+        clear = (square - 2500).abs() > 1  # rounding cannot decide
         assert torch.equal(reward[clear], (square < 2500).float()[clear])
         assert not terminated.any() and (truncated == (t == 50)).all()
 
@@ -53,8 +53,20 @@ def test_reward_is_for_strictly_less_than_2500():
     env.reset(seed=0)
     for distance, paid in ((50.0, 0), (49.9, 1)):
         env.unwrapped.agent = torch.tensor([[200.0, 200.0]])
-        env.unwrapped._right = torch.tensor([[200.0 + distance, 200.0]])
+        env.unwrapped._right_goal = torch.tensor([[200.0 + distance, 200.0]])
         assert env.step(torch.tensor([0]))[1] == paid
+
+
+def test_the_best_possible_return():
+    """The fewest steps from which a goal is near, for goals on a fine grid."""
+    n = 1999
+    x = (np.arange(n) + 0.5) * 400 / n - 200  # of a goal, relative to the agent
+    steps = np.full((n, n), 99)
+    for i, j in np.ndindex(25, 25):
+        i, j = i - 12, j - 12
+        within = (x[:, None] - 20 * i) ** 2 + (x - 20 * j) ** 2 < 2500
+        steps[within] = np.minimum(steps[within], max(1, abs(i) + abs(j)))
+    assert best_return("MovementBandits-v0") == pytest.approx((51 - steps).mean(), abs=0.001)
 
 
 def test_blocks_have_their_own_seed_and_task():
@@ -96,13 +108,13 @@ SEEN = {"orange": [213, 94, 0], "blue": [0, 114, 178], "yellow": [240, 228, 66],
 
 
 def drawn(goals, task, agent=(200.0, 50.0), env_id="MovementBandits4-v0"):
-    """A function (x, y) -> colour of the picture of these goals, y upwards."""
+    """Render an episode with these goals. Returns a function (x, y) -> colour, y upwards."""
     env = batched(env_id, num_envs=1, render_mode="rgb_array")
     env.set_task(task)
     env.reset(seed=1)
     env.unwrapped.goals[0] = torch.tensor(goals)
     env.unwrapped.agent[0] = torch.tensor(agent)
-    env.unwrapped._right[0] = env.unwrapped.goals[0, task]
+    env.unwrapped._right_goal[0] = env.unwrapped.goals[0, task]
     (frame,) = env.render()
     assert frame.shape == (520, 520, 3) and frame.dtype == np.uint8
     return lambda x, y: frame[460 - y, 60 + x].tolist()
@@ -121,7 +133,7 @@ def test_rendering_shows_agent_goals_and_where_it_pays():
             assert edge == [WHITE, BLACK if i == task else WHITE, WHITE] * 2
 
 
-def test_what_lies_at_the_edge_is_seen_whole():
+def test_goals_at_the_edge_are_drawn_whole():
     at = drawn([[0.0, 0.0], [400.0, 400.0], [0.0, 400.0], [400.0, 0.0]], task=1)
     for (x, y), colour in zip(((0, 0), (400, 400), (0, 400), (400, 0)), SEEN.values(), strict=True):
         assert at(x, y) == at(x - 18, y) == at(x + 18, y) == at(x, y - 18) == at(x, y + 18) == colour
@@ -130,14 +142,14 @@ def test_what_lies_at_the_edge_is_seen_whole():
     assert at(200, 5) == at(200, 405) == WHITE
 
 
-def test_goals_are_called_as_they_look():
+def test_goals_are_named_by_their_colours():
     for env_id, goals in (("MovementBandits-v0", 2), ("MovementBandits4-v0", 4)):
         env = batched(env_id, 1).unwrapped
         assert [env.task_label(task) for task in env.train_tasks] == list(SEEN)[:goals]
 
 
 def test_goals_look_different_to_the_colour_blind():
-    # Machado, Oliveira and Fernandes 2009: no red, green and blue cones; on linear RGB
+    # Machado, Oliveira and Fernandes 2009, on linear RGB: normal vision, then without red, green or blue cones
     eyes = np.array(
         [
             np.eye(3),
@@ -178,33 +190,42 @@ def test_horizon_comes_from_the_configuration():
 
 
 def test_a_family_is_registered_with_its_preset():
-    assert set(ids()) >= {"MovementBandits-v0", "AntBandits-v1", "KeyDoor-v0", "Allwalk-v0", "MovementBanditsConv-v0"}
-    for env_id in ids():
-        cfg = Config.defaults(env_id)  # every field is one that there is
+    assert set(env_ids()) >= {
+        "MovementBandits-v0",
+        "AntBandits-v1",
+        "KeyDoor-v0",
+        "Allwalk-v0",
+        "MovementBanditsConv-v0",
+    }
+    for env_id in env_ids():
+        cfg = Config.defaults(env_id)  # fails for an unknown setting
         cfg.validate()
         assert gym.spec(env_id).max_episode_steps >= cfg.T
-    assert preset("CartPole-v1") == {"T": 500} and preset("mlsh:AntBandits-v1") == preset("AntBandits-v1") != {}
+    assert find_preset("CartPole-v1") == {"T": 500}
+    assert find_preset("mlsh:AntBandits-v1") == find_preset("AntBandits-v1") != {}
 
 
-@pytest.mark.parametrize("env_id", ids())
-def test_some_slots_begin_anew_and_the_others_go_on(env_id):
-    """What a slot begins with is drawn by its own block's generator; times are a slot's own."""
+@pytest.mark.parametrize("env_id", env_ids())
+def test_some_slots_are_reset_while_the_others_continue(env_id):
+    """The generator of its own block draws the start of an episode; each slot has its own time limit."""
     env, other = (make_env(Config.defaults(env_id), 6) for _ in range(2))
     for e in (env, other):
         e.set_task([e.sample_task(np.random.default_rng(seed)) for seed in (3, 4)])
         first, _ = e.reset(seed=[3, 4])
         drawn = [torch.as_tensor(e.single_action_space.sample()) for _ in range(6)]
-        action = torch.stack(drawn) if drawn[0].dim() else torch.ones(6, dtype=torch.long)  # none stays
+        action = (
+            torch.stack(drawn) if drawn[0].dim() else torch.ones(6, dtype=torch.long)
+        )  # a move that changes every state
         for _ in range(2):
             before, *_ = e.step(action)
         mask = torch.tensor([False, True, False, False, False, e is env])
         after, _ = e.reset(options={"reset_mask": mask})
         assert torch.equal(after[~mask], before[~mask])
-        same = torch.equal(first[0], first[1])  # every episode of a task begins alike
+        same = torch.equal(first[0], first[1])  # all episodes of a task begin alike
         begun = [torch.equal(after[k], first[k] if same else before[k]) for k in mask.nonzero()[:, 0]]
         assert all(begun) if same else not any(begun)
         e.started = after[1]
         for _ in range(e.max_episode_steps - 2):
             truncated = e.step(action)[3]
         assert torch.equal(truncated, ~mask)
-    assert torch.equal(env.started, other.started)  # whatever begins in the other block
+    assert torch.equal(env.started, other.started)  # whichever slots of the other block are reset

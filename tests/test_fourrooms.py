@@ -20,7 +20,7 @@ BOTH = ("Fourrooms-v0", "FourroomsUnseen-v0")
 
 
 def walls():
-    """(row, column) of every wall, of a 13 × 13 grid: the edge, and what parts the rooms, with four doorways."""
+    """Return (row, column) of every wall in the 13 × 13 grid: the edge, and walls between rooms with four doorways."""
     edge = {(i, j) for i in range(13) for j in range(13) if {i, j} & {0, 12}}
     upright = {(i, 6) for i in range(13)} - {(3, 6), (10, 6)}
     across = {(6, j) for j in range(1, 7)} - {(6, 2)} | {(7, j) for j in range(6, 13)} - {(7, 9)}
@@ -33,8 +33,8 @@ STEPS = [(-1, 0), (1, 0), (0, -1), (0, 1)]
 
 
 @functools.cache
-def possible(cell, action):
-    """Where the agent may be after an action, and how probable it is."""
+def outcomes(cell, action):
+    """Return the cells where the agent may be after an action, with their probabilities."""
     i, j = cell[0] + STEPS[action][0], cell[1] + STEPS[action][1]
     if (i, j) in WALLS:
         return {cell: 1.0}
@@ -54,7 +54,7 @@ def test_the_tables_are_the_rules():
     for s, cell in enumerate(FREE):
         for a in range(4):
             found = Counter(dynamics.next[0, s, a].tolist())
-            wanted = possible(cell, a)
+            wanted = outcomes(cell, a)
             assert {FREE[k]: n / 36 for k, n in found.items()} == pytest.approx(wanted)
 
 
@@ -73,7 +73,7 @@ def test_episodes_follow_the_rules():
         obs, reward, terminated, truncated, info = env.step(torch.tensor(actions))
         assert reward.dtype == torch.float32 and not terminated.any() and (truncated == (t == 100)).all() and not info
         for e, s in enumerate(obs.argmax(1)):
-            options = possible(cells[e], actions[e])
+            options = outcomes(cells[e], actions[e])
             assert FREE[s] in options and reward[e] == (FREE[s] == goals[e])
             if len(options) > 1:
                 seen["slides"] += options[FREE[s]] < 0.5
@@ -81,12 +81,12 @@ def test_episodes_follow_the_rules():
             cells[e] = FREE[s]
     assert seen["slides"] / seen["moves"] == pytest.approx(1 / 3, abs=0.01)
     env.set_task(1)
-    assert (env._playing == torch.arange(4).repeat_interleave(E // 4)).all()  # from the next reset on
+    assert (env._episode_task == torch.arange(4).repeat_interleave(E // 4)).all()  # from the next reset on
     env.reset(options={"reset_mask": torch.arange(E) == 5})
-    assert env._playing[4:7].tolist() == [0, 1, 0]
+    assert env._episode_task[4:7].tolist() == [0, 1, 0]
 
 
-def test_slides_depend_on_the_blocks_own_seed_alone():
+def test_slides_depend_only_on_the_seed_of_the_block():
     both, alone = batched(num_envs=8), batched(num_envs=4)
     both.reset(seed=[7, 8])
     alone.reset(seed=8)
@@ -96,10 +96,10 @@ def test_slides_depend_on_the_blocks_own_seed_alone():
         here, there = both.step(action)[0][4:], alone.step(action[:4])[0]
         assert torch.equal(here, there)
         trace.append(there.argmax(1))
-        if t == 20:  # in the other block, and one of the own
+        if t == 20:  # slots of the other block, and one of this
             both.reset(options={"reset_mask": torch.tensor([1, 1, 1, 1, 0, 1, 0, 0]) > 0})
             alone.reset(options={"reset_mask": torch.tensor([0, 1, 0, 0]) > 0})
-    assert len({tuple(slot.tolist()) for slot in torch.stack(trace, 1)}) == 4  # a slot's own
+    assert len({tuple(slot.tolist()) for slot in torch.stack(trace, 1)}) == 4  # each slot slides on its own
 
 
 def test_single_and_batched_are_the_same_dynamics():
@@ -116,39 +116,39 @@ def test_single_and_batched_are_the_same_dynamics():
 
 
 def test_a_tiny_corridor_by_hand():
-    """Cells 0, 1, 2 in a row, left or right; being on 2 pays; half of the steps fail."""
+    """Cells 0, 1 and 2 in a row; moves left and right, of which half fail; cell 2 pays."""
     moves = move_table({(0, 0): 0, (0, 1): 1, (0, 2): 2}, 3, [(0, -1), (0, 1)])
     assert moves.tolist() == [[0, 1], [0, 2], [1, 2]]
     outcomes = torch.stack((moves, torch.arange(3)[:, None].expand(3, 2)), -1)
     never = torch.tensor(False)
-    best, policy = solve(Dynamics.of(torch.tensor(0), outcomes[None], (outcomes == 2).double()[None], never), 4)
-    # after two steps on 2 with 1/4, pays 1, 1, 1; after three 1/4 more, pays 1, 1; after four 3/16 more, pays 1
+    best, policy = solve(Dynamics.broadcast(torch.tensor(0), outcomes[None], (outcomes == 2).double()[None], never), 4)
+    # cell 2 is reached after two steps with probability 1/4 (then three steps pay), after three 1/4, after four 3/16
     assert best.tolist() == [3 / 4 + 2 / 4 + 3 / 16]
     assert policy.shape == (4, 1, 3) and (policy[:3, 0, 0] == 1).all() and (policy[:, 0, 1:] == 1).all()
-    ends = (outcomes == 2)[None]  # once, and then over
-    once, _ = solve(Dynamics.of(torch.tensor(0), outcomes[None], ends.double(), ends), 4)
+    ends = (outcomes == 2)[None]  # pays once and terminates
+    once, _ = solve(Dynamics.broadcast(torch.tensor(0), outcomes[None], ends.double(), ends), 4)
     assert once.tolist() == [1 / 4 + 1 / 4 + 3 / 16]
 
 
-def test_no_more_than_the_optimum_is_possible_and_it_is():
-    """The optimal policy, played; and the optimum of one task by the rules above, without the tables."""
+def test_the_optimal_policy_earns_the_optimum():
+    """Plays the optimal policy; and computes the optimum of one task by the rules above, without the tables."""
     env = batched(num_envs=8000)
     env.set_task([0, 1, 2, 3])
     env.reset(seed=3)
     best, policy = solve(env.dynamics, 100)
     assert env.optimal_returns(100) == dict(enumerate(best.tolist()))
-    # two down: there after one step if it slides on (1/3 · 1/4); after two from the cell between (2/3 · 2/3), or by a
-    # slide, from that cell's neighbours or back to the goal (1/12 · 1/12 each)
+    # The goal is two cells down. The agent is there after one step if it slides on (1/3 · 1/4). After two steps it has
+    # come from the cell between (2/3 · 2/3), or has slid from a neighbour of that cell, or back (1/12 · 1/12 each).
     assert env.optimal_returns(1)[1] == pytest.approx(1 / 12)
     assert env.optimal_returns(2)[1] == pytest.approx(1 / 12 + 4 / 9 + 4 / 144)
     returns = torch.zeros(8000)
     for t in range(100):
-        returns += env.step(policy[t, env._playing, env.state])[1]
+        returns += env.step(policy[t, env._episode_task, env.state])[1]
     returns = returns.view(4, 2000)
     assert ((returns.mean(1) - best).abs() < 4 * returns.std(1) / 2000**0.5).all()
 
     value = dict.fromkeys(FREE, 0.0)
-    table = {(cell, a): possible(cell, a) for cell in FREE for a in range(4)}
+    table = {(cell, a): outcomes(cell, a) for cell in FREE for a in range(4)}
     for _ in range(100):
         value = {
             cell: max(sum(p * ((to == (9, 9)) + value[to]) for to, p in table[cell, a].items()) for a in range(4))
@@ -158,13 +158,13 @@ def test_no_more_than_the_optimum_is_possible_and_it_is():
 
 
 @pytest.mark.parametrize("env_id", BOTH)
-def test_the_best_return_is_the_mean_optimum_of_the_tasks_that_are_trained(env_id):
+def test_the_best_return_is_the_mean_optimum_of_the_training_tasks(env_id):
     env = make_env(Config.defaults(env_id), 1)
     optimal = env.optimal_returns()
     assert best_return(env_id) == pytest.approx(np.mean([optimal[t] for t in env.train_tasks]), abs=0.005)
 
 
-def test_the_final_test_tells_what_is_possible_of_each_task(command, tmp_path):
+def test_the_final_test_reports_the_best_return_of_each_task(command, tmp_path):
     run = ["--env", "FourroomsUnseen-v0", *TINY[2:], "-T", "3", "--out", tmp_path / "run"]
     code, out, err = command("train.py", *run)
     assert code == 0, err
@@ -176,8 +176,8 @@ def test_the_final_test_tells_what_is_possible_of_each_task(command, tmp_path):
     code, _, err = command("evaluate.py", tmp_path / "run", "--held_out", "--updates", 0, "--seeds", 1)
     assert code == 0, err
     with open(tmp_path / "run/adaptation.csv", newline="") as file:
-        told = {int(row["task"].split()[1]): float(row["best_return"]) for row in csv.DictReader(file)}
-    assert told == {row["task"]: row["best_return"] for row in results["held_out"]}
+        reported = {int(row["task"].split()[1]): float(row["best_return"]) for row in csv.DictReader(file)}
+    assert reported == {row["task"]: row["best_return"] for row in results["held_out"]}
 
 
 def test_held_out_tasks_are_spread_and_never_trained():

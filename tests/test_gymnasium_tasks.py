@@ -20,6 +20,7 @@ from mlsh.sampling import Streams, balanced_tasks
 
 README = Path(__file__).parent.parent / "README.md"
 ENVIRONMENTS = README.parent / "docs" / "environments.md"
+CORRIDOR = README.parent / "examples" / "corridor.py"
 
 
 def family(kind, num_envs=4, **more):
@@ -32,20 +33,20 @@ TRAINED = [k for k in KINDS if not k.startswith(REFUSED)]
 
 
 @pytest.mark.parametrize("env_id", [*TRAINED, "Batch-v0"])
-def test_anybodys_environment_trains(command, tmp_path, env_id):
+def test_environments_of_users_train(command, tmp_path, env_id):
     code, out, err = command("train.py", *TINY, "--env", f"foreign:{env_id}", "--record", 1, "--out", tmp_path)
     assert code == 0, err
     rows = read_metrics(tmp_path)
     assert len(rows) == 4 and float(rows[0]["train_env_steps"]) == 3 * 2 * 2 * 7
-    measured = 3 * 2 * 2 * (3 if "ated-v0" in env_id else 7)  # what only measures ends with the episode
-    played = 3 if env_id == "Images-v0" else 4  # one more is for the normaliser
+    measured = 3 * 2 * 2 * (3 if "ated-v0" in env_id else 7)  # evaluation episodes end where the environment ends them
+    played = 3 if env_id == "Images-v0" else 4  # one more rollout is for the normaliser
     assert float(rows[0]["env_steps"]) == played * 2 * 2 * 7 + measured
     films = list((tmp_path / "videos").iterdir())
-    assert "no videos" in err if env_id == "Blind-v0" else films or "no OpenGL" in err
+    assert "no videos" in err if env_id == "NoRendering-v0" else films or "no OpenGL" in err
     assert bool(films) != ("no videos" in err)
 
 
-def test_films_of_tasks_that_no_file_can_be_called(command, tmp_path):
+def test_films_of_tasks_that_are_no_file_names(command, tmp_path):
     flags = ["--env", "foreign:Named-v0", "--groups", 8, "--seed", 1, "--tasks", 1, "--record", 1]
     code, _, err = command("train.py", *TINY, *flags, "--out", tmp_path / "run")
     assert code == 0, err
@@ -57,14 +58,14 @@ def test_films_of_tasks_that_no_file_can_be_called(command, tmp_path):
     assert all(Path(line).parent == tmp_path / "run" and Path(line).exists() for line in out.split())
 
 
-def test_what_cannot_be_trained_is_refused_with_what_to_add(command, tmp_path):
+def test_environments_that_cannot_be_trained_are_refused_with_a_remedy(command, tmp_path):
     reasons = {
         "Tasks": "give its class sample_task(rng)",
-        "Buttons": "Discrete and Box",
+        "Buttons": "use Discrete or Box",
         "Text": "cannot be made a vector",
         "Mission": "its observation['mission'] is Text(",
-        "Nested": "its observation['told'][1] is <gymnasium.spaces",
-        "Empty": "without a number in it",
+        "Nested": "its observation['nested'][1] is <gymnasium.spaces",
+        "Empty": "contains no numbers",
         "Faulty-old": "not enough values to unpack",
         **{k.removesuffix("-v0"): f"foreign.py:{BROKEN} (ValueError('operands" for k in KINDS if "Broken" in k},
     }
@@ -90,11 +91,11 @@ def test_tasks_reach_the_environments(kind, goals):
     assert tasks == [env.sample_task(np.random.default_rng(i)) for i in range(20)]
     env.set_task(list(goals))
     env.reset(seed=0)
-    have = [one.realgoal if kind == "Original" else one.unwrapped.goal for one in env._bare]
+    have = [one.realgoal if kind == "Original" else one.unwrapped.goal for one in env._task_envs]
     assert have == [goals[task] for task in goals for _ in range(2)]
 
 
-def test_a_finite_list_is_drawn_in_balance():
+def test_the_tasks_of_a_list_are_drawn_equally_often():
     assert sorted(balanced_tasks(family("Listed"), Streams(0, range(4)), 0, 4)) == [0, 0, 1, 1]
     assert family("NoGenerator").sample_task(np.random.default_rng(0)) in ([-1.0], [1.0])
 
@@ -104,25 +105,25 @@ def test_spaces():
     assert env.single_action_space == Discrete(3) and env.single_observation_space.shape == (1,)
     env.reset(seed=0)
     env.step(torch.tensor([0, 1, 2, 0]))
-    assert [one.taken[-1] for one in env._bare] == [-1, 0, 1, -1]  # its actions start at -1
+    assert [one.taken[-1] for one in env._task_envs] == [-1, 0, 1, -1]  # its action space starts at -1
     env = family("BoxActions")
     assert env.single_action_space.shape == (6,)
     env.reset(seed=0)
-    env.step(torch.tensor([[9.0] * 6, [-9.0] * 6, [0.5] * 6, [0, 0, 0, 1, 1, 1.0]]))  # -1 … 1 is -0.5 … 0.5
-    assert [float(one.taken[-1].mean()) for one in env._bare] == [0.5, -0.5, 0.25, 0.25]
-    assert env._bare[0].taken[-1].shape == (2, 3)
+    env.step(torch.tensor([[9.0] * 6, [-9.0] * 6, [0.5] * 6, [0, 0, 0, 1, 1, 1.0]]))  # -1 … 1 is mapped to -0.5 … 0.5
+    assert [float(one.taken[-1].mean()) for one in env._task_envs] == [0.5, -0.5, 0.25, 0.25]
+    assert env._task_envs[0].taken[-1].shape == (2, 3)
     env = family("HalfBounded", 1)
     env.reset(seed=0)
     for action, taken in (([0, 0, 0], [2, 0, 0]), ([1, 7, -7], [4, 7, -1]), ([-9, -9, 9], [0, -9, 9])):
         env.step(torch.tensor([action], dtype=torch.float32))
-        assert env._bare[0].taken[-1].tolist() == taken
+        assert env._task_envs[0].taken[-1].tolist() == taken
     assert family("DiscreteObservations").single_observation_space.shape == (5,)
     assert family("DictObservations").single_observation_space.shape == (3,)
     assert isinstance(family("DictObservations").single_observation_space, Box)
 
 
 @pytest.mark.parametrize(("kind", "shape"), [("Images", (9, 8, 1)), ("Maps", (7, 7, 3))])
-def test_images_stay_whole_and_bytes(kind, shape):
+def test_images_keep_their_shape_and_type(kind, shape):
     env = family(kind, 2)
     assert env.single_observation_space.shape == shape
     obs, _ = env.reset(seed=0)
@@ -132,14 +133,14 @@ def test_images_stay_whole_and_bytes(kind, shape):
     assert (new[0] == obs[0] + 30).all() and (new[1] == obs[1] - 30).all()
     for normalise in (True, False):
         agent = Hierarchy.build(Config(groups=2, normalise=normalise), env)
-        assert bool(agent.sub_policies.trunk) == (kind == "Images")  # small maps are vectors
+        assert bool(agent.sub_policies.trunk) == (kind == "Images")  # images this small are treated as vectors
         rollout = collect(env, agent, Streams(0, range(2))(0, "test"), T=5, high_len=2, gamma=0.9, lam=0.9)
         assert rollout.obs.dtype == torch.uint8 and rollout.low.obs.dtype == torch.uint8 or kind == "Maps" and normalise
         agent.normaliser.update(rollout.obs)
 
 
 @pytest.mark.parametrize("kind", ["Terminated", "Truncated"])
-def test_an_end_is_told_and_respected(kind):
+def test_the_end_of_an_episode_is_reported_and_final(kind):
     env = family(kind)
     env.set_task([1, 0])
     env.reset(seed=[1, 2])
@@ -177,14 +178,14 @@ def test_a_task_that_does_not_exist_is_refused_at_once():
             env.set_task(task)
 
 
-def test_copies_are_as_many_as_a_rollout_needs_and_of_tests_bounded(command, tmp_path):
+def test_copies_are_as_many_as_a_rollout_needs_and_bounded_in_tests(command, tmp_path):
     tiny = [*TINY, "--env", "foreign:Counted-v0", "--record", 0, "--test_episodes", 9, "--copies", 5]
     results = []
     for out in (tmp_path / "a", tmp_path / "b"):
         Counted.copies = Counted.most = 0
         code, _, err = command("train.py", *tiny, "--out", out)
         assert code == 0 and "final test" in err, err
-        assert Counted.copies == 4 and 4 + 4 <= Counted.most <= 4 + 5  # those of the training are still there
+        assert Counted.copies == 4 and 4 + 4 <= Counted.most <= 4 + 5  # the copies of training still exist
         results.append(json.loads((out / "results.json").read_text()))
     assert results[0]["test"] == results[1]["test"] and len(results[0]["test"]) == 2
     assert results[0]["test_env_steps"] == 2 * 7 * (2 * 2 + 9 * (1 + 2))
@@ -195,8 +196,8 @@ def test_copies_are_as_many_as_a_rollout_needs_and_of_tests_bounded(command, tmp
         assert code == 0 and "evaluate" in err and Counted.copies == 1 and Counted.most <= 1 + 5, err
 
 
-def test_info_of_the_last_step_comes_as_tensors():
-    env = family("Telling")
+def test_info_of_the_last_step_becomes_tensors():
+    env = family("ReportsInfo")
     env.reset(seed=0)
     for t in range(5):
         *_, info = env.step(torch.tensor([2, 2, 0, 0]))
@@ -209,7 +210,7 @@ def test_info_of_the_last_step_comes_as_tensors():
 
 
 def test_info_is_averaged_into_the_tables(command, tmp_path):
-    tiny = [*TINY, "--env", "foreign:Telling-v0", "--record", 0]
+    tiny = [*TINY, "--env", "foreign:ReportsInfo-v0", "--record", 0]
     assert command("train.py", *tiny, "--out", tmp_path / "a")[0] == 0
     rows = read_metrics(tmp_path / "a")
     assert all(0 <= float(row["final_success"]) <= 1 and row["diverged"] == "0" for row in rows)
@@ -231,7 +232,7 @@ def test_the_same_seed_the_same_start_for_each_block():
     assert first.unique().numel() == 4
 
 
-def test_what_was_observed_does_not_change_with_the_next_step():
+def test_observations_do_not_change_with_the_next_step():
     env = family("Sampled")
     first, _ = env.reset(seed=0)
     kept = first.clone()
@@ -243,20 +244,16 @@ def test_an_environment_that_fails_ends_the_run_in_one_line(command, tmp_path):
     tiny = [*TINY, "-W", 1, "-U", 0]
     code, _, err = command("train.py", *tiny, "--env", "foreign:Faulty-raises-v0", "--out", tmp_path / "a")
     assert code == 2 and "Traceback" not in err and "foreign.py" in err
-    assert (
-        "failed at step 4, task" in err
-        and "ZeroDivisionError('its own')" in err
-        and "the state before it is saved in" in err
-    )
-    code, _, err = command("train.py", *tiny, "--env", "foreign:Faulty-blind-v0", "--out", tmp_path / "b")
+    assert "failed at step 4, task" in err and "ZeroDivisionError('its own')" in err and "has what was before" in err
+    code, _, err = command("train.py", *tiny, "--env", "foreign:Faulty-nan-v0", "--out", tmp_path / "b")
     assert code == 2 and "Traceback" not in err and "an observation that is not finite at step 2" in err
     code, _, err = command(
-        "train.py", *TINY, "--env", "foreign:Faulty-draws-v0", "--record", 1, "--out", tmp_path / "c"
+        "train.py", *TINY, "--env", "foreign:Faulty-renders-v0", "--record", 1, "--out", tmp_path / "c"
     )
     assert code == 0 and "no videos: " in err and "uint8" in err
 
 
-def test_what_draws_from_global_generators_repeats(command, tmp_path):
+def test_environments_that_draw_from_global_generators_are_reproducible(command, tmp_path):
     for out in ("a", "b"):
         assert command("train.py", *TINY, "--env", "foreign:Faulty-global-v0", "--out", tmp_path / out)[0] == 0
     a, b = ([row["trained_reward"] for row in read_metrics(tmp_path / out)] for out in ("a", "b"))
@@ -279,7 +276,7 @@ def test_old_gym_through_shimmy(command, tmp_path):
     assert len(same[0]) == 4 and same[0] == same[1]
 
 
-def test_a_mistake_in_a_module_is_told_with_its_line(command, tmp_path, monkeypatch):
+def test_an_error_in_a_module_is_reported_with_its_line(command, tmp_path, monkeypatch):
     (tmp_path / "mistaken.py").write_text("import gymnasium\n\ngymnasium.regster('X-v0')\n")
     monkeypatch.syspath_prepend(tmp_path)
     code, _, err = command("train.py", "--env", "mistaken:X-v0")
@@ -292,9 +289,14 @@ def test_an_unknown_module_is_a_clear_error():
 
 
 def trains_as_written(command, tmp_path, monkeypatch, page, name, env_id, *flags):
-    """Train with the module that a page shows as `# name.py`; gives metrics.csv."""
+    """Train with the module that a page shows as `# name.py`. Returns the rows of metrics.csv."""
     (example,) = re.findall(rf"```python\n(# {name}\.py.*?)```", page.read_text(), re.S)
     (tmp_path / f"{name}.py").write_text(example)
+    return trains(command, tmp_path, monkeypatch, name, env_id, *flags)
+
+
+def trains(command, tmp_path, monkeypatch, name, env_id, *flags):
+    """Train with the module `name` in tmp_path. Returns the rows of metrics.csv."""
     monkeypatch.syspath_prepend(tmp_path)
     flags = ["--env", f"{name}:{env_id}", "--record", 0, *flags, "--out", tmp_path / "run"]
     code, _, err = command("train.py", *TINY, *flags)
@@ -302,8 +304,12 @@ def trains_as_written(command, tmp_path, monkeypatch, page, name, env_id, *flags
     return read_metrics(tmp_path / "run")
 
 
-def test_the_readmes_example_trains(command, tmp_path, monkeypatch):
-    rows = trains_as_written(command, tmp_path, monkeypatch, README, "corridor", "Corridor-v0")
+def test_the_example_trains(command, tmp_path, monkeypatch):
+    if CORRIDOR.exists():
+        (tmp_path / "corridor.py").write_text(CORRIDOR.read_text())
+        rows = trains(command, tmp_path, monkeypatch, "corridor", "Corridor-v0")
+    else:
+        rows = trains_as_written(command, tmp_path, monkeypatch, README, "corridor", "Corridor-v0")
     assert {row["task"] for row in rows} == {"0", "1"}
 
 
@@ -319,23 +325,23 @@ def test_the_adapters_of_the_docs_train(command, tmp_path, monkeypatch, name, en
 
 
 def test_the_original_classes_train_unchanged(command, tmp_path, monkeypatch):
-    """Against a stand-in with what is old in them."""
+    """Uses a stand-in that has the old interfaces of the original classes."""
     pytest.importorskip("shimmy", reason="pip install -e .[gym]")
     (tmp_path / "test_envs").mkdir()
-    for file, text in (("__init__", REGISTERS), ("envs", ITS_CLASS)):
+    for file, text in (("__init__", REGISTRATION), ("envs", ORIGINAL_CLASS)):
         (tmp_path / "test_envs" / f"{file}.py").write_text(text)
     for module in ("gym.envs.registration.register", "gym.utils.seeding.np_random"):
-        monkeypatch.setattr(module, None)  # it is the page that replaces them, and afterwards they are back
+        monkeypatch.setattr(module, None)  # the page replaces them; monkeypatch restores them afterwards
     rows = trains_as_written(command, tmp_path, monkeypatch, ENVIRONMENTS, "originals", "Originals-v0")
     assert {row["task"] for row in rows} <= {"0", "1"}
 
 
-REGISTERS = """
+REGISTRATION = """
 from gym.envs.registration import register
 
 register(id="Old-v0", entry_point="test_envs.envs:MovementBandits", timestep_limit=50)
 """
-ITS_CLASS = """
+ORIGINAL_CLASS = """
 import gym
 from gym.utils import seeding
 

@@ -1,4 +1,4 @@
-"""KeyDoor against its rules, written a second time in plain Python."""
+"""KeyDoor against its rules, written again in plain Python."""
 
 from collections import deque
 
@@ -21,7 +21,7 @@ def is_near(a, b):
 
 
 def places(obs):
-    """Agent, goal 0, goal 1 and key in pixels, and whether the key is held, from one observation."""
+    """Return agent, goal 0, goal 1 and key in pixels, and whether the key is held, from one observation."""
     numbers = [400 * x for x in obs.tolist()]
     return *((numbers[i], numbers[i + 1]) for i in (0, 2, 4, 6)), obs[8].item()
 
@@ -53,7 +53,7 @@ def test_the_rules():
             assert has_key == info["has_key"][e] == held[e]
             assert reward[e] == (held[e] and is_near(at[e], goals[e >= 100]))
             paid += reward[e].item()
-    assert paid > 0 and late > 0 and 0 < sum(held) < 200  # it was paid at once with the key, too
+    assert paid > 0 and late > 0 and 0 < sum(held) < 200  # some steps paid that also fetched the key
 
 
 def test_near_is_less_than_50_pixels():
@@ -61,7 +61,7 @@ def test_near_is_less_than_50_pixels():
         env = family(1)
         env.reset(seed=0)
         env.key[0] = torch.tensor([200.0, 200.0 + distance])
-        env._right[0] = torch.tensor([200.0, 200.0])
+        env._right_goal[0] = torch.tensor([200.0, 200.0])
         obs, reward, *_ = env.step(torch.tensor([0]))
         assert obs[0, 8] == reward[0] == has_key
     env.reset(options={"reset_mask": torch.tensor([True])})
@@ -69,7 +69,7 @@ def test_near_is_less_than_50_pixels():
 
 
 def shortest(goal, key):
-    """The actions, a list, after which a step pays for the first time: breadth first over cells and the key."""
+    """Return the fewest actions after which a step pays, by breadth-first search over cells and the key."""
     start = 0, 0, False
     came, queue = {start: None}, deque([start])
     while queue:
@@ -109,7 +109,7 @@ def test_rendering_shows_agent_goals_and_key():
     env.set_task(0)
     env.reset(seed=1)
     env.goals[0] = torch.tensor([[100.0, 300.0], [300.0, 300.0]])
-    env._right[0] = env.goals[0, 0]
+    env._right_goal[0] = env.goals[0, 0]
     env.key[0], env.agent[0] = torch.tensor([300.0, 100.0]), torch.tensor([200.0, 40.0])
 
     def drawn():

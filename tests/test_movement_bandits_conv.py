@@ -1,4 +1,4 @@
-"""MovementBanditsConv against its rules, written a second time in plain Python; and an agent of images."""
+"""MovementBanditsConv against its rules, written again in plain Python; and agents that observe images."""
 
 import gymnasium as gym
 import numpy as np
@@ -75,7 +75,7 @@ def test_single_and_batched_are_the_same_dynamics():
 
 
 def test_the_best_possible_return():
-    steps, front = {200: 0}, [200]  # along an axis; the walls shift what comes after
+    steps, front = {200: 0}, [200]  # along one axis; a wall shifts all later positions
     for x in front:
         for y in (min(x + 20, 350), max(x - 20, 27)):
             if y not in steps:
@@ -87,12 +87,12 @@ def test_the_best_possible_return():
     assert best_return(ENV) == pytest.approx(np.mean(best), abs=0.005)
 
 
-def test_rendering_is_of_the_world_and_not_the_cells():
+def test_rendering_shows_the_world_and_not_the_cells():
     env = family(1, render_mode="rgb_array")
     env.set_task(1)
     env.reset(seed=1)
     env.goals[0] = torch.tensor([[100.0, 300.0], [300.0, 300.0]])
-    env._right[0], env.agent[0] = env.goals[0, 1], torch.tensor([200.0, 40.0])
+    env._right_goal[0], env.agent[0] = env.goals[0, 1], torch.tensor([200.0, 40.0])
     (frame,) = env.render()
     colours = [frame[460 - y, 60 + x].tolist() for x, y in ((200, 40), (100, 300), (300, 300), (300, 349), (100, 349))]
     assert colours == [[0, 0, 0], [213, 94, 0], [0, 114, 178], [0, 0, 0], [255, 255, 255]]
@@ -107,7 +107,7 @@ def test_images_are_stored_once():
     assert np.array_equal(rollout.obs[0].view(16, 16, 3), picture((200, 200), env.goals[0].tolist()))
 
 
-def test_it_is_trained_continued_learned_anew_and_filmed(command, tmp_path):
+def test_it_is_trained_continued_evaluated_and_filmed(command, tmp_path):
     run = tmp_path / "run"
     code, _, err = command("train.py", *TINY, "--env", ENV, "--out", run)
     assert code == 0, err
@@ -124,11 +124,11 @@ def test_it_is_trained_continued_learned_anew_and_filmed(command, tmp_path):
     assert code == 0, err
 
 
-def test_an_older_checkpoint_of_images_is_of_flattened_ones(command, tmp_path):
+def test_an_older_checkpoint_has_flattened_images(command, tmp_path):
     code, _, err = command("train.py", *TINY, "--env", ENV, "--no_convolve", "--record", 0, "--out", tmp_path)
     assert code == 0, err
     data = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    del data["config"]["convolve"]  # a flag that came later
+    del data["config"]["convolve"]  # older checkpoints lack this setting
     torch.save(data, tmp_path / "checkpoint.pt")
     saved = checkpoint.load(tmp_path, [Config])
     assert not saved["config"].convolve and load_agent(saved, family(1)).sub_policies.trunk is None

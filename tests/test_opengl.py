@@ -19,55 +19,55 @@ def refuse(self, name, *args, **kwargs):
     load(self, name, *args, **kwargs)
 ctypes.CDLL.__init__ = refuse
 """
-DEAD = ":77"  # a display that there is not
+DEAD = ":77"  # a display that does not exist
 
 
-def drawing_by(*backends):
+def working(*backends):
     return lambda name: name in backends
 
 
-def test_the_first_that_draws_is_taken(monkeypatch):
+def test_the_first_backend_that_works_is_chosen(monkeypatch):
     for backends, chosen in ((opengl.BACKENDS, "glfw"), (("osmesa", "egl"), "egl"), (("osmesa",), "osmesa")):
         monkeypatch.setenv("MUJOCO_GL", "")
-        monkeypatch.setattr(opengl, "draws", drawing_by(*backends))
+        monkeypatch.setattr(opengl, "can_render", working(*backends))
         choose_opengl()
         assert os.environ["MUJOCO_GL"] == chosen
     monkeypatch.setenv("MUJOCO_GL", "")
-    monkeypatch.setattr(opengl, "draws", drawing_by())
-    with pytest.raises(RenderingUnavailable, match="no OpenGL for drawing; .*libegl1"):
+    monkeypatch.setattr(opengl, "can_render", working())
+    with pytest.raises(RenderingUnavailable, match="no OpenGL for rendering; .*libegl1"):
         choose_opengl()
 
 
-def test_what_the_user_has_set_stays(monkeypatch):
-    monkeypatch.setattr(opengl, "draws", drawing_by("glfw", "osmesa"))
+def test_the_users_own_choice_is_kept(monkeypatch):
+    monkeypatch.setattr(opengl, "can_render", working("glfw", "osmesa"))
     monkeypatch.setenv("MUJOCO_GL", "osmesa")
     choose_opengl()
     assert os.environ["MUJOCO_GL"] == "osmesa"
     monkeypatch.setenv("MUJOCO_GL", "egl")
-    with pytest.raises(RenderingUnavailable, match="no OpenGL by MUJOCO_GL=egl; unset it"):
+    with pytest.raises(RenderingUnavailable, match="no OpenGL with MUJOCO_GL=egl; unset it"):
         choose_opengl()
     assert os.environ["MUJOCO_GL"] == "egl"
 
 
-def test_a_window_wants_a_display(monkeypatch):
-    monkeypatch.setattr(opengl, "draws", drawing_by("egl"))
+def test_a_window_needs_a_display(monkeypatch):
+    monkeypatch.setattr(opengl, "can_render", working("egl"))
     with pytest.raises(RenderingUnavailable, match="no display"):
         choose_opengl(human=True)
-    monkeypatch.setattr(opengl, "draws", drawing_by("glfw"))
+    monkeypatch.setattr(opengl, "can_render", working("glfw"))
     choose_opengl(human=True)
 
 
-def test_a_dead_display_and_an_unknown_backend_do_not_draw(monkeypatch):
+def test_a_dead_display_and_an_unknown_backend_do_not_work(monkeypatch):
     monkeypatch.setenv("DISPLAY", DEAD)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
-    glfw.terminate()  # whatever it is connected to
-    assert not opengl.has_display() and not opengl.draws("disable")
+    glfw.terminate()  # from any display it is connected to
+    assert not opengl.has_display() and not opengl.can_render("disable")
 
 
 @pytest.mark.parametrize(
     ("env", "variables"), [("AntBandits-v1", {"MUJOCO_GL": "egl"}), ("foreign:Directions-v0", {"DISPLAY": DEAD})]
 )
-def test_training_goes_on_where_nothing_draws(tmp_path, env, variables):
+def test_training_continues_where_no_backend_works(tmp_path, env, variables):
     (tmp_path / "sitecustomize.py").write_text(WITHOUT)
     path = os.pathsep.join(map(str, (tmp_path, CODE, CODE.parent / "tests")))
     clean = {k: v for k, v in os.environ.items() if k not in ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY")}

@@ -11,7 +11,7 @@ from gymnasium.spaces import Box, Discrete
 from mlsh import parallel
 from mlsh.baselines.option_critic import OptionCriticConfig, begin_task, learn, make_optimizers
 from mlsh.baselines.options import Losses, OptionSettings, OptionSteps, objective, play_options, update_options
-from mlsh.envs import preset
+from mlsh.envs import find_preset
 from mlsh.sampling import Streams
 from test_meta_test import Guess
 from test_rollout import Ladder
@@ -276,7 +276,7 @@ def test_one_line_errors(command, monkeypatch, tmp_path):
 
 
 def test_the_experience_is_that_of_mlsh():
-    known, cfg = preset("Fourrooms-v0"), OptionCriticConfig.defaults("Fourrooms-v0")
+    known, cfg = find_preset("Fourrooms-v0"), OptionCriticConfig.defaults("Fourrooms-v0")
     assert cfg.rollouts == known["W"] + known["U"] and (cfg.N, cfg.T, cfg.tasks) == (20, 100, known["tasks"])
     assert cfg.episodes_at_once(1) == 20 * cfg.groups and not cfg.normalise
     assert replace(cfg, shared="all").new_parts == ()

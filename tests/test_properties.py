@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from conftest import TINY
 from foreign import KINDS
 from mlsh.config import Config
-from mlsh.envs import ids
+from mlsh.envs import env_ids
 from mlsh.runs import checkpoint
 from mlsh.runs.metrics import read_metrics
 
 FLAGS = {
-    "--env": st.sampled_from([*ids(), "CartPole-v1", "NoSuch-v0", *(f"foreign:{kind}" for kind in KINDS)]),
+    "--env": st.sampled_from([*env_ids(), "CartPole-v1", "NoSuch-v0", *(f"foreign:{kind}" for kind in KINDS)]),
     "-N": st.integers(0, 3),
     "-W": st.integers(-1, 2),
     "-U": st.integers(0, 2),

@@ -14,7 +14,7 @@ import pytest
 from conftest import CODE, TINY, wait_for_rows, wait_until
 from mlsh import errors
 from mlsh.config import Config
-from mlsh.envs.memory import available
+from mlsh.envs.memory import available_memory
 from mlsh.runs import checkpoint
 from mlsh.runs.metrics import read_metrics
 from mlsh.runs.run import Run
@@ -179,11 +179,11 @@ def test_what_does_not_fit_into_memory_is_refused_before_it_is_allocated(command
 
 def test_available_memory_is_that_of_the_machine_or_of_a_limit():
     installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    show = [sys.executable, "-c", "from mlsh.envs.memory import available as a; print(a())"]
+    show = [sys.executable, "-c", "from mlsh.envs.memory import available_memory as a; print(a())"]
     command = f"ulimit -v 4000000; exec {shlex.join(show)}"
     run = subprocess.run(["bash", "-c", command], cwd=CODE, capture_output=True, text=True)
     assert int(run.stdout) == min(installed, 4_096_000_000), run.stderr
-    assert 0 < available() <= installed
+    assert 0 < available_memory() <= installed
 
 
 @pytest.mark.parametrize("error", [MemoryError("too much"), RuntimeError("DefaultCPUAllocator: can't allocate memory")])

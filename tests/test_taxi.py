@@ -18,7 +18,7 @@ WALLS = {(0, 2), (1, 2), (4, 1), (5, 1), (4, 3), (5, 3)}
 
 
 class Plain:
-    """The rules, once more: a dict of what is where."""
+    """The rules, written again in plain Python."""
 
     def __init__(self, task):
         self.steps = 0
@@ -37,7 +37,7 @@ class Plain:
         return (0 if self.waiting else 36) + 6 * column + row
 
     def step(self, action):
-        """Reward, and whether the passenger is there."""
+        """Return the reward, and whether the passenger has been delivered."""
         self.steps += 1
         row, column = self.at
         if action in (1, 2, 3, 4):
@@ -93,7 +93,7 @@ def test_tasks_are_famps():
 
 
 def steps_between(start, goal):
-    """Of the shortest way, by breadth-first search."""
+    """Return the length of the shortest path, by breadth-first search."""
     distance, queue = {start: 0}, [start]
     for row, column in queue:
         for to in ((row + 1, column), (row - 1, column), (row, column + 1), (row, column - 1)):
@@ -103,7 +103,7 @@ def steps_between(start, goal):
     return distance[goal]
 
 
-def test_the_optimum_is_the_shortest_way_and_can_be_played():
+def test_the_optimum_is_the_shortest_path_and_is_reached():
     env = make_env(Config.defaults(ID), 60)
     optimal = env.optimal_returns()
     best, policy = solve(env.dynamics, 40)
@@ -116,7 +116,7 @@ def test_the_optimum_is_the_shortest_way_and_can_be_played():
     env.reset(seed=0)
     returns, alive = torch.zeros(60), torch.ones(60, dtype=torch.bool)
     for t in range(40):
-        _, reward, terminated, _, _ = env.step(policy[t, env._playing, env.state])
+        _, reward, terminated, _, _ = env.step(policy[t, env._episode_task, env.state])
         returns += alive * reward
         alive &= ~terminated
     torch.testing.assert_close(returns.double(), best, atol=1e-5, rtol=0)
@@ -125,7 +125,7 @@ def test_the_optimum_is_the_shortest_way_and_can_be_played():
 
 def test_the_picture_shows_where_everything_is():
     env = batched(2, render_mode="rgb_array")
-    env.set_task([13, 49])  # from Y by B to Y; with the passenger on board to Y from B
+    env.set_task([13, 49])  # from Y via B to Y; from B to Y with the passenger on board
     env.reset(seed=0)
     white, grey, black = [255, 255, 255], [153, 153, 153], [0, 0, 0]
     orange, blue = [213, 94, 0], [0, 114, 178]
@@ -143,13 +143,13 @@ def test_the_picture_shows_where_everything_is():
     assert waiting[middle].tolist() == waiting[aside].tolist() == [black]
     taxi = 50 * 6 + 24, 50 * 5 + 24
     assert on_board[taxi].tolist() == blue and on_board[taxi[0], taxi[1] + 12].tolist() == black
-    env.state[0] = 36 + 6 * 4 + 5  # at B, the passenger fetched
+    env.state[0] = 36 + 6 * 4 + 5  # at B, with the passenger on board
     assert env.render()[0][302, 252].tolist() == white
 
 
 def test_delivery_is_reported():
     env = gym.make(f"mlsh:{ID}")
-    env.unwrapped.set_task(48)  # on board, from Y to R: four up, and once into the wall
+    env.unwrapped.set_task(48)  # from Y to R with the passenger on board: up, the last time towards the wall
     env.reset(seed=0)
     for action in (4,) * 5:
         _, reward, terminated, truncated, info = env.step(action)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from mlsh.compiled import can_compile
-from mlsh.envs import preset
+from mlsh.envs import find_preset
 from mlsh.errors import UserError
 from mlsh.ppo import PPOSettings
 from mlsh.rollout import RolloutSettings
@@ -151,7 +151,7 @@ class Config(
 
     @classmethod
     def defaults(cls, env: str) -> Self:
-        return cls(**{"env": env} | preset(env))
+        return cls(**{"env": env} | find_preset(env))
 
     def episodes_at_once(self, processes: int) -> int:
         return max(self.N * math.ceil(self.groups / processes), self.test_episodes)

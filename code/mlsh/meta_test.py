@@ -12,7 +12,7 @@ import torch
 from mlsh.baselines.option_critic import OptionCriticConfig, OptionCriticLearner
 from mlsh.baselines.rl2 import RL2Config, RL2Learner
 from mlsh.config import Config
-from mlsh.envs import preset
+from mlsh.envs import find_preset
 from mlsh.envs.base import VectorTasks
 from mlsh.envs.pool import EnvPool
 from mlsh.models import Hierarchy
@@ -39,7 +39,7 @@ def transferred(cfg: RunSettings, env: str) -> Any:
 
     If `env` is empty, the settings are returned as they are.
     """
-    of_env = preset(env) if env else {}
+    of_env = find_preset(env) if env else {}
     taken = {name: of_env[name] for name in ("T", "high_len") if name in of_env and hasattr(cfg, name)}
     return dataclasses.replace(cfg, env=env or cfg.env, **taken)
 

@@ -91,7 +91,7 @@ def collect(
     `rngs`: one generator per group. `for_sub_policies`: whether to build their batch as well. Raises FloatingPointError
     if the environment gives a reward or an observation that is NaN or infinite.
     """
-    with env.simulating():
+    with env.rollout_context():
         record, trace = play(play_rollout, env, agent, rngs, settings, on_step)
         obs = agent.normaliser(record.obs)  # [T + 1, E, obs]
         truncations = record.truncations._replace(following=agent.normaliser(record.truncations.following))
@@ -108,7 +108,7 @@ def evaluate(
     env: VectorTasks, agent: Hierarchy, rngs: Generators, settings: RolloutSettings, *, on_step: OnStep | None = None
 ) -> Outcome:
     """Play one evaluation episode per slot, of at most `settings.T` steps. Arguments as for `collect`."""
-    with env.simulating():
+    with env.rollout_context():
         record, trace = play(play_episodes, env, agent, rngs, settings, on_step)
         return Outcome.of(record, trace.active, agent.master.n, agent.sub_policies.n)
 

@@ -116,7 +116,7 @@ class Slots:
         obs = self._obs[: self.t + 1]
         reward, terminated, truncated, alive = (torch.stack(x) for x in zip(*self._steps, strict=True))
         truncations = Truncations(*(torch.cat(x) for x in zip(*self._truncations, strict=True)))
-        self.env.refuse_ends((terminated | truncated)[: self._earliest_end - 1])
+        self.env.check_no_early_end((terminated | truncated)[: self._earliest_end - 1])
         check_finite(self.env, reward, obs)
         if len(truncations.step) and not truncations.following.isfinite().all():
             row = int((~truncations.following.isfinite().all(-1)).nonzero()[0])

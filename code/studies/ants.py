@@ -9,6 +9,7 @@ import mujoco
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from mlsh.play import play
 
 from mlsh.config import Config
 from mlsh.envs import make_env
@@ -16,7 +17,6 @@ from mlsh.errors import run_command
 from mlsh.harness.analyses import Learner, learned_anew
 from mlsh.harness.study import Study
 from mlsh.meta_test import adapt, load_agent, stubborn, transferred
-from mlsh.play import play
 from mlsh.runs import checkpoint
 from mlsh.runs.files import writing
 from mlsh.sampling import Streams
@@ -84,7 +84,7 @@ def follow(agent, cfg, tasks):
     """Where ants are, [T, tasks, EPISODES, 2], and which sub-policy is active there, led by a master for each task."""
     env = make_env(cfg, len(tasks) * EPISODES)
     env.set_task(tasks)
-    with env.simulating():
+    with env.rollout_context():
         played = play(env, agent, Streams(0, range(len(tasks)))(0, "paths"), again=False, **cfg.play)
     return (x.unflatten(1, (len(tasks), EPISODES)) for x in (played.obs[:-1, :, :2], played.active))
 

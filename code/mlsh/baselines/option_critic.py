@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mlsh import parallel
 from mlsh.baselines.options import Losses, OptionCritic, OptionSettings, OptionSteps, play_options, update_options
-from mlsh.envs import make_env, preset
+from mlsh.envs import find_preset, make_env
 from mlsh.envs.base import VectorTasks
 from mlsh.envs.pool import EnvPool
 from mlsh.errors import UserError, run_command
@@ -95,7 +95,7 @@ class OptionCriticConfig(OptionCriticAlgorithm, OptionCriticLearning, NetworkSet
 
     @classmethod
     def defaults(cls, env: str) -> Self:
-        known = preset(env)
+        known = find_preset(env)
         names = ("N", "groups", "tasks", "T", "normalise", "reward_scale")
         of_env = {name: known[name] for name in names if name in known}
         if {"W", "U"} <= known.keys():

@@ -168,7 +168,7 @@ def play_options(
     """
     seeds = draw_seeds(rngs)
     actor = OptionActor(agent, rngs, env.num_envs, settings, learn)
-    with env.simulating():
+    with env.rollout_context():
         record = play_rollout(env, actor, seeds, settings.T)
     return Outcome.of(record, torch.stack(actor.active), len(rngs), agent.K), record.obs[:-1].flatten(0, 1)
 

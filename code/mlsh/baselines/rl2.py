@@ -11,7 +11,7 @@ from gymnasium import Space
 from torch import Tensor, nn
 
 from mlsh import parallel
-from mlsh.envs import make_env, preset
+from mlsh.envs import find_preset, make_env
 from mlsh.envs.base import VectorTasks
 from mlsh.envs.pool import EnvPool
 from mlsh.errors import UserError, run_command
@@ -93,7 +93,7 @@ class RL2Config(TrialSettings, RL2PPOSettings, NetworkSettings, RunSettings):
 
     @classmethod
     def defaults(cls, env: str) -> Self:
-        known = preset(env)
+        known = find_preset(env)
         return cls(env=env, **{name: known[name] for name in ("T", "normalise") if name in known})
 
     def episodes_at_once(self, processes: int) -> int:
@@ -223,7 +223,7 @@ def play_trials(env: VectorTasks, policy: RecurrentPolicy, rng: np.random.Genera
     """Play a trial in each of the env's E slots, on the tasks that it has."""
     actor = TrialActor(policy, cfg.reward_scale)
     records = []
-    with env.simulating():
+    with env.rollout_context():
         for _ in range(cfg.episodes):
             seeds = draw_seeds([rng])
             actor.begin_episode(torch.from_numpy(policy.noise(rng, cfg.T, env.num_envs)).to(env.device))

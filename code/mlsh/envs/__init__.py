@@ -1,17 +1,26 @@
-"""The task families: importing this package registers each with Gymnasium. A new one is a file and its name here."""
+"""The task families. Importing this package registers each with Gymnasium; list a new module here to register it."""
 
-import mlsh.envs.opengl  # noqa: F401, before anything else imports mujoco
+import mlsh.envs.opengl  # noqa: F401, must come before anything else that imports mujoco
 from mlsh.envs import (  # noqa: F401
     allwalk,
     ant_bandits,
+    ant_course,
+    ant_mazes,
     ant_movement,
-    ant_obstacles,
     fourrooms,
     key_door,
     movement_bandits,
     movement_bandits_conv,
     taxi,
 )
-from mlsh.envs.registry import best_return, find_class, find_id, ids, make_env, most_episodes, preset
+from mlsh.envs.registry import (
+    best_return,
+    env_ids,
+    find_class,
+    find_id,
+    find_preset,
+    make_env,
+    max_parallel_episodes,
+)
 
-__all__ = ["best_return", "find_class", "find_id", "ids", "make_env", "most_episodes", "preset"]
+__all__ = ["best_return", "env_ids", "find_class", "find_id", "find_preset", "make_env", "max_parallel_episodes"]

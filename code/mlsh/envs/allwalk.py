@@ -1,23 +1,35 @@
-"""Allwalk: a point that must walk to a place it is not shown, anywhere in the square."""
+"""Allwalk: a point must walk to a place that it does not observe, anywhere in a square."""
 
 import math
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
 from gymnasium.spaces import Box, Discrete
 
-from mlsh.envs.base import SingleEnv
-from mlsh.envs.movement_bandits import PRESET as OF_BANDITS
-from mlsh.envs.point_world import AGENT, BLACK, COLOURS, GOAL, MOVES, START, WORLD, PointWorld
+from mlsh.envs.base import Info, SingleEnv, Task
+from mlsh.envs.movement_bandits import PRESET as BANDITS_PRESET
+from mlsh.envs.point_world import (
+    AGENT_RADIUS,
+    BLACK,
+    COLOURS,
+    GOAL_RADIUS,
+    MOVES,
+    START,
+    WORLD,
+    Circle,
+    PointWorld,
+)
 from mlsh.envs.registry import register
 from mlsh.errors import UserError
 
-SCALE = 5000.0  # pixels of distance for a reward of −1
-BEST_RETURN = -0.2953  # the best possible mean return in 50 steps: straight to the goal, long steps first
+REWARD_DISTANCE = 5000.0  # pixels: the distance at which a step pays −1
+BEST_RETURN = -0.2953  # in 50 steps: straight to the goal, the moves that gain most first
 
 
-def checked(task):
-    """The task. Raises UserError for what is not a list of two finite numbers."""
+def check_task(task: Any) -> list[float]:
+    """Return the task. Raises UserError unless it is a list of two finite numbers."""
     if isinstance(task, list) and [type(x) in (int, float) and math.isfinite(x) for x in task] == [True, True]:
         return task
     raise UserError(f"there is no task {task!r}: use [x, y], in pixels")
@@ -26,66 +38,75 @@ def checked(task):
 class AllwalkVector(PointWorld):
     """
     ## Description
-    The original's `Allwalk-v0`. A point walks on a plane, and pays for its distance to a goal that it does not see. The
-    goal is the task, a list [x, y] in pixels: a continuous family.
+    The original's `Allwalk-v0`. A point walks on a plane, and pays for its distance to a goal that it does not observe.
+    The goal is the task, a list [x, y] in pixels. So the family is continuous.
 
     ## Action Space
-    `Discrete(5)`: stay, +x, −x, +y, −y, 20 pixels a step.
+    `Discrete(5)`: stay, +x, −x, +y, −y, by 20 pixels.
 
     ## Observation Space
-    `Box(2)`: x, y of the agent, in pixels ÷ 400 (the original does not divide).
+    `Box(2)`: x and y of the agent in pixels, divided by 400; the original does not divide.
 
     ## Rewards
-    −(|Δx| + |Δy|) / 5000, after the move, with the differences between agent and goal in pixels.
+    −(|Δx| + |Δy|) / 5000, where Δx and Δy are the differences in pixels between agent and goal after the move.
 
     ## Starting State
-    The agent at (200, 200). Tasks are drawn uniformly from [0, 400]².
+    The agent is at (200, 200). Tasks are drawn uniformly from [0, 400]².
 
     ## Episode End
     Truncated after 50 steps, never terminated.
 
     ## Arguments
-    `num_envs` and `device` (batched view only); `max_episode_steps`; `render_mode`, "human" or "rgb_array":
-    520 × 520, y upwards, with a border around [0, 400]². The agent is black, the goal orange.
+    `max_episode_steps`; `render_mode`, "human" or "rgb_array". Batched view only: `num_envs` and `device`.
+
+    Pictures are 520 × 520 pixels, y upwards, with a border around [0, 400]². The agent is black, the goal orange.
     """
 
     single_observation_space = Box(-np.inf, np.inf, (2,), np.float32)
     single_action_space = Discrete(len(MOVES))
-
     terminates = False
 
-    def __init__(self, num_envs=1, max_episode_steps=None, render_mode=None, device="cpu"):
+    def __init__(
+        self,
+        num_envs: int = 1,
+        max_episode_steps: int | None = None,
+        render_mode: str | None = None,
+        device: str | torch.device = "cpu",
+    ) -> None:
         super().__init__(num_envs, max_episode_steps, render_mode, device)
         self._moves = torch.tensor(MOVES, device=self.device)
-        self._never = torch.zeros(num_envs, dtype=torch.bool, device=self.device)
+        self._never_terminated = torch.zeros(num_envs, dtype=torch.bool, device=self.device)
         self.agent, self.goal = torch.zeros(2, num_envs, 2, device=self.device)
 
-    def sample_task(self, rng):
+    def sample_task(self, rng: np.random.Generator) -> list[float]:
         return rng.uniform(0, WORLD, 2).tolist()
 
-    def task_label(self, task):
-        """The task's name for people: its place, in whole pixels."""
-        return "({:.0f}, {:.0f})".format(*checked(task))
+    def task_label(self, task: Any) -> str:
+        """Return the place of the goal, in whole pixels."""
+        return "({:.0f}, {:.0f})".format(*check_task(task))
 
-    def set_task(self, task):
-        """As `VectorTasks.set_task`; for a single task, too, a list of it. Raises UserError as `checked`."""
+    def set_task(self, task: Task) -> None:
+        """Set the goals of all blocks: a list of tasks, even for a single one; see `VectorTasks.set_task`.
+
+        Raises UserError if one of them is not a list of two finite numbers.
+        """
         super().set_task(task)
         for t in self.task:
-            checked(t)
+            check_task(t)
 
-    def _reset(self, which):
-        self.goal[which] = self._tensor([self.task[e] for e in which])
-        self.agent[which] = START
+    def _reset(self, slots: np.ndarray) -> torch.Tensor:
+        self.goal[slots] = self._tensor([self.task[e] for e in slots])
+        self.agent[slots] = START
         return self.agent / WORLD
 
-    def _step(self, actions):
+    def _step(self, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Info]:
         self.agent = self.agent + self._moves[actions]
-        reward = -(self.agent - self.goal).abs().sum(1) / SCALE
-        return self.agent / WORLD, reward, self._never, {}
+        reward = -(self.agent - self.goal).abs().sum(1) / REWARD_DISTANCE
+        return self.agent / WORLD, reward, self._never_terminated, {}
 
-    def _circles(self, e):
-        yield self.goal[e], GOAL, COLOURS["orange"], 0
-        yield self.agent[e], AGENT, BLACK, 0
+    def _circles(self, e: int) -> Iterable[Circle]:
+        yield self.goal[e], GOAL_RADIUS, COLOURS["orange"], 0
+        yield self.agent[e], AGENT_RADIUS, BLACK, 0
 
 
 class Allwalk(SingleEnv):
@@ -93,13 +114,13 @@ class Allwalk(SingleEnv):
     vector_class = AllwalkVector
 
 
-PRESET = OF_BANDITS | {
+PRESET = BANDITS_PRESET | {
     "N": 10,
     "W": 10,
     "tasks": 60,
     "fade": 40,
     "num_sub_policies": 4,
-    "groups": 32,  # goals at a time
+    "groups": 32,  # so many goals at a time
     "gamma": 0.95,
     "dual_clip": 3.0,
     "reward_scale": 5.0,

@@ -1,48 +1,72 @@
-"""AntMovement: a heavy ant that must run right or up, to learn what the obstacle course can be run with."""
+"""AntMovement: a heavy ant must run right or up; its sub-policies are then used on the obstacle course."""
+
+from typing import Any
 
 import mujoco
 import numpy as np
+import torch
 
 from mlsh.envs.ants import HeavyAnts, heavy_ant
 from mlsh.envs.base import SingleEnv
 from mlsh.envs.registry import register
 
-SQUARE = 40.0  # m, the side of the square where episodes begin: that of the obstacle course
+SQUARE = 40.0  # m, the side of the square in which episodes begin: that of the obstacle course
 
 
 class AntMovementVector(HeavyAnts):
     """
     ## Description
-    The original's `AntMovement-v1`: an ant of 40 kg must run straight on, to the right (+x) or up (+y). Which one is
-    the task, and hidden. Its sub-policies run on `AntObstacles-v1`, with the same body and the same spaces.
+    The original's `AntMovement-v1`. An ant of 40 kg must run straight on, to the right (+x) or up (+y). Which of the
+    two is the task, and it is not observed. The sub-policies that learn here also run on `AntObstacles-v1`, which has
+    the same body and the same spaces.
 
     ## Action Space
-    `Box(-1, 1, (8,))`: the torques of hip 4, ankle 4, hip 1, ankle 1, hip 2, ankle 2, hip 3, ankle 3, times
-    150. Clipped.
+    `Box(-1, 1, (8,))`, torques, multiplied by a gear of 150. Values outside the box are clipped.
+
+    | index | joint |
+    |--|--|
+    | 0, 1 | hip 4, ankle 4 |
+    | 2, 3 | hip 1, ankle 1 |
+    | 4, 5 | hip 2, ankle 2 |
+    | 6, 7 | hip 3, ankle 3 |
 
     ## Observation Space
-    `Box(31)`: absolute x and y, x and y relative to where the ant was last put upright (here: where the episode
-    began), the rest of qpos (13: z, quaternion, joints) and qvel (14); metres, radians, seconds.
+    `Box(31)`: the ant's position, absolute and relative, the rest of its qpos, and its qvel.
 
-    The original shows absolute x and y only, and begins at the origin. So what its sub-policies see 40 m away they have
-    never seen, and a normaliser fitted there clips it. Without x and y a master of the course would be blind, and an
-    ant could not come back to its line. Hence both: absolute, for the master, and since episodes begin anywhere,
-    sub-policies learn that it does not matter; relative, for the line, the same at every place.
+    | index | observation | unit |
+    |--|--|--|
+    | 0, 1 | absolute x and y of the torso | m |
+    | 2, 3 | x and y relative to where the ant was last put upright (here: where the episode began) | m |
+    | 4 | z of the torso | m |
+    | 5–8 | orientation of the torso, a quaternion (w, x, y, z) | |
+    | 9–16 | angles of hip and ankle 1, 2, 3 and 4 | rad |
+    | 17–19 | velocity of the torso | m/s |
+    | 20–22 | angular velocity of the torso | rad/s |
+    | 23–30 | angular velocities of the joints, in the order of the angles | rad/s |
+
+    The original shows absolute x and y only, and its episodes begin at the origin. Its sub-policies therefore see
+    positions on the course, 40 m away, that they have never seen in training, and a normaliser fitted in training clips
+    them. Without x and y, on the other hand, a master of the course would not know where it is, and an ant could not
+    return to its line. So both are shown. The absolute position is for the master. Episodes begin anywhere, so the
+    sub-policies learn that the absolute position does not matter to them. The relative position shows the line, and
+    means the same everywhere.
 
     ## Rewards
-    Δs / dt − 0.1 Σa² − 0.5 |l|: s along the direction and l across it, relative to where the episode began, in metres;
-    dt 25 ms; a the actions before they are clipped. `info["walked"]` is s, `info["lateral"]` is |l|.
+    Δs / dt − 0.1 Σa² − 0.5 |l|, where s is the position along the direction and l the position across it, in metres
+    relative to where the episode began; dt is 25 ms; a are the actions before clipping. `info["walked"]` is s,
+    `info["lateral"]` is |l|.
 
     ## Starting State
-    x and y uniform in [0, 40]², the size of the course; the original's: the origin. qpos uniform within ±0.1 of the
-    model's, the quaternion normalised; qvel normal with standard deviation 0.1.
+    x and y are uniform in [0, 40]², the size of the course; in the original the ant begins at the origin. The rest of
+    qpos is uniform within ±0.1 of the model's, with the quaternion normalised. qvel is normal with standard deviation
+    0.1.
 
     ## Episode End
     Truncated after 600 steps of 25 ms. Terminated only if the simulation diverges.
 
     ## Arguments
-    `num_envs`, `device` and `sim_threads` (batched view only; all cores); `max_episode_steps`; `render_mode`, "human"
-    or "rgb_array".
+    `max_episode_steps`; `render_mode`, "human" or "rgb_array". Batched view only: `num_envs`, `device`, and
+    `sim_threads`, 0 or None for all cores.
     """
 
     train_tasks = [0, 1]
@@ -54,20 +78,29 @@ class AntMovementVector(HeavyAnts):
         "azimuth": 90.0,
     }
 
-    def __init__(self, num_envs=1, max_episode_steps=None, render_mode=None, device="cpu", sim_threads=None):
+    def __init__(
+        self,
+        num_envs: int = 1,
+        max_episode_steps: int | None = None,
+        render_mode: str | None = None,
+        device: str | torch.device = "cpu",
+        sim_threads: int | None = None,
+    ) -> None:
         super().__init__(heavy_ant().compile(), num_envs, max_episode_steps, render_mode, device, sim_threads)
 
-    def task_label(self, task):
+    def task_label(self, task: int) -> str:
         return ("right", "up")[task]
 
-    def _start(self, which):
-        return self._draw(lambda rng, n: rng.uniform(0, SQUARE, (n, 2)), which)
+    def _start_xy(self, slots: np.ndarray) -> np.ndarray:
+        return self._sample(lambda rng, n: rng.uniform(0, SQUARE, (n, 2)), slots)
 
-    def _reward(self, before, actions, qpos, sensors):
-        e, along = np.arange(self.num_envs), self._playing
+    def _reward(
+        self, qpos_before: np.ndarray, actions: np.ndarray, qpos: np.ndarray, sensors: np.ndarray
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        e, along = np.arange(self.num_envs), self._episode_task  # the task is the axis to run along
         walked = qpos[e, along] - self._origin[e, along]
         lateral = np.abs(qpos[e, 1 - along] - self._origin[e, 1 - along])
-        speed = (qpos[e, along] - before[e, along]) / self.dt
+        speed = (qpos[e, along] - qpos_before[e, along]) / self.dt
         reward = speed - 0.1 * (actions**2).sum(1) - 0.5 * lateral
         return reward, {"walked": walked, "lateral": lateral}
 
@@ -77,8 +110,9 @@ class AntMovement(SingleEnv):
     vector_class = AntMovementVector
 
 
-# an episode is one decision from standing, as long as those of the course and the mazes between two uprightings
-PRESET = {
+# An episode is one decision that begins with an upright ant. It is as long as the decisions on the course and in the
+# mazes, where the ant is put upright every 200 steps.
+PRESET: dict[str, Any] = {
     "N": 8,
     "W": 5,
     "U": 20,

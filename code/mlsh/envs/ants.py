@@ -1,26 +1,30 @@
-"""What the ant families share: Gymnasium's ant, and the heavy one of the original's courses."""
+"""What the ant families share: Gymnasium's ant, the heavy ant of the original's courses, and walls."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import gymnasium.envs.mujoco
 import mujoco
 import numpy as np
+import torch
 from gymnasium.spaces import Box
 
 from mlsh.envs.mujoco_tasks import MujocoTasks
 
-NQ, NV = 15, 14  # of the ant alone; what else moves comes behind it
-HEAVY = 40.0  # kg
-GHOST = {"contype": 0, "conaffinity": 0}  # of a geom that is only drawn
-FIXED = {"contype": 0, "conaffinity": 1, "margin": 0}  # of one that the ant runs against, and nothing else
+NQ, NV = 15, 14  # of the ant alone; whatever else moves comes after it in qpos and qvel
+HEAVY_MASS = 40.0  # kg
+NO_COLLISION = {"contype": 0, "conaffinity": 0}  # attributes of a geom that is only drawn
+OBSTACLE = {"contype": 0, "conaffinity": 1, "margin": 0}  # attributes of a geom that only the ant collides with
 BOX = mujoco.mjtGeom.mjGEOM_BOX
 GREEN, RED, WHITE = (0.2, 0.9, 0.2, 1), (0.9, 0.2, 0.2, 1), (0.9, 0.9, 0.9, 1)
 
 
-def light_ant():
-    """Gymnasium's ant as a spec, its contacts beginning 10 mm above the floor.
+def light_ant() -> mujoco.MjSpec:
+    """Return Gymnasium's ant as a spec, with contacts that begin 10 mm above the floor.
 
-    MuJoCo adds the margins of two geoms, before 3.5.0 it took the larger; with 0 on the floor both are the foot's.
+    MuJoCo adds the margins of two geoms; before 3.5.0 it took the larger one. With a margin of 0 for the floor, both
+    give the margin of the foot.
     """
     path = Path(gymnasium.envs.mujoco.__file__).parent / "assets" / "ant.xml"
     spec = mujoco.MjSpec.from_string(path.read_text().replace('coordinate="local"', ""))
@@ -28,75 +32,116 @@ def light_ant():
     return spec
 
 
-def heavy_ant():
-    """The original's `ant_v2` as a spec: a long torso with a head, the front hips further ahead, 40 kg."""
+def heavy_ant() -> mujoco.MjSpec:
+    """Return the original's `ant_v2` as a spec: a long torso with a head, front hips further ahead, 40 kg."""
     spec = light_ant()
     spec.option.timestep = 0.005
-    spec.geom("floor").size = 80, 80, 40  # as far as it is drawn; it has no end
+    spec.geom("floor").size = 80, 80, 40  # how far it is drawn; physically it has no end
     torso = spec.geom("torso_geom")
     torso.type, torso.size = mujoco.mjtGeom.mjGEOM_ELLIPSOID, (0.5, 0.25, 0.25)
     head = {"type": mujoco.mjtGeom.mjGEOM_SPHERE, "size": (0.25, 0, 0), "pos": (0.4, 0, 0.25), "density": 0.01}
     spec.body("torso").add_geom(name="head", rgba=(1, 0.5, 0.3, 1), **head)
     for name, y in (("aux_1", 0.2), ("aux_4", -0.2)):
         spec.body(name).pos = 0.4, y, 0
-    factor = HEAVY / spec.copy().compile().body("torso").subtreemass[0]
+    factor = HEAVY_MASS / spec.copy().compile().body("torso").subtreemass[0]
     for geom in spec.geoms:
         geom.density *= factor
     return spec
 
 
-def unit_quaternions(qpos):
-    """`qpos` [n, nq] with the torso's quaternions normalised, in place."""
+def add_obstacle(spec: mujoco.MjSpec, pos: Sequence[float], size: Sequence[float], **attributes: Any) -> None:
+    """Add a box that the ant collides with; `size` is half its extent along x, y and z.
+
+    The box gets a body of its own, because MuJoCo checks the ant against all geoms of a body at once, near or far.
+    """
+    spec.worldbody.add_body(pos=pos).add_geom(type=BOX, size=size, **attributes, **OBSTACLE)
+
+
+def heavy_ant_with_walls(walls: Sequence[Sequence[float]]) -> mujoco.MjSpec:
+    """Return the heavy ant among walls 5 m high as a spec. The floor is plain, as it is seen from far above.
+
+    Each wall is given by x, y, and half its extent along x and along y, in metres.
+    """
+    spec = heavy_ant()
+    floor = spec.geom("floor")
+    floor.material, floor.rgba = "", (0.35, 0.4, 0.35, 1)
+    floor.contype = 0  # otherwise the enemy of the course, which sinks into the floor, would collide with it
+    for x, y, *half_extent in walls:
+        add_obstacle(spec, (x, y, 0), (*half_extent, 5), rgba=WHITE)
+    return spec
+
+
+def normalise_quaternions(qpos: np.ndarray) -> np.ndarray:
+    """Normalise the quaternions of the torso in `qpos` [n, nq] in place, and return it."""
     qpos[:, 3:7] /= np.linalg.norm(qpos[:, 3:7], axis=1, keepdims=True)
     return qpos
 
 
-def upright(qpos):
-    """Whether the torso's own upwards is up, for `qpos` [n, nq], by its quaternion (w, x, y, z)."""
+def is_upright(qpos: np.ndarray) -> np.ndarray:
+    """Return whether the torso's z axis points up, bool [n], for `qpos` [n, nq].
+
+    Of the torso's quaternion (w, x, y, z), x² + y² is below 1/2 exactly then.
+    """
     return (qpos[:, 4:6] ** 2).sum(1) < 0.5
 
 
 class HeavyAnts(MujocoTasks):
-    """A family of tasks for the heavy ant, which may be put upright every `upright_every` steps, where it is.
+    """A family of tasks for the heavy ant.
 
-    A subclass defines `_start(which)` -> x and y at which episodes of the slots begin, broadcastable to [n, 2].
+    A subclass may set `upright_interval`: after every so many steps of an episode the ant is put upright where it is,
+    with a new random pose and velocity. It defines `_start_xy(slots)`, which returns x and y at which the episodes of
+    `slots` begin, in a form that broadcasts to [len(slots), 2].
     """
 
     metadata = MujocoTasks.metadata | {"render_fps": 40}
-    frame_skip, dt = 5, 0.025  # s a control step
-    upright_every = None
+    frame_skip, dt = 5, 0.025  # dt: seconds per control step
+    upright_interval: int | None = None
     single_observation_space = Box(-np.inf, np.inf, (4 + NQ - 2 + NV,), np.float32)
     single_action_space = Box(-1, 1, (8,), np.float32)
 
-    def __init__(self, model, num_envs, max_episode_steps, render_mode, device, sim_threads):
+    def __init__(
+        self,
+        model: mujoco.MjModel,
+        num_envs: int,
+        max_episode_steps: int | None,
+        render_mode: str | None,
+        device: str | torch.device,
+        sim_threads: int | None,
+    ) -> None:
         super().__init__(model, num_envs, max_episode_steps, render_mode, device, sim_threads)
-        self._playing = np.zeros(num_envs, int)  # the task of the episode that is going on
-        self._origin = np.zeros((num_envs, 2))  # where the ant was put upright
-        self._reached = np.zeros(num_envs, bool)  # the goal, in this episode
+        self._episode_task = np.zeros(num_envs, int)  # the task of the current episode; `task` is that of the next
+        self._origin = np.zeros((num_envs, 2))  # where the ant was last put upright
+        self._reached_goal = np.zeros(num_envs, bool)  # in the current episode
 
-    def world(self, task):
-        """The MuJoCo model of a task."""
+    def world(self, task: int) -> mujoco.MjModel:
+        """Return the MuJoCo model of a task."""
         return self.model
 
-    def _upright(self, which, xy):
-        """Redraw the ant's pose and velocity in the slots `which`, standing at `xy`; qpos [n, 15] and qvel [n, 14]."""
-        qpos = self.model.qpos0[:NQ] + self._draw(lambda rng, n: rng.uniform(-0.1, 0.1, (n, NQ)), which)
-        qpos[:, :2] = self._origin[which] = xy
-        return unit_quaternions(qpos), self._draw(lambda rng, n: 0.1 * rng.standard_normal((n, NV)), which)
+    def _start_xy(self, slots: np.ndarray) -> Any:
+        raise NotImplementedError
 
-    def _initial(self, which):
-        self._playing[which], self._reached[which] = np.array(self.task)[which], False
-        noise = self._draw(lambda rng, n: rng.uniform(-0.1, 0.1, (n, 2)), which)
-        return self._upright(which, self._start(which) + noise)
+    def _put_upright(self, slots: np.ndarray, xy: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Draw a new pose and velocity for the ants in `slots`, standing at `xy`.
 
-    def _between(self, state):
-        if self.upright_every:
-            due = np.flatnonzero(self._elapsed.numpy(force=True) % self.upright_every == 0)
+        Returns qpos [len(slots), 15] and qvel [len(slots), 14]. `xy` becomes the origin of relative positions.
+        """
+        qpos = self.model.qpos0[:NQ] + self._sample(lambda rng, n: rng.uniform(-0.1, 0.1, (n, NQ)), slots)
+        qpos[:, :2] = self._origin[slots] = xy
+        return normalise_quaternions(qpos), self._sample(lambda rng, n: 0.1 * rng.standard_normal((n, NV)), slots)
+
+    def _initial_state(self, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        self._episode_task[slots], self._reached_goal[slots] = np.array(self.task)[slots], False
+        noise = self._sample(lambda rng, n: rng.uniform(-0.1, 0.1, (n, 2)), slots)
+        return self._put_upright(slots, self._start_xy(slots) + noise)
+
+    def _edit_state(self, state: np.ndarray) -> None:
+        if self.upright_interval:
+            due = np.flatnonzero(self._elapsed.numpy(force=True) % self.upright_interval == 0)
             if len(due):
-                qpos, qvel = self._upright(due, state[due, 1:3])
+                qpos, qvel = self._put_upright(due, state[due, 1:3])
                 state[due, 1 : 1 + NQ] = qpos
                 state[due, 1 + self.model.nq : 1 + self.model.nq + NV] = qvel
 
-    def _observe(self, qpos, qvel):
+    def _observe(self, qpos: np.ndarray, qvel: np.ndarray) -> np.ndarray:
         xy = qpos[:, :2]
         return np.concatenate((xy, xy - self._origin, qpos[:, 2:NQ], qvel[:, :NV]), 1)

@@ -1,48 +1,53 @@
-"""What the grid worlds share: tables of what an action leads to, the best possible return by them, and the picture."""
+"""What the grid worlds share: transition tables, the best possible return by value iteration, and rendering."""
 
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from gymnasium.spaces import Box, Discrete
 
+from mlsh.envs.base import Info
 from mlsh.envs.point_world import GREY, WHITE, FlatWorld
 
+Cell = tuple[int, int]  # row and column
+Mark = tuple[Any, str, float | None]  # state, colour, and diameter in cells; None colours the whole cell
 UP, DOWN, LEFT, RIGHT = (-1, 0), (1, 0), (0, -1), (0, 1)  # changes of row and column
-PICTURE = 400  # pixels a side
+PICTURE_SIDE = 400  # pixels
 
 
 class Dynamics(NamedTuple):
-    """A finite family of tasks on S states, all there is to know of it: an action has B equally likely outcomes."""
+    """The complete dynamics of a finite family of tasks on S states. Each action has B equally likely outcomes."""
 
-    start: torch.Tensor  # [tasks], the state in which an episode begins
-    next: torch.Tensor  # [tasks, S, A, B], the state to which an outcome leads
-    reward: torch.Tensor  # [tasks, S, A, B], what it pays
-    ends: torch.Tensor  # [tasks, S, A, B], whether it terminates the episode
+    start: torch.Tensor  # [tasks], the state in which episodes begin
+    next: torch.Tensor  # [tasks, S, A, B], the state that an outcome leads to
+    reward: torch.Tensor  # [tasks, S, A, B], the reward of an outcome
+    ends: torch.Tensor  # [tasks, S, A, B], whether an outcome terminates the episode
 
     @classmethod
-    def of(cls, start, next, reward, ends):
-        """From tensors that may lack leading dimensions in which they do not vary."""
+    def broadcast(cls, start: torch.Tensor, next: torch.Tensor, reward: torch.Tensor, ends: torch.Tensor) -> "Dynamics":
+        """Make the dynamics from tensors that may lack leading dimensions in which they do not vary."""
         shape = torch.broadcast_shapes(next.shape, reward.shape, ends.shape)
         return cls(start.expand(shape[0]), *(x.expand(shape) for x in (next, reward, ends)))
 
 
-def move_table(number, states, moves):
-    """The state after each move, [states, A]: a wall, or the edge, means stay.
+def move_table(states_of_cells: Mapping[Cell, int], num_states: int, moves: Sequence[Cell]) -> torch.Tensor:
+    """Return the state after each move, [num_states, A]. A move into a wall or over the edge leaves the state.
 
-    `number`: (row, column) of each free cell -> its state. `moves`: changes of row and column.
+    `states_of_cells` maps each free cell to its state. `moves` are changes of row and column.
     """
-    table = torch.arange(states)[:, None].repeat(1, len(moves))
-    for (row, column), state in number.items():
+    table = torch.arange(num_states)[:, None].repeat(1, len(moves))
+    for (row, column), state in states_of_cells.items():
         for a, (down, right) in enumerate(moves):
-            table[state, a] = number.get((row + down, column + right), state)
+            table[state, a] = states_of_cells.get((row + down, column + right), state)
     return table
 
 
-def solve(dynamics, T):
-    """Value iteration, exact for T steps: the best possible mean return of each task [tasks], and a policy that has it.
+def solve(dynamics: Dynamics, T: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute the best possible mean return of each task in T steps, without discount, by exact value iteration.
 
-    The policy, [T, tasks, S], gives the action for the time and the state. No discount.
+    Returns the returns [tasks] and a policy that reaches them: the action at each time and state, [T, tasks, S].
     """
     tasks = torch.arange(len(dynamics.start))
     value, policy = torch.zeros(dynamics.next.shape[:2], dtype=torch.float64), []
@@ -54,61 +59,77 @@ def solve(dynamics, T):
 
 
 class GridWorld(FlatWorld):
-    """A family of tasks on the cells of a grid; the observation is the state, one-hot.
+    """A family of tasks on the cells of a grid. The observation is the state, one-hot.
 
-    A subclass sets `plan`, as many rows as columns, a space for each free cell. It hands over the family's `dynamics`,
-    in which a task of `train_tasks` and `test_tasks` is a number, and its `cells`, (row, column) of each state. It
-    defines `_marks(e)` -> what is seen of episode e, from the lowest to the topmost: a state, on whose cell it is, a
-    colour, and the diameter of a disc in cells, None for the whole cell.
+    `dynamics` are those of all tasks; a task of `train_tasks` or `test_tasks` is an index into them. `cells` is the
+    (row, column) of each state.
+
+    A subclass sets `plan`, a square of characters in which a space is a free cell. It defines `_marks(e)`, which yields
+    what the picture of episode e shows, from the lowest to the topmost: a state, a colour, and the diameter of a disc
+    in cells, or None to colour the whole cell.
     """
 
-    plan: list[str]
-    picture = PICTURE, PICTURE
+    plan: Sequence[str]
+    picture = PICTURE_SIDE, PICTURE_SIDE
 
-    def __init__(self, dynamics, cells, num_envs, max_episode_steps, render_mode, device):
-        _, states, actions, self._outcomes = dynamics.next.shape
+    def __init__(
+        self,
+        dynamics: Dynamics,
+        cells: Sequence[Cell],
+        num_envs: int,
+        max_episode_steps: int | None,
+        render_mode: str | None,
+        device: str | torch.device,
+    ) -> None:
+        _, states, actions, self._num_outcomes = dynamics.next.shape
         self.single_observation_space = Box(0, 1, (states,), np.float32)
         self.single_action_space = Discrete(actions)
         super().__init__(num_envs, max_episode_steps, render_mode, device)
         self.dynamics = Dynamics(*(x.to(self.device) for x in dynamics))
         self.cells = cells
-        self._one_hot = torch.eye(states, device=self.device)  # one_hot() has a GPU tell the CPU that all is in range
-        self._slots = np.arange(num_envs)
+        # torch's one_hot() would make the CPU wait for a GPU to check that all indices are in range
+        self._one_hot = torch.eye(states, device=self.device)
+        self._all_slots = np.arange(num_envs)
         self._outcome = torch.zeros(num_envs, dtype=torch.long, device=self.device)
-        self._playing, self.state = self._outcome.clone(), self._outcome.clone()  # [E], task and state
+        self._episode_task, self.state = self._outcome.clone(), self._outcome.clone()  # [E]
 
-    def optimal_returns(self, T=None):
-        """As `VectorTasks.optimal_returns`, T the limit if it is None; by value iteration, exact."""
+    def optimal_returns(self, T: int | None = None) -> dict[int, float]:
+        """Return the best possible mean return of each task in `T` steps, or in the time limit if T is None."""
+        horizon = T or self.max_episode_steps
+        if horizon is None:
+            raise ValueError("T is None and the environment has no time limit; pass T")
         dynamics = Dynamics(*(x.cpu() for x in self.dynamics))
-        best = solve(dynamics, T or self.max_episode_steps)[0].tolist()
-        return {task: best[task] for task in [*self.train_tasks, *(self.test_tasks or ())]}
+        best = solve(dynamics, horizon)[0].tolist()
+        return {task: best[task] for task in self.all_tasks}
 
-    def _reset(self, which):
-        self._playing[which] = torch.tensor([self.task[e] for e in which], dtype=torch.long, device=self.device)
-        self.state[which] = self.dynamics.start[self._playing[which]]
+    def _reset(self, slots: np.ndarray) -> torch.Tensor:
+        tasks = [self.task[e] for e in slots]
+        self._episode_task[slots] = torch.tensor(tasks, dtype=torch.long, device=self.device)
+        self.state[slots] = self.dynamics.start[self._episode_task[slots]]
         return self._observation()
 
-    def _observation(self):
+    def _observation(self) -> torch.Tensor:
         return self._one_hot[self.state]
 
-    def _step(self, actions):
-        if self._outcomes > 1:  # drawn for all slots at every step, so that no slot's depend on when another resets
-            drawn = self._draw(lambda rng, n: rng.integers(self._outcomes, size=n), self._slots)
+    def _step(self, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Info]:
+        if self._num_outcomes > 1:
+            # drawn for all slots at every step, so that no slot's outcomes depend on when another slot is reset
+            drawn = self._sample(lambda rng, n: rng.integers(self._num_outcomes, size=n), self._all_slots)
             self._outcome = torch.from_numpy(drawn).to(self.device)
-        what = self._playing, self.state, actions, self._outcome
-        self.state = self.dynamics.next[what]
-        return self._observation(), self.dynamics.reward[what], self.dynamics.ends[what], {}
+        index = self._episode_task, self.state, actions, self._outcome
+        self.state = self.dynamics.next[index]
+        return self._observation(), self.dynamics.reward[index], self.dynamics.ends[index], {}
 
-    def _marks(self, e):
+    def _marks(self, e: int) -> Iterable[Mark]:
         raise NotImplementedError
 
-    def _draw_episode(self, pygame, e):
+    def _render_episode(self, pygame: ModuleType, e: int) -> Any:
         surface = pygame.Surface(self.picture)
         surface.fill(GREY)
-        for i, row in enumerate(self.plan):
-            for j, sign in enumerate(row):
-                if sign == " ":
-                    pygame.draw.rect(surface, WHITE, self._square((i, j)))
+        for row, line in enumerate(self.plan):
+            for column, character in enumerate(line):
+                if character == " ":
+                    pygame.draw.rect(surface, WHITE, self._square((row, column)))
         for state, colour, diameter in self._marks(e):
             square = pygame.Rect(self._square(self.cells[state]))
             if diameter is None:
@@ -117,8 +138,8 @@ class GridWorld(FlatWorld):
                 pygame.draw.circle(surface, colour, square.center, diameter * square.width / 2)
         return surface
 
-    def _square(self, cell):
-        """x, y, width and height of a cell in the picture, a line of a pixel apart from the next."""
-        size = PICTURE // len(self.plan)
-        edge = (PICTURE - size * len(self.plan)) // 2
+    def _square(self, cell: Cell) -> tuple[int, int, int, int]:
+        """Return x, y, width and height of a cell in the picture, in pixels. A line of one pixel separates cells."""
+        size = PICTURE_SIDE // len(self.plan)
+        edge = (PICTURE_SIDE - size * len(self.plan)) // 2
         return edge + size * cell[1], edge + size * cell[0], size - 1, size - 1

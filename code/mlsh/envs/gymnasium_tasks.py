@@ -1,8 +1,10 @@
-"""Anybody's Gymnasium environment as a task family: a copy for each episode, stepped one after the other."""
+"""Any Gymnasium environment as a family of tasks: one copy per slot, stepped one after another."""
 
 import contextlib
 import json
 import math
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -11,183 +13,204 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tu
 from gymnasium.spaces.utils import flatdim
 from gymnasium.wrappers import FlattenObservation
 
-from mlsh.envs.base import VectorTasks
+from mlsh.envs.base import Frames, Info, StepResult, Task, VectorTasks
 from mlsh.envs.opengl import choose_opengl
-from mlsh.envs.protocols import WANTED, protocol_of
+from mlsh.envs.protocols import REMEDY, find_protocol
 from mlsh.errors import EnvironmentFailed, RenderingUnavailable, UserError
 
 
 class GymnasiumTasks(VectorTasks):
-    """E copies of the environment that `make(max_episode_steps=…, render_mode=…)` makes.
+    """A family of tasks played on E copies of `make(max_episode_steps=…, render_mode=…)`.
 
-    Its tasks come by the first of `protocols.PROTOCOLS` that fits; a sampled one has to be numbers, strings, and lists
-    of them. Observations are flattened, but for a Box of three dimensions, which may be an image; if that is uint8, it
-    stays so, and all else is float32. Box actions with finite bounds are mapped to them linearly from [-1, 1], the size
-    of a new policy's actions; what is beyond is clipped. Raises UserError for an environment without tasks, with other
-    spaces, or whose first step fails, EnvironmentFailed if a later one does.
+    Tasks: the first of `protocols.PROTOCOLS` that matches the environment samples and sets them. A sampled task must
+    consist of numbers, strings and lists of them.
 
-    NumPy's and Python's global generators are seeded before every reset, for environments that draw from them; their
-    episodes are then the same in every run, but not over different numbers of processes.
+    Observations: a Box with three dimensions may be an image and keeps its shape; every other space is flattened. An
+    image of uint8 keeps its type; everything else becomes float32.
+
+    Actions: a Box with finite bounds is mapped linearly from [-1, 1], because actions of a new policy have about that
+    size. Values beyond the bounds are clipped. A Discrete space may start at any number.
+
+    Random numbers: NumPy's and Python's global generators are seeded before every reset, for environments that draw
+    from them. The episodes of such environments are the same in every run, but differ with the number of processes.
+
+    Raises UserError for an environment that has no tasks, has spaces of other kinds, or fails in its first step;
+    EnvironmentFailed if it fails later; RenderingUnavailable if it cannot render in `render_mode`.
     """
 
-    def __init__(self, make, num_envs=1, max_episode_steps=None, render_mode=None, device="cpu"):
-        kwargs = {"max_episode_steps": max_episode_steps}
+    def __init__(
+        self,
+        make: Callable[..., gym.Env],
+        num_envs: int = 1,
+        max_episode_steps: int | None = None,
+        render_mode: str | None = None,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        kwargs: dict[str, Any] = {"max_episode_steps": max_episode_steps}
         if render_mode:
             probe = make(**kwargs)
             probe.close()
             if render_mode not in probe.metadata.get("render_modes", []):
-                raise RenderingUnavailable(f"the environment has no render_mode {render_mode}")
-            if hasattr(unwrapped(probe), "mujoco_renderer"):  # Gymnasium's own, Gymnasium-Robotics', Meta-World's
+                raise RenderingUnavailable(f"the environment does not support render_mode {render_mode}")
+            # Gymnasium's own MuJoCo environments, Gymnasium-Robotics and Meta-World have this attribute
+            if hasattr(unwrap(probe), "mujoco_renderer"):
                 choose_opengl(render_mode == "human")
             kwargs["render_mode"] = render_mode
         try:
-            self.envs = [flat(make(**kwargs)) for _ in range(num_envs)]
+            self.envs = [flatten_observations(make(**kwargs)) for _ in range(num_envs)]
         except Exception as error:
             if render_mode:
                 raise RenderingUnavailable(str(error)) from None
             raise
         first = self.envs[0]
-        space = first.action_space
-        if not isinstance(space, (Box, Discrete)):
-            raise UserError(f"its action space is {space}; Discrete and Box can be learned")
+        if not isinstance(first.action_space, (Box, Discrete)):
+            raise UserError(f"its action space is {first.action_space}; use Discrete or Box")
+        self._native_action_space = first.action_space
         self.single_observation_space = first.observation_space
         self.single_action_space = (
-            Box(-1, 1, (math.prod(space.shape),)) if isinstance(space, Box) else Discrete(space.n)
+            Box(-1, 1, (math.prod(first.action_space.shape),))
+            if isinstance(first.action_space, Box)
+            else Discrete(int(first.action_space.n))
         )
         self.metadata = VectorTasks.metadata | {"render_fps": first.metadata.get("render_fps") or 30}
-        self._bare = [with_tasks(env) for env in self.envs]
-        self._protocol = protocol_of(self._bare[0])
-        if self._protocol is None:
-            raise UserError(f"it has no task distribution; {WANTED}")
-        self.train_tasks, self.test_tasks = self._protocol.train_tasks, self._protocol.test_tasks
-        if self._protocol.holds_out:
+        self._task_envs = [find_task_layer(env) for env in self.envs]
+        protocol = find_protocol(self._task_envs[0])
+        if protocol is None:
+            raise UserError(f"it has no task distribution; {REMEDY}")
+        self._protocol = protocol
+        self.train_tasks, self.test_tasks = protocol.train_tasks, protocol.test_tasks
+        if protocol.has_test_sampler:
             self.sample_test_task = self._sample_test_task
         super().__init__(num_envs, max_episode_steps, None, device)
         self.render_mode = render_mode
-        seen = first.observation_space
-        kept = np.uint8 if len(seen.shape) == 3 and seen.dtype == np.uint8 else np.float32
-        self._observations = np.zeros((num_envs, *seen.shape), kept)
-        self._over = np.zeros(num_envs, bool)
-        self._final = {}  # name -> [E], what the infos of last steps had; NaN where there was nothing
-        self.task_label(self.task[0])  # what cannot be played shows now
-        self._start(0, 0)
-        self._observations[0], _, _, _, _ = first.step(self._action(np.zeros(self.single_action_space.shape)))
+        shape, dtype = first.observation_space.shape or (), first.observation_space.dtype
+        dtype = np.uint8 if len(shape) == 3 and dtype == np.uint8 else np.float32
+        self._observations = np.zeros((num_envs, *shape), dtype)
+        self._finished = np.zeros(num_envs, bool)  # whether the episode of a slot is over
+        self._last_info: dict[str, np.ndarray] = {}  # name -> [E], from the infos of last steps; NaN where missing
+        # one step now, so that an environment that cannot be played is refused before the run begins
+        self.task_label(self.task[0])
+        self._begin_episode(0, 0)
+        self._observations[0] = first.step(self._native_action(np.zeros(self.single_action_space.shape or ())))[0]
 
-    def sample_task(self, rng):
+    def sample_task(self, rng: np.random.Generator) -> Task:
         if self.train_tasks:
             return super().sample_task(rng)
-        with failures("in sample_task"):
-            return plain(self._protocol.sample_task(self._bare[0], rng))
+        with environment_errors("in sample_task"):
+            return plain_task(self._protocol.sample_task(self._task_envs[0], rng))
 
-    def _sample_test_task(self, rng):
-        with failures("in sample_test_task"):
-            return plain(self._protocol.sample_test_task(self._bare[0], rng))
+    def _sample_test_task(self, rng: np.random.Generator) -> Task:
+        with environment_errors("in sample_test_task"):
+            return plain_task(self._protocol.sample_test_task(self._task_envs[0], rng))
 
-    def task_label(self, task):
-        with failures(f"in task_label of task {task}"):
-            return self._protocol.label(self._bare[0], task)
+    def task_label(self, task: Task) -> str:
+        with environment_errors(f"in task_label of task {task}"):
+            return self._protocol.label(self._task_envs[0], task)
 
-    def _start(self, e, seed):
-        env, rng = self._bare[e], np.random.default_rng(seed)
+    def _begin_episode(self, e: int, seed: int) -> None:
+        env, rng = self._task_envs[e], np.random.default_rng(seed)
         self._protocol.set_task(env, self.task[e])
         self._protocol.seed(env, rng)
         self._observations[e] = self.envs[e].reset(seed=int(seed))[0]
 
-    def _reset(self, which):
-        for e, seed in zip(which, self._draw(lambda rng, size: rng.integers(2**31, size=size), which), strict=True):
+    def _reset(self, slots: np.ndarray) -> torch.Tensor:
+        seeds = self._sample(lambda rng, n: rng.integers(2**31, size=n), slots)
+        for e, seed in zip(slots, seeds, strict=True):
             try:
-                self._start(e, seed)
+                self._begin_episode(e, seed)
             except Exception as error:
                 raise self._failure(e, error) from None
-        for reported in self._final.values():
-            reported[which] = np.nan
-        self._over[which] = ~self._finite()[which]
-        return self._seen()
+        for values in self._last_info.values():
+            values[slots] = np.nan
+        self._finished[slots] = ~self._finite()[slots]
+        return self._observation_tensor()
 
-    def step(self, actions):
-        """As `VectorTasks.step`; an episode that is over is left alone and earns nothing.
+    def step(self, actions: torch.Tensor) -> StepResult:
+        """Take one step in every slot whose episode is not over; see `VectorTasks.step`.
 
-        So is one with an observation that is not finite, as an action would not be either; `collect` refuses it.
-        The info has what environments reported at the last step of an episode, as far as it is a number or bool.
+        A slot whose episode is over keeps its observation and gets reward 0. So does a slot whose observation is not
+        finite, because its action would not be finite either; `collect` raises an error for it.
+
+        The info holds the numbers and bools that the environments reported at the last step of their episodes.
         """
         self._elapsed += 1
         reward, terminated, truncated = (np.zeros(self.num_envs, kind) for kind in (float, bool, bool))
         for e, action in enumerate(actions.cpu().numpy()):
-            if not self._over[e]:
+            if not self._finished[e]:
                 try:
-                    out = self.envs[e].step(self._action(action))
-                    self._observations[e], reward[e], terminated[e], truncated[e], info = out
+                    result = self.envs[e].step(self._native_action(action))
+                    self._observations[e], reward[e], terminated[e], truncated[e], info = result
                     if terminated[e] or truncated[e]:
-                        self._report(e, info)
+                        self._record_info(e, info)
                 except Exception as error:
                     raise self._failure(e, error) from None
-        self._over |= terminated | truncated | ~self._finite()
-        ended = (torch.from_numpy(x).to(self.device) for x in (terminated, truncated))
-        return self._seen(), self._tensor(reward), *ended, self._info()
+        self._finished |= terminated | truncated | ~self._finite()
+        ends = [torch.from_numpy(x).to(self.device) for x in (terminated, truncated)]
+        return self._observation_tensor(), self._tensor(reward), ends[0], ends[1], self._info()
 
-    def _finite(self):
-        return np.isfinite(self._observations).reshape(self.num_envs, -1).all(1)
+    def _finite(self) -> np.ndarray:  # [E]
+        return np.all(np.isfinite(self._observations).reshape(self.num_envs, -1), axis=1)
 
-    def _seen(self):
+    def _observation_tensor(self) -> torch.Tensor:
         return torch.from_numpy(self._observations.copy()).to(self.device)
 
-    def _report(self, e, info):
+    def _record_info(self, e: int, info: dict[str, Any] | None) -> None:
         for name, x in (info or {}).items():
             if isinstance(x, (bool, int, float, np.bool_, np.number)) and np.isfinite(x):
-                self._final.setdefault(name, np.full(self.num_envs, np.nan))[e] = x
+                self._last_info.setdefault(name, np.full(self.num_envs, np.nan))[e] = x
 
-    def _info(self):
-        return {name: self._tensor(reported.copy()) for name, reported in self._final.items()}
+    def _info(self) -> Info:
+        return {name: self._tensor(values.copy()) for name, values in self._last_info.items()}
 
-    def _failure(self, e, error):
+    def _failure(self, e: int, error: Exception) -> EnvironmentFailed:
         return EnvironmentFailed.from_exception(f"at step {self._elapsed[e]}, task {self.task[e]}", error)
 
-    def _action(self, action):
-        space = self.envs[0].action_space
+    def _native_action(self, action: np.ndarray) -> Any:
+        """Convert a policy's action to one of the environment's own action space."""
+        space = self._native_action_space
         if isinstance(space, Discrete):
             return int(space.start + action)
-        low, high = (bound.astype(float) for bound in (space.low, space.high))
+        low, high = space.low.astype(float), space.high.astype(float)
         bounded = np.isfinite(low) & np.isfinite(high)
         low, high = np.where(bounded, low, -1), np.where(bounded, high, 1)
-        return np.clip((low + high) / 2 + action.reshape(space.shape) * (high - low) / 2, space.low, space.high).astype(
-            space.dtype
-        )
+        scaled = (low + high) / 2 + action.reshape(space.shape) * (high - low) / 2
+        return np.clip(scaled, space.low, space.high).astype(space.dtype)
 
-    def render(self):
-        """A tuple of E frames. Raises RenderingUnavailable for whatever goes wrong in drawing."""
+    def render(self) -> Frames:
+        """Return one frame per slot. Raises RenderingUnavailable if the environment fails to render."""
         try:
-            frames = tuple(env.render() for env in self.envs)
+            frames: Any = tuple(env.render() for env in self.envs)
         except Exception as error:
-            raise RenderingUnavailable(f"the environment cannot draw here ({error})") from None
+            raise RenderingUnavailable(f"the environment cannot render here ({error})") from None
         for frame in frames if self.render_mode == "rgb_array" else ():
             if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3:
-                raise RenderingUnavailable("the environment's render() gives no uint8 array [H, W, 3]")
+                raise RenderingUnavailable("the environment's render() does not return a uint8 array [H, W, 3]")
         return frames
 
-    def close_extras(self, **kwargs):
+    def close_extras(self, **kwargs: Any) -> None:
         for env in self.envs:
             env.close()
 
 
-def with_tasks(env):
-    """The outermost wrapper that has a task distribution, or, if none has, the environment itself."""
+def find_task_layer(env: gym.Env) -> Any:
+    """Return the outermost wrapper that has a task distribution, or the bare environment if no wrapper has one."""
     layer = env
     while isinstance(layer, gym.Wrapper):
-        if protocol_of(layer):
+        if find_protocol(layer):
             return layer
         layer = layer.env
-    return unwrapped(env)
+    return unwrap(env)
 
 
-def unwrapped(env):
-    """The environment itself; that of old Gym which Shimmy wraps, too."""
-    env = env.unwrapped
-    return env.gym_env.unwrapped if hasattr(env, "gym_env") else env
+def unwrap(env: gym.Env) -> Any:
+    """Return the bare environment. If Shimmy has converted it, that is the environment of the old Gym within."""
+    bare: Any = env.unwrapped
+    return bare.gym_env.unwrapped if hasattr(bare, "gym_env") else bare
 
 
 @contextlib.contextmanager
-def failures(where):
-    """A context for what is somebody's: whatever it raises is an EnvironmentFailed."""
+def environment_errors(where: str) -> Iterator[None]:
+    """Turn any exception of the environment's own code into EnvironmentFailed. `where` completes its message."""
     try:
         yield
     except UserError:
@@ -196,34 +219,37 @@ def failures(where):
         raise EnvironmentFailed.from_exception(where, error) from None
 
 
-def flat(env):
-    """The environment with its observations made vectors, but for a Box of three dimensions.
+def flatten_observations(env: gym.Env) -> gym.Env:
+    """Return the environment with observations as vectors, or unchanged if they are a Box with three dimensions.
 
-    Raises UserError for those that cannot be.
+    Raises UserError for observations that cannot be flattened or contain no numbers.
     """
-    for name, space in leaves(env.observation_space):
-        if not isinstance(space, (Box, Discrete, MultiBinary, MultiDiscrete)):
-            raise UserError(f"its observation{name} is {space!r:.100}, which cannot be made a vector; leave it out")
-    if not flatdim(env.observation_space):
-        raise UserError(f"its observation is {env.observation_space}, without a number in it; give it one at least")
     space = env.observation_space
+    for name, leaf in leaf_spaces(space):
+        if not isinstance(leaf, (Box, Discrete, MultiBinary, MultiDiscrete)):
+            raise UserError(f"its observation{name} is {leaf!r:.100}, which cannot be made a vector; leave it out")
+    if not flatdim(space):
+        raise UserError(f"its observation space {space} contains no numbers; give it at least one")
     return env if isinstance(space, Box) and len(space.shape) == 3 else FlattenObservation(env)
 
 
-def leaves(space, name=""):
-    """The spaces that a Dict or Tuple is made of, and their places in it."""
+def leaf_spaces(space: gym.Space, name: str = "") -> Iterator[tuple[str, gym.Space]]:
+    """Yield the spaces that a Dict or Tuple is built from, each with its path as one would index it."""
     if not isinstance(space, (Dict, Tuple)):
         yield name, space
         return
-    for key, part in space.items() if isinstance(space, Dict) else enumerate(space):
-        yield from leaves(part, f"{name}[{key!r}]")
+    for key, child in space.items() if isinstance(space, Dict) else enumerate(space):
+        yield from leaf_spaces(child, f"{name}[{key!r}]")
 
 
-def plain(task):
-    """A task without NumPy, as checkpoints and tables have it. Raises UserError for one that they cannot have."""
+def plain_task(task: Any) -> Task:
+    """Return the task as plain Python numbers, strings and lists, as checkpoints and tables store it.
+
+    Raises UserError if it contains anything else.
+    """
     task = task.tolist() if isinstance(task, (np.ndarray, np.generic)) else task
     try:
         json.dumps(task)
     except TypeError as error:
-        raise UserError(f"a task is {task!r}, but has to be numbers, strings, and lists of them ({error})") from None
+        raise UserError(f"a task is {task!r}; use numbers, strings, and lists of them ({error})") from None
     return task

@@ -1,4 +1,4 @@
-"""How much memory there is."""
+"""How much memory this process may use."""
 
 import contextlib
 import math
@@ -6,15 +6,18 @@ import os
 from pathlib import Path
 
 
-def available():
-    """Bytes that this process may have at most: the machine's, the container's, or what `ulimit -v` says; or inf."""
-    limits = [math.inf]
+def available_memory() -> float:
+    """Return the bytes that this process may use: the smallest of the limits that are known, or infinity.
+
+    The limits are the machine's memory, the container's, and that of `ulimit -v`.
+    """
+    limits: list[float] = [math.inf]
     with contextlib.suppress(ValueError, OSError, AttributeError):
         limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    with contextlib.suppress(ValueError, OSError):  # "max" is no limit
+    with contextlib.suppress(ValueError, OSError):  # ValueError: the file says "max", which is no limit
         limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    with contextlib.suppress(ImportError):  # Windows
+    with contextlib.suppress(ImportError):  # Windows has no such module
         import resource
 
         limits.append(resource.getrlimit(resource.RLIMIT_AS)[0])
-    return min(limit for limit in limits if limit > 0)  # −1 is no limit
+    return min(limit for limit in limits if limit > 0)  # −1 means no limit

@@ -1,84 +1,116 @@
-"""MovementBandits: a point, a few goals, and no word about which of them is the right one."""
+"""MovementBandits: a point and a few goals, of which only one pays."""
+
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
 from gymnasium.spaces import Box, Discrete
 
-from mlsh.envs.base import SingleEnv
-from mlsh.envs.point_world import AGENT, BLACK, COLOURS, GOAL, MOVES, NEAR, START, WORLD, PointWorld, near
+from mlsh.envs.base import Info, SingleEnv
+from mlsh.envs.point_world import (
+    AGENT_RADIUS,
+    BLACK,
+    COLOURS,
+    GOAL_RADIUS,
+    MOVES,
+    NEAR,
+    START,
+    WORLD,
+    Circle,
+    PointWorld,
+    near,
+)
 from mlsh.envs.registry import register
 
-BEST_RETURN = 43.80  # the best possible mean return in 50 steps, by exact shortest paths
+BEST_RETURN = 43.806  # in 50 steps: shortest paths, averaged over the position of the goal by quadrature
 
 
 class MovementBanditsVector(PointWorld):
     """
     ## Description
-    Paper, section 6.1, with the constants of the original's `test_envs`. A point walks on a plane with two goals
-    (four in `MovementBandits4-v0`). Standing near the right one pays; which one is right is the task, and hidden.
+    The paper's section 6.1, with the constants of the original's `test_envs`. A point walks on a plane with two goals
+    (four in `MovementBandits4-v0`). Standing near the right one pays. Which one is right is the task, and it is not
+    observed.
 
     ## Action Space
-    `Discrete(5)`: stay, +x, −x, +y, −y, 20 pixels a step.
+    `Discrete(5)`: stay, +x, −x, +y, −y, by 20 pixels.
 
     ## Observation Space
-    `Box(6)` (`Box(10)` with four goals), pixels ÷ 400: agent x, y, then x, y of each goal.
+    `Box(6)`, or `Box(10)` with four goals, in pixels divided by 400.
+
+    | index | observation |
+    |--|--|
+    | 0, 1 | x and y of the agent |
+    | 2, 3 | x and y of goal 0 |
+    | 4, 5 | x and y of goal 1 |
+    | 6–9 | x and y of goals 2 and 3 (`MovementBandits4-v0` only) |
 
     ## Rewards
-    1 if, after the move, the squared distance to the task's goal is below 2500, else 0.
+    1 if, after the move, the squared distance between the agent and the task's goal is below 2500; otherwise 0.
 
     ## Starting State
-    The agent at (200, 200), each goal uniform in [0, 400]².
+    The agent is at (200, 200). Each goal is uniform in [0, 400]².
 
     ## Episode End
     Truncated after 50 steps, never terminated.
 
     ## Arguments
-    `num_goals`; `num_envs` and `device` (batched view only); `max_episode_steps`; `render_mode`, "human" or
-    "rgb_array": 520 × 520, y upwards, with a border around [0, 400]². The agent is black; goals 0, 1, 2 and 3 are
-    orange, blue, yellow and pink. Within the black circle around the right goal a step pays.
+    `num_goals`; `max_episode_steps`; `render_mode`, "human" or "rgb_array". Batched view only: `num_envs` and `device`.
+
+    Pictures are 520 × 520 pixels, y upwards, with a border around [0, 400]². The agent is black. Goals 0, 1, 2 and 3
+    are orange, blue, yellow and pink. A step pays within the black circle around the right goal.
     """
 
+    train_tasks: list[int]
     terminates = False
 
-    def __init__(self, num_envs=1, num_goals=2, max_episode_steps=None, render_mode=None, device="cpu"):
+    def __init__(
+        self,
+        num_envs: int = 1,
+        num_goals: int = 2,
+        max_episode_steps: int | None = None,
+        render_mode: str | None = None,
+        device: str | torch.device = "cpu",
+    ) -> None:
         self.train_tasks = list(range(num_goals))
         self.single_observation_space = self._space()
         self.single_action_space = Discrete(len(MOVES))
         super().__init__(num_envs, max_episode_steps, render_mode, device)
         self._moves = torch.tensor(MOVES, device=self.device)
-        self._never = torch.zeros(num_envs, dtype=torch.bool, device=self.device)
+        self._never_terminated = torch.zeros(num_envs, dtype=torch.bool, device=self.device)
         self.goals = torch.zeros(num_envs, num_goals, 2, device=self.device)
-        self.agent, self._right = self.goals[:, 0].clone(), self.goals[:, 0].clone()  # [E, 2]
+        self.agent, self._right_goal = self.goals[:, 0].clone(), self.goals[:, 0].clone()  # [E, 2]
 
-    def task_label(self, task):
-        """The task's name for people: the colour of its goal."""
+    def task_label(self, task: int) -> str:
+        """Return the colour of the task's goal."""
         return list(COLOURS)[task]
 
-    def _space(self):
+    def _space(self) -> Box:
         return Box(-np.inf, np.inf, (2 + 2 * len(self.train_tasks),), np.float32)
 
-    def _new_goals(self, rng, n):
+    def _new_goals(self, rng: np.random.Generator, n: int) -> np.ndarray:
         return rng.uniform(0, WORLD, (n, len(self.train_tasks), 2))
 
-    def _reset(self, which):
-        goals = self._tensor(self._draw(self._new_goals, which))
-        self.goals[which], self.agent[which] = goals, START
-        self._right[which] = goals[range(len(which)), [self.task[e] for e in which]]
-        self._seen = self.goals.flatten(1) / WORLD
+    def _reset(self, slots: np.ndarray) -> torch.Tensor:
+        goals = self._tensor(self._sample(self._new_goals, slots))
+        self.goals[slots], self.agent[slots] = goals, START
+        self._right_goal[slots] = goals[np.arange(len(slots)), np.array(self.task)[slots]]
+        self._scaled_goals = self.goals.flatten(1) / WORLD
         return self._observation()
 
-    def _observation(self):
-        return torch.cat((self.agent / WORLD, self._seen), 1)
+    def _observation(self) -> torch.Tensor:
+        return torch.cat((self.agent / WORLD, self._scaled_goals), 1)
 
-    def _step(self, actions):
+    def _step(self, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Info]:
         self.agent = self.agent + self._moves[actions]
-        return self._observation(), near(self.agent, self._right).float(), self._never, {}
+        return self._observation(), near(self.agent, self._right_goal).float(), self._never_terminated, {}
 
-    def _circles(self, e):
+    def _circles(self, e: int) -> Iterable[Circle]:
         for goal, colour in zip(self.goals[e], COLOURS.values(), strict=False):
-            yield goal, GOAL, colour, 0
-        yield self._right[e], NEAR**0.5, BLACK, 2
-        yield self.agent[e], AGENT, BLACK, 0
+            yield goal, GOAL_RADIUS, colour, 0
+        yield self._right_goal[e], NEAR**0.5, BLACK, 2
+        yield self.agent[e], AGENT_RADIUS, BLACK, 0
 
 
 class MovementBandits(SingleEnv):
@@ -86,7 +118,7 @@ class MovementBandits(SingleEnv):
     vector_class = MovementBanditsVector
 
 
-PRESET = {
+PRESET: dict[str, Any] = {
     "N": 40,
     "W": 60,
     "U": 1,

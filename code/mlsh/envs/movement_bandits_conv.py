@@ -1,68 +1,82 @@
-"""MovementBanditsConv: MovementBandits seen as a small image."""
+"""MovementBanditsConv: MovementBandits observed as a small image."""
 
 import numpy as np
 import torch
 from gymnasium.spaces import Box
 
-from mlsh.envs.base import SingleEnv
-from mlsh.envs.movement_bandits import PRESET as OF_BANDITS
+from mlsh.envs.base import Info, SingleEnv
+from mlsh.envs.movement_bandits import PRESET as BANDITS_PRESET
 from mlsh.envs.movement_bandits import MovementBanditsVector
 from mlsh.envs.point_world import WORLD, near
 from mlsh.envs.registry import register
 
 CELL = 25.0  # pixels, the side of a cell
-SIDE = int(WORLD / CELL)  # of the image
-WALLS = 27.0, 350.0  # between which the agent stays, both coordinates
-GOALS = 26, 350  # from … to below …
-BEST_RETURN = 45.59  # the best possible mean return in 50 steps, by exact shortest paths to every goal, positions known
+SIDE = int(WORLD / CELL)  # cells, the side of the image
+WALLS = 27.0, 350.0  # pixels, the least and greatest x and y of the agent
+GOALS = 26, 350  # pixels; x and y of a goal are drawn from 26 … 349
+BEST_RETURN = 45.59  # in 50 steps: exact shortest paths to every goal, where positions are known exactly
 
 
 class MovementBanditsConvVector(MovementBanditsVector):
     """
     ## Description
-    The original's `MovementBanditsConv`, which it does not register: `MovementBandits-v0` as an image of 16 × 16 cells
-    of 25 pixels, and within walls. Standing near the right one of two goals pays; which one is right is the task, and
-    hidden.
+    The original's `MovementBanditsConv`, which the original does not register: `MovementBandits-v0` as an image of
+    16 × 16 cells of 25 pixels, and within walls. Standing near the right one of two goals pays. Which one is right is
+    the task, and it is not observed.
 
     ## Action Space
-    `Discrete(5)`: stay, +x, −x, +y, −y, 20 pixels a step, or up to the wall.
+    `Discrete(5)`: stay, +x, −x, +y, −y, by 20 pixels, or up to the wall.
 
     ## Observation Space
-    `Box(0, 1, (16, 16, 3), uint8)`: 1 in the cell [x // 25, y // 25] of the agent in plane 0, of goal 0 in plane 1, of
-    goal 1 in plane 2; else 0. (The original's is these numbers as a vector of floats.)
+    `Box(0, 1, (16, 16, 3), uint8)`, indexed [x // 25, y // 25, plane]. The original has the same numbers as a vector of
+    floats.
+
+    | plane | 1 in the cell of |
+    |--|--|
+    | 0 | the agent |
+    | 1 | goal 0 |
+    | 2 | goal 1 |
 
     ## Rewards
-    1 if, after the move, the squared distance to the task's goal is below 2500, else 0. (The original pays before its
-    walls stop the agent.)
+    1 if, after the move, the squared distance between the agent and the task's goal is below 2500; otherwise 0. The
+    original computes the reward before its walls stop the agent.
 
     ## Starting State
-    The agent at (200, 200), each goal's coordinates whole numbers, uniform in 26 … 349.
+    The agent is at (200, 200). The coordinates of each goal are whole numbers, uniform in 26 … 349.
 
     ## Episode End
     Truncated after 50 steps, never terminated.
 
     ## Arguments
-    `num_envs` and `device` (batched view only); `max_episode_steps`; `render_mode`, as of `MovementBandits-v0`.
+    `max_episode_steps`; `render_mode`, "human" or "rgb_array". Batched view only: `num_envs` and `device`.
+
+    Pictures show the world and not the cells, as in `MovementBandits-v0`.
     """
 
-    def __init__(self, num_envs=1, max_episode_steps=None, render_mode=None, device="cpu"):
+    def __init__(
+        self,
+        num_envs: int = 1,
+        max_episode_steps: int | None = None,
+        render_mode: str | None = None,
+        device: str | torch.device = "cpu",
+    ) -> None:
         super().__init__(num_envs, 2, max_episode_steps, render_mode, device)
 
-    def _space(self):
+    def _space(self) -> Box:
         return Box(0, 1, (SIDE, SIDE, 3), np.uint8)
 
-    def _new_goals(self, rng, n):
+    def _new_goals(self, rng: np.random.Generator, n: int) -> np.ndarray:
         return rng.integers(*GOALS, (n, 2, 2))
 
-    def _observation(self):
+    def _observation(self) -> torch.Tensor:
         x, y = (torch.cat((self.agent[:, None], self.goals), 1) / CELL).long().unbind(2)  # [E, 3]
         image = torch.zeros(self.num_envs, SIDE, SIDE, 3, dtype=torch.uint8, device=self.device)
         image[torch.arange(self.num_envs)[:, None], x, y, torch.arange(3)] = 1
         return image
 
-    def _step(self, actions):
+    def _step(self, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Info]:
         self.agent = (self.agent + self._moves[actions]).clamp(*WALLS)
-        return self._observation(), near(self.agent, self._right).float(), self._never, {}
+        return self._observation(), near(self.agent, self._right_goal).float(), self._never_terminated, {}
 
 
 class MovementBanditsConv(SingleEnv):
@@ -70,7 +84,7 @@ class MovementBanditsConv(SingleEnv):
     vector_class = MovementBanditsConvVector
 
 
-PRESET = OF_BANDITS | {
+PRESET = BANDITS_PRESET | {
     "W": 5,
     "U": 3,
     "tasks": 45,

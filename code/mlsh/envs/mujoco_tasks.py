@@ -1,7 +1,9 @@
-"""What the MuJoCo families share: stepping a batch on a pool of threads, episodes that diverge, rendering."""
+"""What the MuJoCo families share: parallel simulation, the handling of divergence, and rendering."""
 
 import contextlib
 import os
+from collections.abc import Iterator
+from typing import Any
 
 import mujoco
 import mujoco.rollout
@@ -9,91 +11,121 @@ import numpy as np
 import torch
 from gymnasium.envs.mujoco.mujoco_rendering import MujocoRenderer
 
-from mlsh.envs.base import VectorTasks
+from mlsh.envs.base import Frames, Info, VectorTasks
 from mlsh.envs.opengl import REMEDY, choose_opengl
 from mlsh.errors import RenderingUnavailable
 
-TOO_LARGE = 1e3  # of a position or velocity, which stay below 1e2: the simulation has diverged
+DIVERGED_ABOVE = 1e3  # of a position or velocity; in simulations that have not diverged they stay below 1e2
 
 
 class MujocoTasks(VectorTasks):
-    """A family of tasks simulated by MuJoCo; control and state live on the CPU, as MuJoCo does.
+    """A family of tasks simulated by MuJoCo on a pool of threads. Control and state are on the CPU, as MuJoCo is.
 
-    An episode whose state stops being finite, or exceeds 1e3, has diverged: it keeps its last good state, terminates,
-    is flagged in `info["diverged"]`, and is paid for every step that it misses what standing still in that state pays.
+    An episode diverges if its state is no longer finite or exceeds 1e3. It then keeps its last good state, terminates,
+    and is flagged in `info["diverged"]`. Its last reward is what standing still in that state pays, for this step and
+    every step that is missing until the time limit.
 
-    A subclass sets `frame_skip` and `camera` (MuJoCo camera attributes) and defines `_initial(which)` -> qpos, qvel of
-    the slots `which` (each [len(which), …]), `_observe(qpos, qvel)` -> [E, obs], and `_reward(before, actions, qpos,
-    sensors)` -> reward [E] and what the info reports beside it, a dict of [E]; `before` and `qpos` [E, nq] are those
-    before and after the step.
+    A subclass sets `frame_skip` and `camera` (attributes of a MuJoCo camera) and defines:
+
+    - `_initial_state(slots)`: returns qpos and qvel, [len(slots), …] each, with which episodes in `slots` begin
+    - `_observe(qpos, qvel)`: returns the observations [E, obs]
+    - `_reward(qpos_before, actions, qpos, sensors)`: returns the rewards [E] and a dict of further values [E] for the
+      info; `qpos_before` and `qpos` [E, nq] are from before and after the step
+
+    `sim_threads` is the number of threads, 0 or None for all cores. Results do not depend on it.
     """
 
     frame_skip: int
-    camera: dict
+    camera: dict[str, Any]
     picture, window = (480, 360), (960, 720)  # width and height
 
-    def __init__(self, model, num_envs, max_episode_steps, render_mode, device, sim_threads):
+    def __init__(
+        self,
+        model: mujoco.MjModel,
+        num_envs: int,
+        max_episode_steps: int | None,
+        render_mode: str | None,
+        device: str | torch.device,
+        sim_threads: int | None,
+    ) -> None:
         super().__init__(num_envs, max_episode_steps, render_mode, device)
         self.model = model
-        model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET  # would hide a divergence
-        cores = os.cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's processes share them
+        model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET  # an automatic reset would hide a divergence
+        # the processes of torchrun share the cores
+        cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         threads = min(sim_threads or max(cores, 1), num_envs)
-        mujoco.set_mju_user_warning(lambda message: None)  # else written to MUJOCO_LOG.TXT where the user stands
+        # without this MuJoCo writes MUJOCO_LOG.TXT into the working directory
+        mujoco.set_mju_user_warning(lambda message: None)
         self._pool = mujoco.rollout.Rollout(nthread=threads if threads > 1 else 0)
         self._data = [mujoco.MjData(model) for _ in range(threads)]
-        self._renderer = None
+        self._renderer: MujocoRenderer | None = None
         self._state = np.zeros((num_envs, 1 + model.nq + model.nv))  # time, qpos, qvel
         self._sensors = np.zeros((num_envs, model.nsensordata))  # of the last good step
 
-    def _reset(self, which):
-        self._state = self._state.copy()  # it has been handed out
-        self._state[which] = np.concatenate((np.zeros((len(which), 1)), *self._initial(which)), 1)
-        # sensors show the state from which a substep starts
-        self._sensors[which] = self._pool.rollout(self.model, self._data, self._state[which], nstep=1)[1][:, 0]
+    def _initial_state(self, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        raise NotImplementedError
+
+    def _observe(self, qpos: np.ndarray, qvel: np.ndarray) -> np.ndarray:
+        raise NotImplementedError
+
+    def _reward(
+        self, qpos_before: np.ndarray, actions: np.ndarray, qpos: np.ndarray, sensors: np.ndarray
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        raise NotImplementedError
+
+    def _edit_state(self, state: np.ndarray) -> None:
+        """Change `state` [E, 1 + nq + nv] in place after a control step, where the rules ask for more than physics."""
+
+    def _reset(self, slots: np.ndarray) -> torch.Tensor:
+        self._state = self._state.copy()  # callers may hold the old array
+        self._state[slots] = np.concatenate((np.zeros((len(slots), 1)), *self._initial_state(slots)), 1)
+        # the sensors after one substep show the state before it
+        self._sensors[slots] = self._pool.rollout(self.model, self._data, self._state[slots], nstep=1)[1][:, 0]
         return self._tensor(self._observe(*self._split(self._state)))
 
-    def _split(self, state):
-        """Its qpos and qvel."""
+    def _split(self, state: np.ndarray) -> list[np.ndarray]:
+        """Return qpos [E, nq] and qvel [E, nv] of states [E, 1 + nq + nv]."""
         return np.split(state[:, 1:], [self.model.nq], 1)
 
     @property
-    def state(self):
+    def state(self) -> np.ndarray:
         """Time, qpos and qvel of every episode, float64 [E, 1 + nq + nv]."""
         return self._state
 
-    def control(self, actions):
-        """Actions [E, nu] as MuJoCo wants them, float64 [E, frame_skip, nu]; it clips them to the actuators' range."""
+    def control(self, actions: torch.Tensor) -> np.ndarray:
+        """Return actions [E, nu] as float64 [E, frame_skip, nu]. MuJoCo clips them to the actuators' range."""
         return np.repeat(actions.cpu().numpy().astype(np.float64)[:, None], self.frame_skip, 1)
 
-    def simulate(self, state, control):
-        """A control step from `state` for every episode: states [E, frame_skip, …] and sensors, of each substep."""
+    def simulate(self, state: np.ndarray, control: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Simulate one control step of every episode from `state`.
+
+        Returns the states and the sensors after each substep, [E, frame_skip, …] both.
+        """
         return self._pool.rollout(self.model, self._data, state, control)
 
-    def _step(self, actions):
+    def _step(self, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Info]:
         states, sensors = self.simulate(self._state, self.control(actions))
-        state, sensors, actions = states[:, -1], sensors[:, -1], actions.numpy(force=True)
-        diverged = ~(np.abs(state[:, 1:]) < TOO_LARGE).all(1)  # NaN included
-        failed = diverged.any()
-        if failed:
+        state, sensors, action_array = states[:, -1], sensors[:, -1], actions.numpy(force=True)
+        diverged = ~np.all(np.abs(state[:, 1:]) < DIVERGED_ABOVE, axis=1)  # written so that NaN counts as diverged
+        any_diverged = diverged.any()
+        if any_diverged:
             state[diverged], sensors[diverged] = self._state[diverged], self._sensors[diverged]
-            actions = np.where(diverged[:, None], 0, actions)
-        reward, reported = self._reward(self._split(self._state)[0], actions, self._split(state)[0], sensors)
-        if failed:
+            action_array = np.where(diverged[:, None], 0, action_array)
+        qpos_before, qpos = self._split(self._state)[0], self._split(state)[0]
+        reward, values = self._reward(qpos_before, action_array, qpos, sensors)
+        if any_diverged:
             elapsed = self._elapsed.numpy(force=True)
-            missed = (self.max_episode_steps or elapsed) - elapsed + 1
-            reward = np.where(diverged, reward * missed, reward)
-        self._between(state)
+            steps_missing = (self.max_episode_steps or elapsed) - elapsed + 1
+            reward = np.where(diverged, reward * steps_missing, reward)
+        self._edit_state(state)
         self._state, self._sensors = state, sensors
-        info = {name: self._tensor(x) for name, x in reported.items()}
-        info["diverged"] = torch.from_numpy(diverged).to(self.device)
-        return self._tensor(self._observe(*self._split(state))), self._tensor(reward), info["diverged"], info
-
-    def _between(self, state):
-        """What changes between two control steps other than by simulation: to be written into `state`."""
+        info = {name: self._tensor(x) for name, x in values.items()}
+        terminated = info["diverged"] = torch.from_numpy(diverged).to(self.device)
+        return self._tensor(self._observe(*self._split(state))), self._tensor(reward), terminated, info
 
     @contextlib.contextmanager
-    def simulating(self):
-        """Leaves torch one thread: more would spin in the way of MuJoCo's own."""
+    def rollout_context(self) -> Iterator[None]:
+        """Limit PyTorch to one thread: idle threads of its own would slow down those of MuJoCo."""
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
@@ -101,34 +133,37 @@ class MujocoTasks(VectorTasks):
         finally:
             torch.set_num_threads(threads)
 
-    def render(self):
-        """A tuple of E frames, uint8 [360, 480, 3] ("rgb_array"), or the first episode in a window ("human").
+    def render(self) -> Frames:
+        """Return one frame per slot, uint8 [360, 480, 3], or show the first episode in a window ("human").
 
-        Raises RenderingUnavailable if this machine has no OpenGL.
+        Raises RenderingUnavailable if OpenGL does not work on this machine.
         """
         human = self.render_mode == "human"
         if self._renderer is None:
             choose_opengl(human)
         try:
-            self._renderer = self._renderer or self._new_renderer(human)
+            self._renderer = self._renderer or self._make_renderer(human)
             frames = tuple(self._render_episode(e) for e in range(1 if human else self.num_envs))
-        except Exception as error:  # each backend fails in its own way
+        except Exception as error:  # each OpenGL backend raises exceptions of its own
             raise RenderingUnavailable(f"OpenGL fails; {REMEDY} ({' '.join(str(error).split())})") from None
         return None if human else frames
 
-    def _new_renderer(self, human):
+    def _make_renderer(self, human: bool) -> MujocoRenderer:
         self._shown = mujoco.MjData(self.model)
-        renderer = MujocoRenderer(self.model, self._shown, self.camera, *(self.window if human else self.picture))
-        if human:  # without the menu over the picture, for which Gymnasium has a key (H) but no argument
-            renderer._get_viewer("human")._hide_menu = True
+        width, height = self.window if human else self.picture
+        renderer = MujocoRenderer(self.model, self._shown, self.camera, width, height)
+        if human:  # hide the menu that covers the picture; Gymnasium has a key for it (H), but no argument
+            viewer: Any = renderer._get_viewer("human")
+            viewer._hide_menu = True
         return renderer
 
-    def _render_episode(self, e):
+    def _render_episode(self, e: int) -> Any:
         self._shown.qpos, self._shown.qvel = np.split(self._state[e, 1:], [self.model.nq])
         mujoco.mj_forward(self.model, self._shown)
+        assert self._renderer is not None
         return self._renderer.render(self.render_mode)
 
-    def close_extras(self, **kwargs):
+    def close_extras(self, **kwargs: Any) -> None:
         self._pool.close()
         if self._renderer is not None:
             self._renderer.close()

@@ -1,4 +1,4 @@
-"""With which OpenGL MuJoCo's scenes are drawn: that of a display, EGL or OSMesa, whichever this machine has."""
+"""Which OpenGL backend renders MuJoCo's scenes: that of a display (GLFW), EGL or OSMesa."""
 
 import functools
 import os
@@ -12,15 +12,15 @@ from mlsh.errors import RenderingUnavailable
 
 try:
     import mujoco
-except Exception:  # as MUJOCO_GL names what this machine lacks; but only pictures want it
-    wanted = os.environ.pop("MUJOCO_GL", "")
+except Exception:  # MUJOCO_GL names a backend that this machine lacks; only rendering needs it
+    requested = os.environ.pop("MUJOCO_GL", "")
     import mujoco  # noqa: F401
 
-    os.environ["MUJOCO_GL"] = wanted
+    os.environ["MUJOCO_GL"] = requested
 
 BACKENDS = ("glfw", "egl", "osmesa")
 REMEDY = "on Debian, apt install libegl1 or libosmesa6"
-DRAW = """
+RENDER_ONCE = """
 import mujoco, sys
 from importlib import import_module
 context = import_module(f"mujoco.{sys.argv[1]}").GLContext(9, 9)
@@ -29,43 +29,47 @@ mujoco.MjrContext(mujoco.MjModel.from_xml_string("<mujoco/>"), mujoco.mjtFontSca
 """
 
 
-def choose_opengl(human=False):
-    """Set MUJOCO_GL, if the user has not, to what draws here: a display, else EGL, else OSMesa.
+def choose_opengl(human: bool = False) -> None:
+    """Set MUJOCO_GL to the first backend that works here: a display, EGL, OSMesa. A user's own setting is kept.
 
-    Raises RenderingUnavailable if nothing does, or not what the user has set, or no display for a window (`human`).
+    `human` asks for a window, which needs a display.
+
+    Raises RenderingUnavailable if no backend works, if the one that the user has set does not work, or if a window has
+    no display.
     """
     if human:
-        if not draws("glfw"):
-            raise RenderingUnavailable("no display for a window; use render_mode rgb_array")
+        if not can_render("glfw"):
+            raise RenderingUnavailable("there is no display for a window; use render_mode rgb_array")
         return
-    wanted = os.environ.get("MUJOCO_GL")
-    for name in (wanted,) if wanted else BACKENDS:
-        if draws(name):
-            os.environ["MUJOCO_GL"] = name
+    requested = os.environ.get("MUJOCO_GL")
+    for backend in (requested,) if requested else BACKENDS:
+        if can_render(backend):
+            os.environ["MUJOCO_GL"] = backend
             return
-    missing = f"no OpenGL by MUJOCO_GL={wanted}; unset it, or use another" if wanted else "no OpenGL for drawing"
-    raise RenderingUnavailable(f"{missing}; {REMEDY}")
+    if requested:
+        raise RenderingUnavailable(f"no OpenGL with MUJOCO_GL={requested}; unset it or use another; {REMEDY}")
+    raise RenderingUnavailable(f"no OpenGL for rendering; {REMEDY}")
 
 
 @functools.cache
-def draws(name):
-    """Whether the backend `name` draws here."""
-    if name == "glfw":
+def can_render(backend: str) -> bool:
+    """Return whether the OpenGL backend works on this machine."""
+    if backend == "glfw":
         return has_display()
-    if name not in BACKENDS:
+    if backend not in BACKENDS:
         return False
-    # in a process of its own, since what fails spoils PyOpenGL for the next
-    command, env = [sys.executable, "-P", "-c", DRAW, name], os.environ | {"MUJOCO_GL": name}
-    return subprocess.run(command, env=env, capture_output=True).returncode == 0
+    # tried in a process of its own, because a backend that fails leaves PyOpenGL unusable for the next
+    command = [sys.executable, "-P", "-c", RENDER_ONCE, backend]
+    return subprocess.run(command, env=os.environ | {"MUJOCO_GL": backend}, capture_output=True).returncode == 0
 
 
-def has_display():
-    """Whether GLFW opens a window here; what asks it for one without a display may abort.
+def has_display() -> bool:
+    """Return whether GLFW can open a window here. Rendering with GLFW without a display may abort the process.
 
-    It stays connected: an Xvfb starts anew, and refuses everybody meanwhile, when its last client has left.
+    GLFW stays connected to the display. An Xvfb restarts when its last client leaves, and refuses everyone meanwhile.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # GLFW's own, of what fails
+        warnings.simplefilter("ignore")  # GLFW warns about what fails
         if not glfw.init():
             return False
         glfw.window_hint(glfw.VISIBLE, 0)

@@ -3,7 +3,7 @@
 from typing import Any, Literal, Self
 
 from mlsh.envs.base import VectorTasks
-from mlsh.envs.registry import make_env, most_episodes
+from mlsh.envs.registry import make_env, max_parallel_episodes
 from mlsh.progress import progress_bar
 
 Purpose = Literal["play", "evaluate"]
@@ -14,7 +14,7 @@ class EnvPool:
 
     def __init__(self, cfg: Any, description: str, env_steps: int) -> None:
         self.cfg = cfg
-        self.slots_at_once: int = most_episodes(cfg)
+        self.slots_at_once: int = max_parallel_episodes(cfg)
         self._envs: dict[Purpose, VectorTasks] = {}
         self._bar = progress_bar(env_steps, description=description, unit=" steps")
 

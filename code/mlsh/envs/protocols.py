@@ -1,134 +1,150 @@
-"""How the tasks of somebody's environment are drawn and set: a small class for each way that is in use."""
+"""How the tasks of a Gymnasium environment are sampled and set: one small class for each interface in use."""
 
 import inspect
 import random
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
+from mlsh.envs.base import Task
 
-def seed_globals(rng):
+
+def seed_global_generators(rng: np.random.Generator) -> None:
+    """Seed NumPy's and Python's global generators with numbers from `rng`."""
     np.random.seed(rng.integers(2**32))
     random.seed(int(rng.integers(2**32)))
 
 
-def seed_all(env, rng):
-    """Let a method that takes no generator draw what `rng` determines."""
-    seed_globals(rng)
-    if hasattr(env, "seed"):  # of old Gym
+def seed_all_generators(env: Any, rng: np.random.Generator) -> None:
+    """Seed the global generators and that of `env`, so that a method without a generator argument is reproducible."""
+    seed_global_generators(rng)
+    if hasattr(env, "seed"):  # environments of the old Gym
         env.seed(int(rng.integers(2**31)))
     else:
         env.np_random = np.random.default_rng(rng.integers(2**32))
 
 
-class Protocol:
-    """The task distribution of environments that `fits` recognises; `env` is each time one of the copies."""
+class TaskProtocol:
+    """One interface by which environments offer tasks.
 
-    train_tasks = None  # a finite family: the list 0 … n-1
-    test_tasks = None  # those of it that are kept out of training: n … m-1
-    holds_out = False  # an infinite family: whether there is `sample_test_task`, as `sample_task`
-
-    def __init__(self, env):
-        """From the first copy."""
-
-    @staticmethod
-    def fits(env):
-        raise NotImplementedError
-
-    def sample_task(self, env, rng):
-        """Of an infinite family: draw a task with the NumPy generator `rng`."""
-        raise NotImplementedError
-
-    def theirs(self, task):
-        """What the environment calls a task."""
-        return task
-
-    def set_task(self, env, task):
-        env.set_task(self.theirs(task))
-
-    def label(self, env, task):
-        """The task's name for people; the environment may have a `task_label` that gives one."""
-        return str(env.task_label(self.theirs(task)) if hasattr(env, "task_label") else task)
-
-    def seed(self, env, rng):
-        """Before every reset, which itself takes a seed."""
-        seed_globals(rng)
-
-
-class Listed(Protocol):
-    """`train_tasks` and `set_task`, as in Meta-World, and maybe `test_tasks`.
-
-    A task is its index in the two lists, one after the other; they may hold any objects.
+    `matches(env)` says whether an environment has the interface. The protocol is then made from the first copy of the
+    environment. Its methods take one of the copies as `env`.
     """
 
-    def __init__(self, env):
-        held_out, n = getattr(env, "test_tasks", None), len(env.train_tasks)
-        self._list = [*env.train_tasks, *(() if held_out is None else held_out)]
-        self.train_tasks = list(range(n))
-        self.test_tasks = list(range(n, len(self._list))) or None
+    train_tasks: list[int] | None = None  # of a finite family: 0 … n − 1
+    test_tasks: list[int] | None = None  # its held-out tasks: n … m − 1
+    has_test_sampler = False  # whether an infinite family has held-out tasks, drawn by `sample_test_task`
+
+    def __init__(self, env: Any) -> None:
+        """Read the tasks of a finite family from the first copy."""
 
     @staticmethod
-    def fits(env):
-        listed = getattr(env, "train_tasks", None)
-        return hasattr(env, "set_task") and listed is not None and len(listed) > 0
+    def matches(env: Any) -> bool:
+        raise NotImplementedError
 
-    def theirs(self, task):
-        return self._list[task]
+    def sample_task(self, env: Any, rng: np.random.Generator) -> Any:
+        """Draw a task of an infinite family with the NumPy generator `rng`."""
+        raise NotImplementedError
 
+    def sample_test_task(self, env: Any, rng: np.random.Generator) -> Any:
+        """Draw a held-out task of an infinite family with the NumPy generator `rng`."""
+        raise NotImplementedError
 
-class Sampled(Protocol):
-    """`sample_task` and `set_task`, and maybe `sample_test_task`; a NumPy generator goes to what takes an argument."""
-
-    _arrays = False
-
-    def __init__(self, env):
-        self.holds_out = hasattr(env, "sample_test_task")
-
-    @staticmethod
-    def fits(env):
-        return hasattr(env, "set_task") and hasattr(env, "sample_task")
-
-    def sample_task(self, env, rng):
-        return self._drawn(env, env.sample_task, rng)
-
-    def sample_test_task(self, env, rng):
-        return self._drawn(env, env.sample_test_task, rng)
-
-    def _drawn(self, env, draw, rng):
-        if inspect.signature(draw).parameters:
-            task = draw(rng)
-        else:
-            seed_all(env, rng)
-            task = draw()
-        self._arrays = isinstance(task, np.ndarray)  # it gets back what it gave
+    def native_task(self, task: Task) -> Any:
+        """Return the object that the environment itself uses for a task."""
         return task
 
-    def theirs(self, task):
-        return np.array(task) if self._arrays else task
+    def set_task(self, env: Any, task: Task) -> None:
+        env.set_task(self.native_task(task))
+
+    def label(self, env: Any, task: Task) -> str:
+        """Return a readable name of the task: from the environment's `task_label`, if it has that method."""
+        return str(env.task_label(self.native_task(task)) if hasattr(env, "task_label") else task)
+
+    def seed(self, env: Any, rng: np.random.Generator) -> None:
+        """Seed what a reset does not seed itself. Called before every reset."""
+        seed_global_generators(rng)
 
 
-class Original(Protocol):
-    """`randomizeCorrect` and `realgoal`, as in the original code: the one draws a task into the other."""
+class TaskList(TaskProtocol):
+    """Environments with `train_tasks` and `set_task`, as in Meta-World, and possibly `test_tasks`.
+
+    The two lists may hold any objects. A task is its index in both lists joined.
+    """
+
+    def __init__(self, env: Any) -> None:
+        held_out, n = getattr(env, "test_tasks", None), len(env.train_tasks)
+        self._native_tasks = [*env.train_tasks, *(() if held_out is None else held_out)]
+        self.train_tasks = list(range(n))
+        self.test_tasks = list(range(n, len(self._native_tasks))) or None
 
     @staticmethod
-    def fits(env):
+    def matches(env: Any) -> bool:
+        tasks = getattr(env, "train_tasks", None)
+        return hasattr(env, "set_task") and tasks is not None and len(tasks) > 0
+
+    def native_task(self, task: Any) -> Any:
+        return self._native_tasks[task]
+
+
+class TaskSampler(TaskProtocol):
+    """Environments with `sample_task` and `set_task`, and possibly `sample_test_task`.
+
+    A sampling method that takes an argument gets a NumPy generator. For one without, all generators are seeded first.
+    """
+
+    _returns_arrays = False
+
+    def __init__(self, env: Any) -> None:
+        self.has_test_sampler = hasattr(env, "sample_test_task")
+
+    @staticmethod
+    def matches(env: Any) -> bool:
+        return hasattr(env, "set_task") and hasattr(env, "sample_task")
+
+    def sample_task(self, env: Any, rng: np.random.Generator) -> Any:
+        return self._call(env, env.sample_task, rng)
+
+    def sample_test_task(self, env: Any, rng: np.random.Generator) -> Any:
+        return self._call(env, env.sample_test_task, rng)
+
+    def _call(self, env: Any, sample: Callable[..., Any], rng: np.random.Generator) -> Any:
+        if inspect.signature(sample).parameters:
+            task = sample(rng)
+        else:
+            seed_all_generators(env, rng)
+            task = sample()
+        self._returns_arrays = isinstance(task, np.ndarray)  # `set_task` then gets an array, too
+        return task
+
+    def native_task(self, task: Task) -> Any:
+        return np.array(task) if self._returns_arrays else task
+
+
+class OriginalCode(TaskProtocol):
+    """Environments of the original code: `randomizeCorrect` draws a task and stores it in `realgoal`."""
+
+    @staticmethod
+    def matches(env: Any) -> bool:
         return hasattr(env, "randomizeCorrect") and hasattr(env, "realgoal")
 
-    def sample_task(self, env, rng):
-        seed_all(env, rng)
+    def sample_task(self, env: Any, rng: np.random.Generator) -> Any:
+        seed_all_generators(env, rng)
         env.randomizeCorrect()
         return env.realgoal
 
-    def set_task(self, env, task):
+    def set_task(self, env: Any, task: Task) -> None:
         env.realgoal = task
 
-    def seed(self, env, rng):
-        seed_all(env, rng)
+    def seed(self, env: Any, rng: np.random.Generator) -> None:
+        seed_all_generators(env, rng)
 
 
-PROTOCOLS = (Listed, Sampled, Original)
-WANTED = "give its class sample_task(rng) or a list train_tasks, and set_task(task)"
+PROTOCOLS = (TaskList, TaskSampler, OriginalCode)
+REMEDY = "give its class sample_task(rng) or a list train_tasks, and set_task(task)"
 
 
-def protocol_of(env):
-    """The first protocol that fits the unwrapped environment, made from it; None if none does."""
-    return next((protocol(env) for protocol in PROTOCOLS if protocol.fits(env)), None)
+def find_protocol(env: Any) -> TaskProtocol | None:
+    """Return the first protocol that matches the environment, made from it, or None if none matches."""
+    return next((protocol(env) for protocol in PROTOCOLS if protocol.matches(env)), None)

@@ -1,32 +1,56 @@
-"""Which task families there are, and the batched environment of the one that --env names."""
+"""The registered task families, and how `--env` names are turned into batched environments."""
 
 import contextlib
-import dataclasses
 import functools
 import importlib
 import inspect
 import math
+from typing import Any, Protocol
 
 import gymnasium as gym
 from gymnasium.envs.registration import load_env_creator
 
-from mlsh.envs.base import VectorTasks
+from mlsh.envs.base import SingleEnv, VectorTasks
 from mlsh.envs.gymnasium_tasks import GymnasiumTasks
-from mlsh.envs.memory import available
+from mlsh.envs.memory import available_memory
 from mlsh.errors import EnvironmentFailed, RenderingUnavailable, UserError
 
-HARMLESS = 1_000_000  # env steps in a rollout, whatever is observed
-COPIES = 4  # of a rollout's observations: stacked, normalised, for the sub-policies, for the normaliser; of images one
-PRESETS = {}  # id of a family registered here -> its settings
-BEST_RETURNS = {}  # id -> the best possible mean return, where it is known
+ALWAYS_FITS = 1_000_000  # env steps: a rollout of so many fits into memory, whatever its observations
+# How often a rollout's observations are held: stacked, normalised, for the sub-policies, for the normaliser.
+# Images are held once.
+OBSERVATION_COPIES = 4
+OTHER_BYTES = 64  # per env step: actions, rewards and the like
+PRESETS: dict[str, dict[str, Any]] = {}  # id of a registered family -> its settings
+BEST_RETURNS: dict[str, float | None] = {}  # id -> the best possible mean return, or None if it is unknown
 
 
-def register(env_id, single, max_episode_steps, preset, best_return=None, **kwargs):
-    """Register a family with Gymnasium, under one id its single and its batched environment, and its preset.
+class EnvSettings(Protocol):
+    """The settings that `make_env` reads; each class of run settings has them."""
 
-    `single`: a subclass of `SingleEnv`. `preset`: the settings (fields of `config.Config`) that are good for it; the
-    others have their defaults. `best_return`: the best possible mean return, if it is known. `kwargs`: of the
-    environments' constructors.
+    env: str
+    T: int
+    device: str
+    sim_threads: int
+    copies: int
+
+
+def register(
+    env_id: str,
+    single: type[SingleEnv],
+    max_episode_steps: int,
+    preset: dict[str, Any],
+    best_return: float | None = None,
+    **kwargs: Any,
+) -> None:
+    """Register a family with Gymnasium: its single and its batched environment under one id, and its preset.
+
+    Args:
+        env_id: The Gymnasium id.
+        single: The single environment; its `vector_class` is the batched one.
+        max_episode_steps: The time limit of an episode.
+        preset: Settings (fields of `config.Config`) that work well for the family. The others keep their defaults.
+        best_return: The best possible mean return in training, if it is known.
+        kwargs: Arguments of both constructors.
     """
     batched = single.vector_class
     gym.register(
@@ -39,78 +63,87 @@ def register(env_id, single, max_episode_steps, preset, best_return=None, **kwar
     PRESETS[env_id], BEST_RETURNS[env_id] = preset, best_return
 
 
-def ids():
-    """The Gymnasium ids of the package's own families."""
+def env_ids() -> tuple[str, ...]:
+    """Return the Gymnasium ids of the families that this package registers."""
     return tuple(PRESETS)
 
 
-def find_id(env):
-    """The Gymnasium id in `module:Id-v0`, its module imported. Raises UserError if there is no such environment."""
+def find_id(env: str) -> str:
+    """Return the Gymnasium id in `module:Id-v0`, after importing the module.
+
+    Raises UserError if the import fails or there is no such environment.
+    """
     module, _, env_id = env.rpartition(":")
     try:
         if module:
             importlib.import_module(module)
         gym.spec(env_id)
-    except Exception as error:  # an imported module may raise anything
+    except Exception as error:  # the imported module may raise anything
         if not isinstance(error, (gym.error.Error, ModuleNotFoundError)):
             raise UserError(f"--env {env}: {EnvironmentFailed.from_exception('at its import', error)}") from None
         reason = " ".join(str(error).split())
-        raise UserError(f"--env {env} is unknown ({reason}); the package's own are {', '.join(PRESETS)}") from None
+        raise UserError(f"--env {env} is unknown ({reason}); this package registers {', '.join(PRESETS)}") from None
     return env_id
 
 
-def preset(env):
-    """The settings that the family named `env` was registered with, and, as T, its own limit, if it has one."""
+def find_preset(env: str) -> dict[str, Any]:
+    """Return the preset of the family named `env`. If it sets no T, T is the time limit of the environment itself."""
     env_id = find_id(env)
     limit = gym.spec(env_id).max_episode_steps
     return ({"T": limit} if limit else {}) | PRESETS.get(env_id, {})
 
 
-def best_return(env):
-    """The best possible mean return in the family named `env`, or None where it is not known."""
+def best_return(env: str) -> float | None:
+    """Return the best possible mean return in the family named `env`, or None if it is unknown."""
     return BEST_RETURNS.get(env.split(":")[-1])
 
 
-def find_class(env):
-    """The batched class of the family named `env`, or None if it has only a single environment."""
-    creator = gym.spec(find_id(env)).vector_entry_point
+def find_class(env: str) -> type[VectorTasks] | None:
+    """Return the batched class of the family named `env`, or None if it has only a single environment."""
+    creator: Any = gym.spec(find_id(env)).vector_entry_point
     if isinstance(creator, str):
         creator = load_env_creator(creator)
     return creator if inspect.isclass(creator) and issubclass(creator, VectorTasks) else None
 
 
-def most_episodes(cfg):
-    """How many episodes of the family a process should hold at once, where it may choose."""
+def max_parallel_episodes(cfg: EnvSettings) -> int:
+    """Return how many episodes a process should play side by side in tests, where the number is free."""
     return 10_000 if find_class(cfg.env) else cfg.copies
 
 
-def refuse_too_large(cfg, num_envs):
-    """Raise a UserError if a rollout of so many episodes cannot fit into memory, before the kernel ends the process.
+def check_memory(cfg: EnvSettings, num_envs: int) -> None:
+    """Check that a rollout of `num_envs` episodes fits into memory; otherwise the kernel would kill the process.
 
-    The estimate is low, so that nothing is refused that would do.
+    The estimate is a lower bound, so that nothing is refused that would fit. Raises UserError if it does not fit.
     """
     steps = num_envs * cfg.T
-    if steps <= HARMLESS:
+    if steps <= ALWAYS_FITS:
         return
-    with contextlib.closing(make_env(dataclasses.replace(cfg, T=1), 1)) as one:
-        space = one.single_observation_space
-        copies = 1 if len(space.shape) == 3 else COPIES
-        wanted = steps * (copies * math.prod(space.shape) * min(4, space.dtype.itemsize) + 64)  # and actions, rewards …
-    if wanted > available():
+    with contextlib.closing(_build_env(cfg, 1)) as env:
+        shape, dtype = env.single_observation_space.shape or (), env.single_observation_space.dtype
+    copies = 1 if len(shape) == 3 else OBSERVATION_COPIES
+    item_bytes = min(4, dtype.itemsize if dtype else 4)  # larger types are converted to float32
+    needed = steps * (copies * math.prod(shape) * item_bytes + OTHER_BYTES)
+    if needed > available_memory():
         raise UserError(
-            f"{num_envs:,} episodes of {cfg.T:,} steps at once want {wanted / 1e9:,.0f} GB of memory or "
-            f"more, and there are {available() / 1e9:,.0f}; use smaller -N, -T, --groups or --test_episodes "
+            f"{num_envs:,} episodes of {cfg.T:,} steps need {needed / 1e9:,.0f} GB of memory or more, but only "
+            f"{available_memory() / 1e9:,.0f} GB are available; use smaller -N, -T, --groups or --test_episodes "
             "(of evaluate.py -N, --eval_episodes, --seeds or --sample)"
         )
 
 
-def make_env(cfg, num_envs, render_mode=None):
-    """The batched environment that a Config names: `num_envs` episodes of `cfg.T` steps, on `cfg.device`.
+def make_env(cfg: EnvSettings, num_envs: int, render_mode: str | None = None) -> VectorTasks:
+    """Make the batched environment that `cfg.env` names: `num_envs` episodes of `cfg.T` steps, on `cfg.device`.
 
-    A family without a batched class (a `VectorTasks`) is stepped one by one.
-    Raises UserError if there is no such environment, if it has no task distribution, or if a rollout cannot fit.
+    An environment without a batched class (a `VectorTasks`) is wrapped in `GymnasiumTasks`, which steps one copy after
+    another. Raises UserError if there is no such environment, if it has no task distribution, or if a rollout does not
+    fit into memory; RenderingUnavailable if it cannot render in `render_mode`.
     """
-    refuse_too_large(cfg, num_envs)
+    check_memory(cfg, num_envs)
+    return _build_env(cfg, num_envs, render_mode)
+
+
+def _build_env(cfg: EnvSettings, num_envs: int, render_mode: str | None = None) -> VectorTasks:
     env_id, batched = find_id(cfg.env), find_class(cfg.env)
     if batched is None:
         make = functools.partial(gym.make, env_id, disable_env_checker=True)
@@ -118,12 +151,12 @@ def make_env(cfg, num_envs, render_mode=None):
             return GymnasiumTasks(make, num_envs, cfg.T, render_mode, cfg.device)
         except RenderingUnavailable:
             raise
-        except Exception as error:  # of the environment's own making, too
+        except Exception as error:  # includes those that the environment itself raises
             reason = error if isinstance(error, UserError) else EnvironmentFailed.from_exception("at its start", error)
             raise UserError(f"--env {cfg.env}: {reason}") from None
-    known = inspect.signature(batched).parameters
-    threads = {"sim_threads": cfg.sim_threads} if "sim_threads" in known else {}
-    return gym.make_vec(
+    takes_threads = "sim_threads" in inspect.signature(batched).parameters
+    threads: dict[str, Any] = {"sim_threads": cfg.sim_threads} if takes_threads else {}
+    env = gym.make_vec(
         env_id,
         num_envs=num_envs,
         vectorization_mode="vector_entry_point",
@@ -132,3 +165,5 @@ def make_env(cfg, num_envs, render_mode=None):
         device=cfg.device,
         **threads,
     )
+    assert isinstance(env, VectorTasks)
+    return env

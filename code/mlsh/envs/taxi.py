@@ -1,9 +1,12 @@
-"""Taxi: fetch a passenger at one of four places and take them to another; which is not told."""
+"""Taxi: fetch a passenger at one of four places and take them to another; neither place is observed."""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
 
-from mlsh.envs.base import SingleEnv
-from mlsh.envs.grid_world import DOWN, LEFT, RIGHT, UP, Dynamics, GridWorld, move_table
+from mlsh.envs.base import Info, SingleEnv
+from mlsh.envs.grid_world import DOWN, LEFT, RIGHT, UP, Cell, Dynamics, GridWorld, Mark, move_table
 from mlsh.envs.point_world import BLACK, COLOURS
 from mlsh.envs.registry import register
 
@@ -18,106 +21,130 @@ w w w  w
 wwwwwwww""".splitlines()
 SIDE = len(PLAN) - 2
 PLACES = {"R": (1, 1), "Y": (6, 1), "B": (6, 5), "G": (1, 6)}  # row and column
+NUM_TASKS, NUM_PICK_UPS = 60, 48  # the first 48 tasks begin with a pick-up, the others with the passenger on board
 HELD_OUT = [0, 4, 8, 13, 17, 21, 26, 30, 34, 39, 43, 47]
 STAY = (0, 0)
-MOVES = (STAY, LEFT, RIGHT, DOWN, UP, STAY)  # of the six actions
-HAND = 5  # the action that lets the passenger in or out
-STEP, DELIVERED = -0.1, 2.0  # rewards
+MOVES = (STAY, LEFT, RIGHT, DOWN, UP, STAY)  # of the six actions; the last is picking up or dropping off
+PICK_UP_OR_DROP_OFF = 5
+STEP_REWARD, DELIVERY_REWARD = -0.1, 2.0
 
 
-def number_of(cell, on_board=False):
-    """The state of the taxi on a cell (row, column): FAMP's, which counts down the columns."""
+class Trip(NamedTuple):
+    """A task: letters of PLACES."""
+
+    start: str
+    pick_up: str | None  # None if the passenger is on board at the start
+    goal: str
+
+
+def state_of(cell: Cell, on_board: bool = False) -> int:
+    """Return the state of a taxi on a cell, numbered as in FAMP: down the columns, and 36 more with the passenger."""
     return SIDE**2 * on_board + SIDE * (cell[1] - 1) + cell[0] - 1
 
 
-def trip(task):
-    """Where a task begins, where the passenger waits (None: is on board) and wants to go, letters of PLACES."""
-    names, on_board = list(PLACES), task >= 48
-    others, goal = divmod(task - 48 * on_board, 4)
-    start, other = (None, others) if on_board else divmod(others, 3)
-    place = names[(goal + other + 1) % 4]  # not the goal
-    return (place, None, names[goal]) if on_board else (names[start], place, names[goal])
+def decode_task(task: int) -> Trip:
+    """Return the trip with FAMP's number `task`."""
+    names = list(PLACES)
+    if task < NUM_PICK_UPS:
+        rest, goal = divmod(task, 4)
+        start, other = divmod(rest, 3)
+        return Trip(names[start], names[(goal + other + 1) % 4], names[goal])
+    other, goal = divmod(task - NUM_PICK_UPS, 4)
+    return Trip(names[(goal + other + 1) % 4], None, names[goal])
 
 
-TRIPS = [trip(task) for task in range(60)]
+TRIPS = [decode_task(task) for task in range(NUM_TASKS)]
 
 
-def build_dynamics():
-    """The family of all TRIPS."""
-    free = {(i, j): number_of((i, j)) for i, row in enumerate(PLAN) for j, sign in enumerate(row) if sign == " "}
-    moves = move_table(free, SIDE**2, MOVES)
+def build_dynamics() -> Dynamics:
+    """Build the family of all TRIPS."""
+    states = {
+        (i, j): state_of((i, j)) for i, row in enumerate(PLAN) for j, character in enumerate(row) if character == " "
+    }
+    moves = move_table(states, SIDE**2, MOVES)
     following = torch.cat((moves, moves + SIDE**2)).repeat(len(TRIPS), 1, 1)  # [tasks, S, A]
-    reward, ends = torch.full(following.shape, STEP), torch.zeros(following.shape, dtype=torch.bool)
+    reward, ends = torch.full(following.shape, STEP_REWARD), torch.zeros(following.shape, dtype=torch.bool)
     start = torch.zeros(len(TRIPS), dtype=torch.long)
-    for task, (begins, waits, goal) in enumerate(TRIPS):
-        start[task] = number_of(PLACES[begins], not waits)
-        if waits:
-            following[task, number_of(PLACES[waits]), HAND] = number_of(PLACES[waits], True)
-        there = task, number_of(PLACES[goal], True), HAND
-        reward[there], ends[there] = DELIVERED, True
-    return Dynamics.of(start, following[..., None], reward[..., None], ends[..., None])
+    for task, trip in enumerate(TRIPS):
+        start[task] = state_of(PLACES[trip.start], trip.pick_up is None)
+        if trip.pick_up:
+            place = PLACES[trip.pick_up]
+            following[task, state_of(place), PICK_UP_OR_DROP_OFF] = state_of(place, True)
+        delivery = task, state_of(PLACES[trip.goal], True), PICK_UP_OR_DROP_OFF
+        reward[delivery], ends[delivery] = DELIVERY_REWARD, True
+    return Dynamics.broadcast(start, following[..., None], reward[..., None], ends[..., None])
 
 
 class TaxiVector(GridWorld):
     """
     ## Description
-    The taxi of FAMP (Kuroo/FAMP, "Reusable Options through Gradient-based Meta Learning", `envs/taxi.py`). It is to
-    fetch a passenger at one of the places R, Y, B and G and take them to another, or has them on board. Where it
-    starts, fetches and goes is the task, and hidden. Gymnasium's own `Taxi` is another: 5 × 5 cells, passenger and goal
-    observed, and a fine for a wrong pick-up. (Under that name Gymnasium would advise to upgrade to its own.)
+    The taxi of FAMP (Kuroo/FAMP, "Reusable Options through Gradient-based Meta Learning", `envs/taxi.py`). The taxi
+    fetches a passenger at one of the places R, Y, B and G and takes them to another place, or has them on board from
+    the start. The task is where the taxi starts, fetches the passenger and drops them off. It is not observed.
 
-    The 60 tasks have FAMP's numbers: of 0 … 47 the remainder by 4 is the goal, that of the next digit (by 3) the
-    pick-up place among the other three, the last digit the start; in 48 … 59 the passenger is on board at the start,
-    which is one of the other three. FAMP's twelve are held out: 0, 4, 8, 13, 17, 21, 26, 30, 34, 39, 43, 47.
+    Gymnasium's own `Taxi` is a different environment: it has 5 × 5 cells, observes passenger and goal, and fines a
+    wrong pick-up. The id here contains FAMP because Gymnasium would otherwise advise to upgrade to its own.
+
+    The 60 tasks have FAMP's numbers. In 0 … 47 the taxi fetches the passenger: task = 12·start + 4·p + goal, with the
+    places numbered in the order R, Y, B, G, and p the number of the pick-up place among the three other than the goal,
+    counted from the goal on. In 48 … 59 the passenger is on board: task = 48 + 4·p + goal, and p is likewise the number
+    of the start. FAMP's twelve held-out tasks are held out: 0, 4, 8, 13, 17, 21, 26, 30, 34, 39, 43 and 47.
 
     ## Action Space
-    `Discrete(6)`: stay, left, right, down, up, pick up or drop off. A wall means stay.
+    `Discrete(6)`: stay, left, right, down, up, pick up or drop off. A move into a wall leaves the taxi where it is.
 
     ## Observation Space
-    `Box(0, 1, (72,))`: one-hot, 36 times whether the passenger is on board, plus the cell of the 6 × 6 grid, counted
-    down the columns; six cells are walls.
+    `Box(0, 1, (72,))`, one-hot: the cell of the 6 × 6 grid, counted down the columns, plus 36 if the passenger is on
+    board. Six cells are walls.
 
     ## Rewards
     2 for the drop-off at the goal, −0.1 for every other step. In FAMP the last of 1500 steps without a drop-off gives
-    −2, which is −0.1 a step for ever after at its γ of 0.95; here the learner bootstraps at the limit instead.
+    −2, which is −0.1 per step for ever after at its γ of 0.95. Here the learner bootstraps at the time limit instead.
 
     ## Starting State
-    The taxi on the task's start, without its passenger or with them.
+    The taxi is at the task's start, with or without its passenger.
 
     ## Episode End
-    Terminated by the drop-off, truncated after 1500 steps. `info["delivered"]` tells which.
+    Terminated by the drop-off, truncated after 1500 steps. `info["delivered"]` says which.
 
     ## Arguments
-    `num_envs` and `device` (batched view only); `max_episode_steps`; `render_mode`, "human" or "rgb_array":
-    400 × 400, walls grey, the taxi a black disc, the goal orange, the pick-up place blue, and so is the passenger on
-    board.
+    `max_episode_steps`; `render_mode`, "human" or "rgb_array". Batched view only: `num_envs` and `device`.
+
+    Pictures are 400 × 400 pixels. Walls are grey, the taxi is a black disc, the goal orange. The pick-up place is blue,
+    and so is the passenger on board.
     """
 
     plan = PLAN
     train_tasks = [task for task in range(len(TRIPS)) if task not in HELD_OUT]
     test_tasks = HELD_OUT
 
-    def __init__(self, num_envs=1, max_episode_steps=None, render_mode=None, device="cpu"):
+    def __init__(
+        self,
+        num_envs: int = 1,
+        max_episode_steps: int | None = None,
+        render_mode: str | None = None,
+        device: str | torch.device = "cpu",
+    ) -> None:
         cells = [(s % SIDE + 1, s // SIDE % SIDE + 1) for s in range(2 * SIDE**2)]
         super().__init__(build_dynamics(), cells, num_envs, max_episode_steps, render_mode, device)
 
-    def task_label(self, task):
-        """The task's name for people: start, pick-up place, goal, or start and goal."""
+    def task_label(self, task: int) -> str:
+        """Return the letters of start, pick-up place and goal, or of start and goal if the passenger is on board."""
         return "".join(filter(None, TRIPS[task]))
 
-    def _step(self, actions):
+    def _step(self, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Info]:
         observation, reward, terminated, _ = super()._step(actions)
         return observation, reward, terminated, {"delivered": terminated}
 
-    def _marks(self, e):
-        _, waits, goal = TRIPS[self._playing[e]]
-        on_board = self.state[e] >= SIDE**2
-        if waits and not on_board:
-            yield number_of(PLACES[waits]), COLOURS["blue"], None
-        yield number_of(PLACES[goal]), COLOURS["orange"], None
-        yield self.state[e], BLACK, 0.7
+    def _marks(self, e: int) -> Iterable[Mark]:
+        trip, state = TRIPS[int(self._episode_task[e])], int(self.state[e])
+        on_board = state >= SIDE**2
+        if trip.pick_up and not on_board:
+            yield state_of(PLACES[trip.pick_up]), COLOURS["blue"], None
+        yield state_of(PLACES[trip.goal]), COLOURS["orange"], None
+        yield state, BLACK, 0.7
         if on_board:
-            yield self.state[e], COLOURS["blue"], 0.3
+            yield state, COLOURS["blue"], 0.3
 
 
 class Taxi(SingleEnv):
@@ -125,7 +152,7 @@ class Taxi(SingleEnv):
     vector_class = TaxiVector
 
 
-PRESET = {
+PRESET: dict[str, Any] = {
     "N": 10,
     "W": 10,
     "U": 10,

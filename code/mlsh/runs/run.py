@@ -19,7 +19,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from mlsh import compiled, parallel
-from mlsh.envs.registry import refuse_too_large
+from mlsh.envs.registry import check_memory
 from mlsh.errors import EnvironmentFailed, UserError, ignore_signals
 from mlsh.runs import checkpoint
 from mlsh.runs.files import write_whole
@@ -71,7 +71,7 @@ class Run(Generic[SettingsType]):
         self.cfg, self._saved = parallel.from_first(lambda: parse(kind, sys.argv[1:], self._load))
         self.cfg.device = parallel.local_device(self.cfg.device)
         self.cfg.resolve()
-        refuse_too_large(self.cfg, self.cfg.episodes_at_once(parallel.SIZE))
+        check_memory(self.cfg, self.cfg.episodes_at_once(parallel.SIZE))
         self.progress: dict[str, Any] = {"iteration": 0, "env_steps": 0, "train_env_steps": 0, "seconds": 0.0}
         self.progress["run_id"] = secrets.token_hex(4)
 
