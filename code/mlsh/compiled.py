@@ -17,7 +17,9 @@ def can_compile(device: str) -> bool:
     """Whether torch can compile for a device: a CPU needs a C++ compiler, a GPU needs Triton."""
     if torch.device(device).type == "cpu":
         return bool(shutil.which(os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")))
-    return torch.utils._triton.has_triton()
+    from torch.utils._triton import has_triton
+
+    return has_triton()
 
 
 def mark_any_size(batch: Iterable[torch.Tensor | None]) -> None:

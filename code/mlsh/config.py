@@ -151,7 +151,8 @@ class Config(
 
     @classmethod
     def defaults(cls, env: str) -> Self:
-        return cls(**{"env": env} | find_preset(env))
+        settings: dict[str, Any] = {"env": env} | find_preset(env)
+        return cls(**settings)
 
     def episodes_at_once(self, processes: int) -> int:
         return max(self.N * math.ceil(self.groups / processes), self.test_episodes)

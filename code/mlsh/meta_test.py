@@ -274,7 +274,7 @@ def as_flat(agent: Hierarchy, cfg: Config, copies: int) -> tuple[Hierarchy, Conf
     return agent._replace(master=master, sub_policies=agent.sub_policies.like(0)), cfg
 
 
-LEARNERS: dict[type[RunSettings], Callable[..., Learner]] = {
+LEARNERS: dict[type, Callable[..., Learner]] = {
     Config: MasterLearner,
     RL2Config: RL2Learner,
     OptionCriticConfig: OptionCriticLearner,

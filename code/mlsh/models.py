@@ -91,6 +91,7 @@ class ActorCritic(Policy):
         self.value_bias = zeros(n, 1, 1)
         if not self.discrete:
             self.log_std = zeros(n, 1, self.action_size)
+        self._visible: Tensor | None
         visible = torch.ones(2, obs_size, 1)
         visible[0, :blind] = 0
         self.register_buffer("_visible", visible if blind else None, persistent=False)

@@ -76,9 +76,10 @@ def concatenate_slots(outcomes: Sequence[Outcome]) -> Outcome:
         return outcomes[0]
     returns, lengths, share, steps, diverged, _ = zip(*outcomes, strict=True)
     slots = [x.shape[1] for x in returns]
-    mean_share = sum(x * n for x, n in zip(share, slots, strict=True)) / sum(slots)
+    mean_share = sum((x * n for x, n in zip(share, slots, strict=True)), torch.zeros_like(share[0])) / sum(slots)
+    all_diverged = torch.stack(diverged).sum(0)
     final = concatenate_final(outcomes, 1)
-    return Outcome(torch.cat(returns, 1), torch.cat(lengths, 1), mean_share, sum(steps), sum(diverged), final)
+    return Outcome(torch.cat(returns, 1), torch.cat(lengths, 1), mean_share, sum(steps), all_diverged, final)
 
 
 def concatenate_final(outcomes: Sequence[Outcome], dim: int) -> dict[str, Tensor]:

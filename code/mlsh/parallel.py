@@ -176,8 +176,9 @@ def _exchange(batch: ppo.Batch, owned: Sequence[range]) -> ppo.Batch | None:
     received = _send_to_each(parts)
     if received is None:
         return None
-    fields = zip(*received, strict=True)
-    return ppo.Batch(*(None if x[0] is None else torch.cat(x).to(batch.obs.device) for x in fields))
+    fields: Any = zip(*received, strict=True)
+    joined: Any = [None if x[0] is None else torch.cat(x).to(batch.obs.device) for x in fields]
+    return ppo.Batch(*joined)
 
 
 def _send_to_each(parts: Mapping[int, Any]) -> list[Any] | None:

@@ -48,7 +48,8 @@ class Batch(NamedTuple):
 
     def select(self, which: Tensor) -> Self:
         """The samples at `which`, a boolean mask [S] or indices."""
-        return type(self)(*(None if x is None else x[which] for x in self))
+        selected: Any = [None if x is None else x[which] for x in self]
+        return type(self)(*selected)
 
 
 class Samples(NamedTuple):
@@ -147,16 +148,17 @@ def update(
         importance=scale_importance(batch, samples_of_member),
     )
     mean_weights = layout.mean_weights * (samples_of_member >= MIN_SAMPLES)[:, None]  # [minibatches, n, width]
-    learns = mean_weights.any(2)  # [minibatches, n], whether a member has a sample in a minibatch
+    learns = np.any(mean_weights, axis=2)  # [minibatches, n], whether a member has a sample in a minibatch
     on_device = torch.from_numpy(mean_weights).to(device)
     learn = compiled(gradients) if policy.compiled else gradients
     parameters = list(policy.parameters())
     if policy.compiled:
         mark_any_size(batch)
+    index = on_device  # of the last epoch
     epoch_kl = torch.zeros(n, device=device)  # summed over the minibatches of an epoch
     for epoch in range(settings.epochs):
         if settings.target_kl and epoch:
-            learns = learns & (epoch_kl.cpu().numpy() <= settings.target_kl * learns.sum(0))
+            learns &= epoch_kl.cpu().numpy() <= settings.target_kl * learns.sum(0)
             if not learns.any():
                 break
             epoch_kl.zero_()
@@ -176,15 +178,20 @@ def update(
             for parameter, gradient in zip(parameters, found, strict=True):
                 parameter.grad = gradient
             optimizer.step(idle=np.flatnonzero(~learning).tolist())
-            if settings.target_kl:
+            if kl is not None:
                 epoch_kl += kl
     optimizer.check_finite(policy.name)
-    # An epoch holds every sample once, so sums over its minibatches are sums over the batch.
     divisor = torch.from_numpy(np.where(samples_of_member < MIN_SAMPLES, np.nan, samples_of_member)).to(device)
-    sums = [
-        figure_sums(policy, samples_of(batch, samples), (weights > 0) / divisor[:, None], settings.clip)
-        for samples, weights in zip(index, on_device, strict=True)
-    ]
+    return batch_figures(policy, batch, index, (on_device > 0) / divisor[:, None], settings.clip)
+
+
+def batch_figures(policy: ActorCritic, batch: Batch, index: Tensor, weights: Tensor, clip: float) -> dict[str, Tensor]:
+    """`FIGURES` over a whole batch, minibatch by minibatch; `index` and `weights` [minibatches, n, width] of an epoch.
+
+    An epoch holds every sample once, so the sums over its minibatches are sums over the batch.
+    """
+    minibatches = zip(index, weights, strict=True)
+    sums = [figure_sums(policy, samples_of(batch, samples), each, clip) for samples, each in minibatches]
     return figures_of(torch.stack(sums).sum(0))
 
 

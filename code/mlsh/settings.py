@@ -106,10 +106,10 @@ def fields_of(settings: type) -> tuple[dataclasses.Field[Any], ...]:
     return dataclasses.fields(settings)
 
 
-def with_defaults(**defaults: Any) -> Callable[[type], type]:
+def with_defaults(**defaults: Any) -> Callable[[type[S]], type[S]]:
     """Class decorator, below @dataclass: change the defaults of inherited fields, and nothing else about them."""
 
-    def changed(cls: type) -> type:
+    def changed(cls: type[S]) -> type[S]:
         inherited = get_type_hints(cls, include_extras=True)
         cls.__annotations__ = {name: inherited[name] for name in defaults} | cls.__dict__.get("__annotations__", {})
         for name, value in defaults.items():
@@ -277,8 +277,10 @@ def cli(what: Any, args: Sequence[str] | None = None, **options: Any) -> Any:
         function = what
 
         @functools.wraps(function)
-        def what(*args: Any, **kwargs: Any) -> Callable[[], Any]:
+        def deferred(*args: Any, **kwargs: Any) -> Callable[[], Any]:
             return functools.partial(function, *args, **kwargs)
+
+        what = deferred
 
     box = io.StringIO()
     try:

@@ -19,7 +19,7 @@ from mlsh.models import Policy
 from mlsh.normaliser import Normaliser
 from mlsh.optim import all_finite
 from mlsh.outcome import Outcome
-from mlsh.ppo import PPOSettings, Samples, figure_sums, figures_of, samples_of, surrogate, total_loss
+from mlsh.ppo import PPOSettings, Samples, figure_sums, figures_of, gae, samples_of, surrogate, total_loss
 from mlsh.runs import checkpoint
 from mlsh.runs.log import LOSSES, Log, has_curves
 from mlsh.runs.run import Run
@@ -146,11 +146,11 @@ class RecurrentPolicy(Policy):
     def forward(self, x: Tensor, h: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Params [S, E, A or 2A], value [S, E] and hidden state [1, E, hidden] after inputs x [S, E, …]."""
         x = torch.cat((self.normaliser(x[..., : self.obs_size]), x[..., self.obs_size :]), -1)
-        x, h = self.gru(x, h)
+        x, hidden = self.gru(x, h)
         params, value = self.heads(x).split((self.action_size, 1), -1)
         if not self.discrete:
             params = torch.cat((params, self.log_std.expand_as(params)), -1)
-        return params, value[..., 0], h
+        return params, value[..., 0], hidden
 
     def input(self, obs: Tensor, action: Tensor | None, reward: Tensor, begins: bool) -> Tensor:
         """What the GRU sees, [E, …]; `action` is None before the first."""
@@ -235,12 +235,9 @@ def play_trials(env: VectorTasks, policy: RecurrentPolicy, rng: np.random.Genera
         columns = torch.arange(env.num_envs, device=alive.device)
         fields = (inputs, action, log_prob, value, reward, alive)
         inputs, action, log_prob, value, reward, alive = (x[order, columns] for x in fields)
-    advantage = torch.zeros_like(reward)
-    last = next_value = torch.zeros(env.num_envs, device=env.device)  # a trial ends for good; an episode does not
-    for s in reversed(range(len(reward))):
-        ahead = reward[s] * cfg.reward_scale + cfg.gamma * (next_value + cfg.lam * last) - value[s]
-        last, next_value = torch.where(alive[s], ahead, last), torch.where(alive[s], value[s], next_value)
-        advantage[s] = last
+    goes_on = torch.cat((alive[1:], torch.zeros_like(alive[:1])))  # over its episodes; a trial ends for good
+    following = torch.where(goes_on, torch.cat((value[1:], value[:1])), 0)
+    advantage = gae(reward * cfg.reward_scale, value, following, goes_on, cfg.gamma, cfg.lam)
     returns = torch.stack([record.reward.sum(0) for record in records])
     weight, target = alive.float() / alive.sum(), value + advantage
     return Trials(inputs, action, log_prob, advantage, target, weight, returns, int(alive.sum()))

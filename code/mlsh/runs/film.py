@@ -85,7 +85,7 @@ def film(
 
         def add_frames() -> None:
             if next(steps) % every == 0:
-                for add_frame, frame in zip(films, env.render(), strict=True):
+                for add_frame, frame in zip(films, env.render() or (), strict=True):
                     add_frame(frame)
 
         for _ in range(episodes):

@@ -78,7 +78,7 @@ class Run(Generic[SettingsType]):
     @property
     def groups(self) -> list[int]:
         """The indices of the task groups that this process plays."""
-        return parallel.own_groups(self.cfg.groups)
+        return parallel.own_groups(getattr(self.cfg, "groups", 1))
 
     @property
     def length(self) -> int:
