@@ -210,6 +210,6 @@ def test_an_rl2_checkpoint_is_none_of_train(command, tmp_path):
         assert code == 2 and "belongs to a run of kind 'rl2'; give one of kind mlsh" in err
     code, _, err = command("train_rl2.py", *RL2, "--out", tmp_path / "rl2")
     assert code == 2 and "is not empty; continue it with -c or name another folder" in err
-    for parts, reason in ((0, "--parts is 0"), (5, "--parts is 5: there are only 4 trials")):
-        code, _, err = command("train_rl2.py", *RL2, "--parts", parts)
+    for parts, reason in ((0, "--minibatches is 0"), (5, "--minibatches is 5: there are only 4 trials")):
+        code, _, err = command("train_rl2.py", *RL2, "--minibatches", parts)
         assert code == 2 and reason in err

@@ -266,7 +266,7 @@ def test_one_line_errors(command, monkeypatch, tmp_path):
         (("--num_options", 0), "--num_options is 0"),
         (("--explore", 2), "--explore is 2.0: use a number from 0 to 1"),
         (("--shared", "some"), "--shared"),
-        (("-N", 99_999_999), "want"),
+        (("-N", 99_999_999), "of memory or more"),
     ):
         code, _, err = command("train_option_critic.py", *TINY, *flags, "--out", tmp_path / "x")
         assert code == 2 and reason in err and err.count("\n") == 1, err

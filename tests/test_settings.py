@@ -81,7 +81,7 @@ def test_continuing_takes_the_checkpoints_configuration():
     for flags in ("-W 8", "--seed 1", "--env MovementBandits4-v0", "--sub_lr 1.0"):
         with pytest.raises(UserError, match=f"^{flags} contradicts"):
             parse(f"-c --out there {flags}".split(), lambda _: saved_run)
-    with pytest.raises(UserError, match="--tasks is 3: the run has had 4"):
+    with pytest.raises(UserError, match="--tasks is 3: the run has done 4"):
         parse("-c --out there --tasks 3".split(), lambda _: saved_run)
     with pytest.raises(UserError, match="add --out"):
         parse(["-c"])
@@ -108,7 +108,7 @@ def test_every_kind_of_run_continues_alike():
     allowed = "--iterations, --copies, --wandb, --tensorboard, --device, --sim_threads, --save_seconds"
     with pytest.raises(UserError, match=f"only {allowed} may"):
         parse_kind(RL2Config, "-c --out there --lr 0.5".split(), lambda _: saved)
-    with pytest.raises(UserError, match="--iterations is 3: the run has had 4"):
+    with pytest.raises(UserError, match="--iterations is 3: the run has done 4"):
         parse_kind(RL2Config, "-c --out there --iterations 3".split(), lambda _: saved)
 
 
@@ -160,7 +160,7 @@ UNREADABLE = {
     "--wandb maybe": "invalid choice 'maybe' for argument '--wandb'",
     "--seed": "Missing value for argument '--seed'",
     "--env": "Missing value for argument '--env'",
-    "-c --out": "-c continues the run in --out; add --out DIR",
+    "-c --out": "-c continues the run in --out; add --out FOLDER",
     "stray": "Unrecognized options: stray",
 }
 

@@ -208,9 +208,12 @@ def evaluate_each_sub_policy(agent: Hierarchy, tasks: Sequence[Task], pool: EnvP
 class Learner(Protocol):
     """Learns tasks with what a run has learned, one independent learner per task and seed."""
 
-    cfg: RunSettings
-    slots: int  # per learner
-    env_steps: int  # per learner, at most
+    @property
+    def cfg(self) -> RunSettings: ...
+    @property
+    def slots(self) -> int: ...  # per learner
+    @property
+    def env_steps(self) -> int: ...  # per learner, at most
 
     def __init__(
         self, data: dict[str, Any], cfg: Any, env: VectorTasks, learners: int, settings: AdaptationSettings

@@ -73,7 +73,8 @@ class MovementBanditsVector(PointWorld):
         render_mode: str | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
-        self.train_tasks = list(range(num_goals))
+        self.num_goals = num_goals
+        self.train_tasks: list[int] | None = list(range(num_goals))
         self.single_observation_space = self._space()
         self.single_action_space = Discrete(len(MOVES))
         super().__init__(num_envs, max_episode_steps, render_mode, device)
@@ -87,10 +88,10 @@ class MovementBanditsVector(PointWorld):
         return list(COLOURS)[task]
 
     def _space(self) -> Box:
-        return Box(-np.inf, np.inf, (2 + 2 * len(self.train_tasks),), np.float32)
+        return Box(-np.inf, np.inf, (2 + 2 * self.num_goals,), np.float32)
 
     def _new_goals(self, rng: np.random.Generator, n: int) -> np.ndarray:
-        return rng.uniform(0, WORLD, (n, len(self.train_tasks), 2))
+        return rng.uniform(0, WORLD, (n, self.num_goals, 2))
 
     def _reset(self, slots: np.ndarray) -> torch.Tensor:
         goals = self._tensor(self._sample(self._new_goals, slots))
