@@ -62,7 +62,6 @@ class MovementBanditsVector(PointWorld):
     are orange, blue, yellow and pink. A step pays within the black circle around the right goal.
     """
 
-    train_tasks: list[int]
     terminates = False
 
     def __init__(
