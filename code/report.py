@@ -1,12 +1,17 @@
-"""The README's tables and learning curves, from run folders: python report.py --help"""
+"""Tables and learning curves of finished runs of train.py: python report.py --help"""
 
+import csv
+import inspect
+import io
 import json
+import math
 import statistics
 import sys
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import tyro
@@ -16,180 +21,252 @@ from mlsh.config import Config
 from mlsh.envs import best_return
 from mlsh.errors import UserError, run_command
 from mlsh.harness.analyses import PASSED, SEPARATED, SOLVED, print_table
-from mlsh.runs.files import make_folder, writing
+from mlsh.runs.files import make_folder, write_whole, writing
 from mlsh.runs.metrics import read_metrics
 from mlsh.runs.plots import curve
 from mlsh.settings import cli
 
-LINES = {"AntBandits-v1": (-0.155, "the earlier port")}  # in figures, where the best possible return is not known
-RANGE = {"AntBandits-v1": (-0.25, -0.08)}  # of the returns, in figures
-IGNORED = {"compile", "seed", "out", "resume", "wandb_project", "wandb_group", "wandb_name"}
-IGNORED |= {name for name in Config.changeable() if name != "tasks"}
+EARLIER_PORT = {  # env -> task -> return that the earlier port reports; None: mean over tasks
+    "MovementBandits-v0": {None: 27.0, "0": 25.0, "1": 30.0},
+    "AntBandits-v1": {None: -0.155, "0": -0.155, "1": -0.155},
+}
+RETURN_RANGE = {"AntBandits-v1": (-0.25, -0.08)}  # of figures
+MANY_RUNS = 5  # more than these are drawn as a band
+NO_VARIANT = {"compile", "seed", "out", "resume", "wandb_project"} | {*Config.changeable()} - {"tasks"}
 
 
 @dataclass
 class Args:
-    """Print the README's tables of runs of train.py, and draw their learning curves.
+    """Print tables of finished runs of train.py, and draw their learning curves.
 
-    Where the best possible return is known, positive, and much the same for all tasks, a row a run of the preset, and a
-    row a variant (the flags that differ from it) for all its runs; else a row a run and task.
+    If all tasks share one positive best possible return, there is one row per run of the preset, and one row per
+    variant (the flags that differ from the preset). Otherwise there is one row per run and task.
+
+    Examples:
+        python report.py runs/mb-0 runs/mb-1
+        python report.py runs/mb-* --figures ../assets --name mb --csv ../docs/results/movement-bandits.csv
     """
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """Run folders."""
     figures: str = ""
-    """Folder for the learning curves, TASK_trained_reward_NAME.png and trained_reward_NAME.png; none if empty."""
+    """Folder for the learning curves trained_reward_NAME.png and TASK_trained_reward_NAME.png. Default: none are
+    drawn."""
     name: str = ""
-    """The NAME in their names; the environment's id if empty."""
+    """The NAME in these file names. Default: the id of the environment."""
+    csv: str = ""
+    """File for a table with one row per run: returns, standard errors, shares, env steps and seconds. Default: none."""
 
 
 class Run(NamedTuple):
-    config: dict
-    results: dict
-    metrics: list  # rows of metrics.csv
+    """What a run folder holds."""
+
+    config: dict[str, Any]
+    results: dict[str, Any]
+    metrics: list[dict[str, str]]  # rows of metrics.csv
+
+    @property
+    def lowest_return(self) -> float:
+        """The return of the final test on the worst task."""
+        return min(row["return"] for row in self.results["test"])
 
 
-def read(folder):
-    """The Run in a folder, or None, said aloud, where none has come to its final test."""
+class Reached(NamedTuple):
+    """When a run reached a threshold."""
+
+    env_steps: float = math.inf
+    seconds: float = math.inf
+
+    def __str__(self) -> str:
+        return f"{self.env_steps / 1e6:.1f} M ({self.seconds:.0f} s)" if math.isfinite(self.env_steps) else "never"
+
+
+def read_run(folder: Path) -> Run | None:
+    """Read a run folder. If the run has not finished its final test, say so and return None."""
     if not folder.is_dir():
         raise UserError(f"there is no run folder {folder}")
     path = folder / "results.json"
     results = json.loads(path.read_text()) if path.exists() else {}
     if "test" not in results:
-        print(f"{folder} has no results of train.py, left out", file=sys.stderr)
+        print(f"{folder} has no results of a final test of train.py and is left out", file=sys.stderr)
         return None
     config = Config.from_dict(json.loads((folder / "config.json").read_text())["config"])
     return Run(config.as_dict(), results, read_metrics(folder))
 
 
-def variant(config):
-    """The flags that differ from the environment's preset, as typed."""
-    preset = Config.defaults(config["env"]).as_dict()
+def variant(config: Mapping[str, Any]) -> str:
+    """The flags that differ from the environment's preset, as people type them."""
     flags = []
-    for name, default in preset.items():
+    for name, default in Config.defaults(config["env"]).as_dict().items():
         value = config[name]
-        if name not in IGNORED and value != default:
-            typed = f"--{'' if value else 'no_'}{name}" if isinstance(value, bool) else f"{Config.flag(name)} {value}"
-            flags.append(typed)
+        if name in NO_VARIANT or value == default:
+            continue
+        if isinstance(value, bool):
+            flags.append(f"--{name}" if value else f"--no_{name}")
+        else:
+            flags.append(f"{Config.flag(name)} {value}")
     return " ".join(flags) or "preset"
 
 
-def solved_at(run, threshold):
-    """Env steps and seconds of the outer iteration from which on every task's trained reward is at the threshold."""
-    returns = defaultdict(list)  # (iteration, task) -> trained reward of its groups
-    end = {}
+def first_above(run: Run, threshold: float) -> Reached:
+    """The end of the first outer iteration from which on the trained reward of every task is at the threshold."""
+    returns: dict[tuple[int, str], list[float]] = defaultdict(list)  # (iteration, task) -> one per group
+    ends = {}
     for row in run.metrics:
-        returns[int(row["iteration"]), row["task"]].append(float(row["trained_reward"]))
-        end[int(row["iteration"])] = int(row["env_steps"]), float(row["seconds"])
-    below = [i for (i, _), values in returns.items() if statistics.mean(values) < threshold]
-    return end.get(max(below, default=-1) + 1)
+        iteration = int(row["iteration"])
+        returns[iteration, row["task"]].append(float(row["trained_reward"]))
+        ends[iteration] = Reached(int(row["env_steps"]), float(row["seconds"]))
+    below = [iteration for (iteration, _), values in returns.items() if statistics.mean(values) < threshold]
+    return ends.get(max(below, default=-1) + 1, Reached())
 
 
-def in_all(results, unit):
-    """The cells for what a run took: env steps, and time in units of so many seconds."""
-    return [f"{results['env_steps'] / 1e6:.1f} M", f"{results['seconds'] / unit:.{0 if unit == 1 else 1}f}"]
+def common_best_return(env: str, runs: Sequence[Run]) -> float | None:
+    """The best possible return, if it is known, positive, and the same for all tasks."""
+    best = best_return(env)
+    differs = any("best_return" in run.results["test"][0] for run in runs)
+    return best if best and best > 0 and not differs else None
 
 
-def print_tasks(runs):
-    """A row a run and task."""
+def print_tasks(runs: Sequence[Run]) -> None:
+    """Print one row per run and task."""
     tests = [row for run in runs for row in run.results["test"]]
-    final = dict.fromkeys(name for row in tests for name in row if name.startswith("final_"))
-    known = any("best_return" in row for row in tests)
+    finals = dict.fromkeys(name for row in tests for name in row if name.startswith("final_"))
+    known = ["best_return"] if any("best_return" in row for row in tests) else []
     rows = []
-    for _, results, _ in sorted(runs, key=lambda run: run.results["seed"]):
+    for _, results, _ in runs:
         for row in results["test"]:
             cells = [f"{row['task']} ({row['label']})", f"{row['return']:.4f} ± {row['standard_error']:.4f}"]
-            cells += [f"{row['best_return']:.4f}" if "best_return" in row else ""] if known else []
-            cells += ["" if row.get(name) is None else f"{row[name]:.2f}" for name in final]
-            cells += [" / ".join(f"{x:.2f}" for x in row["share"])]
-            cells += [" / ".join(f"{x:.3f}" for x in row["sub_policy_returns"])]
-            rows.append([results["seed"], *cells, *in_all(results, 3600)])
-    header = ["seed", "task", "return", *["at best"] * known]
-    header += [*(name.replace("_", " ") for name in final)]
-    print_table([*header, "shares", "each alone", "env steps", "hours"], rows)
+            cells += [f"{row[name]:.4f}" if name in row else "" for name in known]
+            cells += ["" if row.get(name) is None else f"{row[name]:.2f}" for name in finals]
+            cells.append(" / ".join(f"{x:.2f}" for x in row["share"]))
+            cells.append(" / ".join(f"{x:.3f}" for x in row["sub_policy_returns"]))
+            used = [f"{results['env_steps'] / 1e6:.1f} M", f"{results['seconds'] / 3600:.1f}"]
+            rows.append([results["seed"], *cells, *used])
+    header = ["seed", "task", "return ± standard error", *("best possible return" for _ in known)]
+    header += [name.replace("_", " ") for name in finals]
+    print_table([*header, "shares", "return of each sub-policy alone", "env steps", "hours"], rows)
 
 
-def print_seeds(runs, threshold):
-    """A row a run, and how long it took until all tasks were at the threshold."""
-    rows, reached = [], []
-    for run in sorted(runs, key=lambda run: run.results["seed"]):
-        test, at = run.results["test"], solved_at(run, threshold)
-        reached.append(at)
+def print_seeds(runs: Sequence[Run], best: float) -> None:
+    """Print one row per run, and then how many runs have learned all tasks, and how fast."""
+    reached = [first_above(run, SOLVED * best) for run in runs]
+    rows = []
+    for run, at in zip(runs, reached, strict=True):
+        test = run.results["test"]
         cells = [f"{row['return']:.2f} ± {row['standard_error']:.2f}" for row in test]
         cells.append(" ; ".join(" / ".join(f"{x:.2f}" for x in row["share"]) for row in test))
-        cells += [f"{at[0] / 1e6:.1f} M", f"{at[1]:.0f}"] if at else ["never", "never"]
-        rows.append([run.results["seed"], *cells, *in_all(run.results, 1)])
-    labels = [f"task {row['task']} ({row['label']})" for row in test]
-    last = ["shares", f"to {threshold:.1f}: env steps", "seconds", "in all: env steps", "seconds"]
-    print_table(["seed", *labels, *last], rows)
-    if all(reached):
-        for name, pick in (("median", statistics.median), ("worst", max)):
-            steps, seconds = (pick(at[k] for at in reached) for k in (0, 1))
-            print(f"\n{name} to {threshold:.1f}: {steps / 1e6:.1f} M env steps, {seconds:.0f} s")
+        used = f"{run.results['env_steps'] / 1e6:.1f} M ({run.results['seconds']:.0f} s)"
+        rows.append([run.results["seed"], *cells, at, used])
+    returns = [f"return on task {row['task']} ({row['label']})" for row in runs[0].results["test"]]
+    to_solved = f"to {SOLVED:.0%} of the best ({SOLVED * best:.1f})"
+    print_table(["seed", *returns, "shares", f"env steps {to_solved}", "env steps in total"], rows)
+    lowest = [run.lowest_return for run in runs]
+    passed = sum(x >= PASSED * best for x in lowest)
+    median, worst = (Reached(*map(pick, zip(*reached, strict=True))) for pick in (statistics.median, max))
+    print(f"\n{passed} of {len(runs)} runs end at {PASSED:.0%} of the best ({PASSED * best:.1f}) or more on all tasks")
+    print(f"lowest return: {min(lowest):.2f}")
+    print(f"env steps {to_solved} on all tasks: median {median}, worst {worst}")
 
 
-def print_variants(variants, best):
-    """A row a variant: how many of its runs have learned all tasks."""
-    passed, separated, rows = PASSED * best, SEPARATED * best, []
+def print_variants(variants: Mapping[str, Sequence[Run]], best: float) -> None:
+    """Print one row per variant: how many of its runs have learned all tasks."""
+    rows = []
     for name, runs in variants.items():
-        worst = [min(row["return"] for row in run.results["test"]) for run in runs]
-        steps = statistics.mean(run.results["env_steps"] for run in runs)
-        counts = [sum(x >= passed for x in worst), sum(x > separated for x in worst)]
-        rows.append([f"`{name}`", len(runs), *counts, f"{statistics.mean(worst):.1f}", f"{steps / 1e6:.1f} M"])
-    header = ["variant", "runs", f"all tasks ≥ {passed:.1f}", f"all tasks > {separated:.0f}"]
-    print_table([*header, "worse task, mean", "env steps"], rows)
+        lowest = [run.lowest_return for run in runs]
+        env_steps = statistics.mean(run.results["env_steps"] for run in runs)
+        counts = [sum(x >= PASSED * best for x in lowest), sum(x > SEPARATED * best for x in lowest)]
+        rows.append([f"`{name}`", len(runs), *counts, f"{statistics.mean(lowest):.1f}", f"{env_steps / 1e6:.1f} M"])
+    counts = [f"all tasks ≥ {PASSED * best:.1f}", f"all tasks > {SEPARATED * best:.0f}"]
+    print_table(["variant", "runs", *counts, "mean return on the worst task", "env steps"], rows)
 
 
-def draw(runs, env, folder, name):
-    """A figure of each task, of at most six, and one of all: a thin line a run, a thick one their median."""
+def write_csv(path: Path, runs: Sequence[Run], best: float | None) -> None:
+    """Write one row per run. Without a common best return the columns ending in _to_95 are empty."""
+    rows = []
+    for run in runs:
+        at = first_above(run, SOLVED * best) if best else Reached()
+        tests = {f"task_{row['task']}": row for row in run.results["test"]}
+        row = {"seed": run.results["seed"]}
+        row |= {f"{task}_return": test["return"] for task, test in tests.items()}
+        row |= {f"{task}_standard_error": test["standard_error"] for task, test in tests.items()}
+        row |= {f"{task}_share_{k}": x for task, test in tests.items() for k, x in enumerate(test["share"])}
+        row |= {"env_steps_to_95": at.env_steps, "seconds_to_95": at.seconds}
+        row |= {name: run.results[name] for name in ("env_steps", "seconds")}
+        row |= {name: "" for name, x in row.items() if not math.isfinite(x)}
+        rows.append({name: f"{x:.6g}" if isinstance(x, float) else x for name, x in row.items()})
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, text.getvalue())
+
+
+def draw_learning_curve(runs: Sequence[Run], env: str, task: str | None) -> Figure:
+    """The trained reward over env steps, on one task or (None) averaged over tasks.
+
+    More than MANY_RUNS runs are drawn as their median and interquartile band, fewer as thin lines and their median.
+    """
+    figure = Figure(figsize=(4.2, 3.2), layout="constrained")
+    axes = figure.subplots()
+    curves = [curve(run.metrics, task, "trained_reward") for run in runs]
+    n = min(len(steps) for steps, _ in curves)
+    steps = np.median([x[:n] for x, _ in curves], axis=0)
+    low, middle, high = np.quantile([rewards[:n] for _, rewards in curves], (0.25, 0.5, 0.75), axis=0)
+    if len(runs) > MANY_RUNS:
+        axes.fill_between(steps, low, high, color="C0", alpha=0.3, lw=0, label="interquartile range")
+    else:
+        for x, rewards in curves:
+            axes.plot(x, rewards, color="C0", lw=0.7, alpha=0.5)
+    axes.plot(steps, middle, color="C0", lw=2, label=f"median of {len(runs)} runs" if len(runs) > 1 else "1 run")
+    if best := best_return(env):
+        axes.axhline(best, color="k", ls=":", label=f"best possible: {best:g}")
+    if (earlier := EARLIER_PORT.get(env, {}).get(task)) is not None:
+        axes.axhline(earlier, color="C1", ls="--", label=f"earlier port: {earlier:g}")
+    labels = {str(row["task"]): row["label"] for row in runs[0].results["test"]}
+    title = "all tasks" if task is None else f"task {task} ({labels[task]})" if task in labels else f"task {task}"
+    axes.set(xlabel="million env steps", ylabel="trained reward", title=title)
+    axes.set_ylim(RETURN_RANGE.get(env))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right", fontsize=8)
+    return figure
+
+
+def draw(runs: Sequence[Run], env: str, folder: Path, name: str) -> None:
+    """Write the figure of all tasks, and if there are at most six tasks, one figure for each."""
     tasks = sorted({row["task"] for row in runs[0].metrics})
-    for task in [*(tasks if len(tasks) <= 6 else []), None]:
-        figure = Figure(figsize=(4, 3), layout="constrained")
-        axes = figure.subplots()
-        curves = [curve(run.metrics, task, "trained_reward") for run in runs]
-        for steps, reward in curves:
-            axes.plot(steps, reward, color="C0", lw=0.7, alpha=0.5)
-        length = min(len(steps) for steps, _ in curves)
-        middle = [np.median([series[k][:length] for series in curves], axis=0) for k in (0, 1)]
-        axes.plot(*middle, color="C0", lw=2.2, label=f"{'median' if len(runs) > 2 else 'mean'} of {len(runs)} seeds")
-        best = best_return(env)
-        level, label = (best, "best possible") if best else LINES.get(env, (None, None))
-        if label:
-            axes.axhline(level, color="C7", ls=":", label=label)
-        axes.set(xlabel="million env steps", ylabel="trained reward", title=f"task {task}" if task else "all tasks")
-        axes.set_ylim(RANGE.get(env))
-        axes.grid(alpha=0.3)
-        axes.legend(loc="lower right", fontsize=8)
-        with writing(folder):
-            figure.savefig(folder / f"{f'{task}_' if task else ''}trained_reward_{name}.png", dpi=100)
+    with writing(folder):
+        draw_learning_curve(runs, env, None).savefig(folder / f"trained_reward_{name}.png", dpi=110)
+        for task in tasks if len(tasks) <= 6 else []:
+            draw_learning_curve(runs, env, task).savefig(folder / f"{task}_trained_reward_{name}.png", dpi=110)
 
 
-def main():
-    args = cli(Args)
+def main() -> None:
+    args = cli(Args, description=inspect.cleandoc(Args.__doc__ or ""))
     if not args.runs:
-        raise UserError("name a run folder")
-    of_env = defaultdict(list)
-    for run in filter(None, map(read, args.runs)):
-        of_env[run.results["env"].split(":")[-1]].append(run)
-    if not of_env:
-        raise UserError("none of the runs has come to its final test; let train.py -c finish one")
-    if args.figures and len(of_env) > 1:
-        raise UserError(f"a figure is of one environment, and these runs are of {', '.join(of_env)}; name those of one")
-    for env, runs in of_env.items():
-        best = best_return(env)
-        if not best or best < 0 or any("best_return" in run.results["test"][0] for run in runs):  # no one part to reach
+        raise UserError("name one or more run folders")
+    by_env: dict[str, list[Run]] = defaultdict(list)
+    for run in sorted(filter(None, map(read_run, args.runs)), key=lambda run: run.results["seed"]):
+        by_env[run.results["env"].split(":")[-1]].append(run)
+    if not by_env:
+        raise UserError("none of these runs has finished its final test; continue one with train.py -c")
+    if (args.figures or args.csv) and len(by_env) > 1:
+        raise UserError(f"these runs are of {', '.join(by_env)}; --figures and --csv take runs of one environment")
+    for env, runs in by_env.items():
+        best = common_best_return(env, runs)
+        if not best:
             print_tasks(runs)
-            continue
-        variants = defaultdict(list)
-        for run in runs:
-            variants[variant(run.config)].append(run)
-        if "preset" in variants:
-            print_seeds(variants["preset"], SOLVED * best)
-        print_variants(variants, best)
-    if args.figures:
-        folder = Path(args.figures)
-        make_folder(folder)
-        draw(runs, env, folder, args.name or env)
+        else:
+            variants = defaultdict(list)
+            for run in runs:
+                variants[variant(run.config)].append(run)
+            if "preset" in variants:
+                print_seeds(variants["preset"], best)
+            print_variants(variants, best)
+        if args.csv:
+            write_csv(Path(args.csv), runs, best)
+        if args.figures:
+            make_folder(Path(args.figures))
+            draw(runs, env, Path(args.figures), args.name or env)
 
 
 if __name__ == "__main__":

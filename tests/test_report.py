@@ -1,15 +1,16 @@
 """report.py as a user types it, on run folders made by hand."""
 
+import csv
 import json
 
 import imageio.v3 as iio
 
-from conftest import TINY
+from conftest import CODE, TINY
 from mlsh.config import Config
 
 
 def write_run(folder, seed, returns, trained, env="MovementBandits-v0", **flags):
-    """A run folder whose final test had `returns`; `trained`: trained rewards [iterations][tasks]."""
+    """A run folder with these `returns` in its final test, and trained rewards `trained` [iterations][tasks]."""
     folder.mkdir()
     config = Config.defaults(env).as_dict() | {"seed": seed} | flags
     (folder / "config.json").write_text(json.dumps({"config": config}))
@@ -43,23 +44,31 @@ def cells(out):
 
 
 def test_seeds_and_variants(command, tmp_path):
-    """41.6 is 95 % of the best possible return; 42.5 and 30 are what a run has to have learned of both tasks."""
+    """The best possible return is 43.8: 41.6 is 95 % of it, 42.5 is 97 % and 30 is 68.5 %."""
     runs = [
         write_run(tmp_path / "a", 1, (43, 43), [[5, 42], [42, 42]]),
         write_run(tmp_path / "b", 0, (43, 41), [[42, 42], [42, 40], [42, 42]]),  # above, below, and above again
         write_run(tmp_path / "c", 0, (43, 2), [[42, 2]], groups=1, normalise=True),
     ]
-    code, out, err = command("report.py", *runs)
+    code, out, err = command("report.py", *runs, "--csv", tmp_path / "x.csv")
     assert code == 0, err
     header, b, a, variants, preset, one_group = cells(out)
-    assert header[:3] == ["seed", "task 0 (red)", "task 1 (red)"] and header[4] == "to 41.6: env steps"
-    assert b == ["0", "43.00 ± 0.12", "41.00 ± 0.12", "0.00 / 1.00 ; 1.00 / 0.00", "3.0 M", "30", "2.0 M", "7200"]
-    assert a[:2] == ["1", "43.00 ± 0.12"] and a[4:6] == ["2.0 M", "20"]
-    assert "median to 41.6: 2.5 M env steps, 25 s" in out and "worst to 41.6: 3.0 M env steps, 30 s" in out
+    assert header[:3] == ["seed", "return on task 0 (red)", "return on task 1 (red)"]
+    assert header[4] == "env steps to 95% of the best (41.6)"
+    assert b == ["0", "43.00 ± 0.12", "41.00 ± 0.12", "0.00 / 1.00 ; 1.00 / 0.00", "3.0 M (30 s)", "2.0 M (7200 s)"]
+    assert a[:2] == ["1", "43.00 ± 0.12"] and a[4] == "2.0 M (20 s)"
+    assert "1 of 2 runs end at 97% of the best (42.5) or more on all tasks\nlowest return: 41.00\n" in out
+    assert "(41.6) on all tasks: median 2.5 M (25 s), worst 3.0 M (30 s)" in out
     assert variants[2:4] == ["all tasks ≥ 42.5", "all tasks > 30"]
     assert preset == ["`preset`", "2", "1", "2", "42.0", "2.0 M"]
     assert one_group == ["`--groups 1 --normalise`", "1", "0", "0", "2.0", "2.0 M"]
-    path = tmp_path / "c" / "config.json"  # as an earlier version named the epochs
+    with open(tmp_path / "x.csv", newline="") as file:
+        of_b, of_c, of_a = csv.DictReader(file)
+    assert [of_a[name] for name in ("seed", "task_0_return", "task_1_standard_error")] == ["1", "43", "0.125"]
+    assert [of_a[f"task_1_share_{k}"] for k in (0, 1)] == ["1", "0"]
+    assert [of_b[name] for name in ("env_steps_to_95", "seconds_to_95", "env_steps")] == ["3000000", "30", "2000000"]
+    assert of_c["env_steps_to_95"] == of_c["seconds_to_95"] == ""  # never
+    path = tmp_path / "c" / "config.json"  # an earlier version called the epochs K
     path.write_text(path.read_text().replace('"epochs": 10', '"K": 3'))
     assert cells(command("report.py", tmp_path / "c")[1])[-1][0] == "`-K 3 --groups 1 --normalise`"
 
@@ -70,11 +79,12 @@ def test_a_best_return_for_each_task(command, tmp_path):
     for row, best in zip(results["test"], (97.24, 37.28), strict=True):
         row["best_return"] = best
     (run / "results.json").write_text(json.dumps(results))
-    older = write_run(tmp_path / "b", 0, (80.0, 30.0), [[5, 4]], env="Fourrooms-v0")  # of a version that did not tell
+    older = write_run(tmp_path / "b", 0, (80.0, 30.0), [[5, 4]], env="Fourrooms-v0")  # without best returns
     code, out, err = command("report.py", older, run)
     assert code == 0, err
     header, *rows = cells(out)
-    assert header[2:4] == ["return", "at best"] and {len(row) for row in rows} == {len(header)}
+    assert header[2:4] == ["return ± standard error", "best possible return"]
+    assert {len(row) for row in rows} == {len(header)}
     assert [row[3] for row in rows] == ["", "", "97.2400", "37.2800"] and rows[2][2] == "90.0000 ± 0.1250"
 
 
@@ -91,16 +101,39 @@ def test_tasks_where_the_best_return_is_not_known_and_figures(command, tmp_path)
     assert all(iio.imread(tmp_path / "figures" / name).std() > 10 for name in names)
 
 
-def test_what_is_no_finished_run(command, tmp_path):
+def test_learning_curves_of_few_and_many_runs(tmp_path, monkeypatch):
+    """Thin lines and their median for up to five runs; median and quartiles for more. The earlier port is a line."""
+    monkeypatch.syspath_prepend(CODE)
+    import report
+
+    runs = [write_run(tmp_path / str(x), x, (40, 40), [[0, 0], [x, 2 * x], [9, 9]]) for x in range(6)]
+    runs = [report.read_run(run) for run in runs]
+    few, many, of_task = (
+        report.draw_learning_curve(some, "MovementBandits-v0", task).axes[0]
+        for some, task in ((runs[:3], None), (runs, None), (runs, "1"))
+    )
+    assert [len(axes.lines) for axes in (few, many, of_task)] == [3 + 1 + 2, 1 + 2, 1 + 2]
+    assert few.lines[3].get_label() == "median of 3 runs" and few.lines[3].get_ydata().tolist() == [0, 1.5, 9]
+    (band,) = of_task.collections
+    assert {tuple(point) for point in band.get_paths()[0].vertices} >= {(2, 2.5), (2, 7.5)}  # quartiles of 0, 2, … 10
+    assert [line.get_label() for line in of_task.lines[1:]] == ["best possible: 43.8", "earlier port: 30"]
+    assert many.lines[-1].get_ydata()[0] == 27 and of_task.get_title() == "task 1 (red)"
+
+
+def test_folders_without_a_finished_run(command, tmp_path):
     assert command("train.py", *TINY, "--out", tmp_path / "run")[0] == 0
     code, out, err = command("report.py", tmp_path / "run", tmp_path)
-    assert code == 0 and len(cells(out)) == 2 and f"{tmp_path} has no results of train.py, left out" in err
+    assert (
+        code == 0
+        and len(cells(out)) == 2
+        and f"{tmp_path} has no results of a final test of train.py and is left out" in err
+    )
     ant = write_run(tmp_path / "ant", 0, (-0.1, -0.1), [[-0.1, -0.1]], "AntBandits-v1")
     for words, reason in (
-        ([], "name a run folder"),
-        ([tmp_path], "none of the runs has come to its final test"),
+        ([], "name one or more run folders"),
+        ([tmp_path], "none of these runs has finished its final test"),
         ([tmp_path / "no"], "there is no run folder"),
-        ([tmp_path / "run", ant, "--figures", tmp_path / "x"], "a figure is of one environment"),
+        ([tmp_path / "run", ant, "--figures", tmp_path / "x"], "take runs of one environment"),
     ):
         code, _, err = command("report.py", *words)
         assert code == 2 and reason in err and "Traceback" not in err

@@ -1,84 +1,124 @@
-"""The paper's study of its 2D bandits: cd code && python -m studies.bandits. It takes two hours of one core.
+"""The paper's study of its 2D bandits: cd code && python -m studies.bandits
 
-Stop it at will: what is finished is not run again. Runs go to runs/bandits, tables to the screen.
+It takes about two hours on one core. You can stop it at any time: finished runs are not repeated. Runs go to
+runs/bandits, tables to the screen.
 """
 
 from functools import partial
-from itertools import product
 
 from mlsh.envs.movement_bandits import BEST_RETURN
 from mlsh.errors import run_command
-from mlsh.harness.analyses import ALL, BEST_TASK, WORST_TASK, Panel, adaptation, final_tests, learning_curves, sweep
-from mlsh.harness.study import Study, Way
+from mlsh.harness.analyses import (
+    ALL,
+    BEST_TASK,
+    WORST_TASK,
+    SweepCell,
+    TaskSelection,
+    compare_adaptation,
+    compare_training,
+    sweep_two_settings,
+    tabulate_final_tests,
+)
+from mlsh.harness.study import AdaptationMethod, Study, grid
 from mlsh.settings import cli
 
-# Four groups in place of eight, so that many runs fit into an hour: an iteration has 8,000 env steps
-SMALL = "train.py --groups 4 --record 0 --wandb disabled"
-# 4 M env steps to learn from; without a warm-up all iterations are joint, as many a task, of a quarter of the updates
-WARMED = f"{SMALL} -W 20 -U 1 --tasks 24 --fade 16"
-JOINT = f"{SMALL} -W 0 -U 21 --tasks 24 --fade 16 --sub_minibatches 8"
-METHODS = {
-    "MLSH": f"{WARMED} --sub_lr",
-    "no warm-up": f"{JOINT} --sub_lr",
-    "timescale 1": f"{WARMED} --high_len 1 --master_minibatch 500 --sub_lr",
-    "shared policy": f"{JOINT} --num_sub_policies 1 --sub_lr",
-    "RL2": "train_rl2.py --iterations 200 --wandb disabled --lr",
-}
-CURVES = partial(
-    learning_curves,
-    figure="bandits-training.png",
-    panels={"both tasks": ALL, "the worse task": WORST_TASK},
-    columns={"both tasks": ALL, "better task": BEST_TASK, "worse task": WORST_TASK},
+# Four task groups instead of the preset's eight, so that many runs fit into an hour: 8,000 env steps per iteration.
+# Every method learns from 4 M env steps. Without a warm-up each task has as many iterations, all of them joint, with a
+# quarter of the preset's minibatches.
+TRAIN = "train.py --groups 4 --record 0 --wandb disabled"
+SCRATCH = "train.py --num_sub_policies 0 -W 1 -U 0 --tasks 1 --record 0 --wandb disabled"
+FROM_SCRATCH = partial(
+    AdaptationMethod,
+    settings=grid(episodes=(10, 20), learning_rates=(3e-4, 1e-3, 3e-3)),
+    env_steps=100_000,
+    learners=10,
+    selection_learners=10,
 )
 
-MASTERS = [*product((1, 2), (1e-3, 3e-3, 1e-2, 3e-2))]
-FINE_TUNING = [*product((10,), (3e-4, 1e-3, 3e-3))]
-FROM_SCRATCH = [*product((10, 20), (3e-4, 1e-3, 3e-3))]
-SCRATCH = "train.py --num_sub_policies 0 -W 1 -U 0 --tasks 1 --record 0 --wandb disabled"  # for its settings
-USUAL = f"{SCRATCH} --gamma 0.99 --clip 0.2"
-ANEW = partial(
-    adaptation,
-    figure="bandits-adaptation.png",
-    panels={"the run's worse task": Panel(WORST_TASK), "the run's better task": Panel(BEST_TASK)},
-    ways={
-        "MLSH, new master": Way("MLSH", MASTERS, 6_000, (10, 10), range(100, 103)),
-        "shared policy, fine-tuned": Way("shared policy", FINE_TUNING, 100_000, (2, 10), [100]),
-        "PPO from scratch": Way("scratch", FROM_SCRATCH, 100_000, (10, 10), command=SCRATCH),
-        "the same, γ .99, clip .2": Way("scratch-usual", FROM_SCRATCH, 100_000, (10, 10), command=USUAL),
-    },
-    compared=("MLSH, new master", "PPO from scratch"),
-)
-
-FOUR_GOALS = {"four-goals": "train.py --env MovementBandits4-v0 --record 0 --wandb disabled"}
-
-# Outer iterations of a warm-up, in 2.4 M env steps
-TASKS = {0: "300 --fade 200", 5: "50 --fade 33", 20: "14 --fade 9", 60: "5 --fade 3"}
-CELLS = {
-    (K, W): (
-        f"{SMALL} --num_sub_policies {K} -W {W} -U 1 --tasks {tasks} --sub_lr",
-        "--updates 20 --seeds 5 --eval_episodes 200",
-    )
-    for K, (W, tasks) in product((2, 4), TASKS.items())
+# Each run of the sweep has 2.4 M env steps.
+TASKS_AFTER_WARM_UP = {
+    0: "--tasks 300 --fade 200",
+    5: "--tasks 50 --fade 33",
+    20: "--tasks 14 --fade 9",
+    60: "--tasks 5 --fade 3",
 }
-LABELS = ("sub-policies", "warm-up iterations W", "W")
-MAP = partial(sweep, figure="bandits-sweep.png", title="worse task, percent of the best", labels=LABELS)
 
 STUDY = Study(
     name="bandits",
     best_return=BEST_RETURN,
     horizon=50,
-    methods=METHODS,
-    rates=(1e-3, 3e-3, 1e-2),
-    sharing=("MLSH", "no warm-up", "timescale 1"),
+    methods={
+        "MLSH": f"{TRAIN} -W 20 -U 1 --tasks 24 --fade 16 --sub_lr",
+        "no warm-up": f"{TRAIN} -W 0 -U 21 --tasks 24 --fade 16 --sub_minibatches 8 --sub_lr",
+        "timescale 1": f"{TRAIN} -W 20 -U 1 --tasks 24 --fade 16 --high_len 1 --master_minibatch 500 --sub_lr",
+        "shared policy": f"{TRAIN} -W 0 -U 21 --tasks 24 --fade 16 --sub_minibatches 8 --num_sub_policies 1 --sub_lr",
+        "RL2": "train_rl2.py --iterations 200 --wandb disabled --lr",
+    },
+    learning_rates=(1e-3, 3e-3, 1e-2),
+    same_rate=("MLSH", "no warm-up", "timescale 1"),
     seeds=range(5),
-    choosing_seed=100,
-    parts=(
-        partial(final_tests, commands=FOUR_GOALS, seeds=range(10)),
-        CURVES,
-        ANEW,
-        partial(MAP, name="sweep", method="MLSH", cells=CELLS, seeds=range(3)),
+    selection_seed=100,
+    analyses=(
+        partial(
+            tabulate_final_tests,
+            commands={"four-goals": "train.py --env MovementBandits4-v0 --record 0 --wandb disabled"},
+            seeds=range(10),
+        ),
+        partial(
+            compare_training,
+            figure="bandits-training.png",
+            panels={"both tasks": ALL, "the worse task": WORST_TASK},
+            columns={"both tasks": ALL, "better task": BEST_TASK, "worse task": WORST_TASK},
+        ),
+        partial(
+            compare_adaptation,
+            figure="bandits-adaptation.png",
+            panels={
+                "the run's worse task": TaskSelection(WORST_TASK),
+                "the run's better task": TaskSelection(BEST_TASK),
+            },
+            methods={
+                "MLSH, new master": AdaptationMethod(
+                    "MLSH",
+                    grid(episodes=(1, 2), learning_rates=(1e-3, 3e-3, 1e-2, 3e-2)),
+                    env_steps=6_000,
+                    learners=10,
+                    selection_learners=10,
+                    selection_seeds=range(100, 103),
+                ),
+                "shared policy, fine-tuned": AdaptationMethod(
+                    "shared policy",
+                    grid(episodes=(10,), learning_rates=(3e-4, 1e-3, 3e-3)),
+                    env_steps=100_000,
+                    learners=2,
+                    selection_learners=10,
+                ),
+                "PPO from scratch": FROM_SCRATCH("scratch", command=SCRATCH),
+                "the same, γ .99, clip .2": FROM_SCRATCH("scratch-usual", command=f"{SCRATCH} --gamma 0.99 --clip 0.2"),
+            },
+            compared=("MLSH, new master", "PPO from scratch"),
+        ),
+        partial(
+            sweep_two_settings,
+            figure="bandits-sweep.png",
+            name="sweep",
+            title="worse task, percent of the best",
+            cells={
+                (K, W): SweepCell(
+                    command=f"{TRAIN} --num_sub_policies {K} -W {W} -U 1 {tasks} --sub_lr",
+                    evaluation="--updates 20 --seeds 5 --eval_episodes 200",
+                )
+                for K in (2, 4)
+                for W, tasks in TASKS_AFTER_WARM_UP.items()
+            },
+            rate_of="MLSH",
+            seeds=range(3),
+            row_label="sub-policies",
+            column_label="warm-up iterations W",
+            column_prefix="W",
+        ),
     ),
 )
 
 if __name__ == "__main__":
-    run_command(lambda: cli(STUDY.make, description=__doc__)())
+    run_command(lambda: cli(STUDY.reproduce, description=__doc__)())

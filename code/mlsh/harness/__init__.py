@@ -1,1 +1,1 @@
-"""What the studies share: jobs, their results, tables and figures."""
+"""What the studies share: jobs, tables and figures."""
