@@ -31,8 +31,8 @@ CLEANRL = (
 PACKAGES = "torch==2.13.0 mujoco==4.0.0 gymnasium==0.29.1 imageio stable-baselines3==2.9.2 tyro tensorboard".split()
 BASELINES = "from stable_baselines3 import PPO; PPO('MlpPolicy', 'Ant-v4', device='cpu', verbose=1).learn({steps})"
 OURS = (
-    "--env AntBandits-v1 --num_sub_policies 0 -W 12 -U 0 -N 2 -T 1000 --epochs 10 --master_minibatch 64 --master_lr 0.0003 --groups 1"
-    " --record 0 --wandb disabled --test_episodes 2"
+    "--env AntBandits-v1 --num_sub_policies 0 -W 12 -U 0 -N 2 -T 1000 --epochs 10 --master_minibatch 64"
+    " --master_lr 0.0003 --groups 1 --record 0 --wandb disabled --test_episodes 2"
 )
 
 

@@ -78,7 +78,7 @@ def draw_primitives(study: Study, figure: str, runs: Sequence[str]) -> None:
     for axes, run in zip(picture.subplots(1, len(runs), squeeze=False)[0], runs, strict=True):
         agent, cfg, one = load(study, run, "AntMovement-v1")
         K = agent.sub_policies.n
-        xy, active = follow(with_constant_masters(agent, 1), cfg, one.train_tasks[:1] * K)
+        xy, active = follow(with_constant_masters(agent, 1), cfg, [0] * K)
         draw_paths(axes, (xy - xy[0]).flatten(1, 2), active.flatten(1, 2), K)
         axes.set(title=f"{run}, {cfg.T * one.dt:g} s", xlabel="m")
         axes.grid(alpha=0.3)
@@ -91,7 +91,7 @@ def draw_masters(
 ) -> None:
     """Figure of where new masters lead the ant after so many `updates` of N episodes: one panel per task."""
     agent, cfg, one = load(study, run, env)
-    cfg.N, cfg.T, tasks = N, T or cfg.T, [*one.train_tasks, *(one.test_tasks or ())]
+    cfg.N, cfg.T, tasks = N, T or cfg.T, [*(one.train_tasks or ()), *(one.test_tasks or ())]
     agent, _ = adapt(agent, make_env(cfg, len(tasks) * N), tasks, cfg, updates)
     xy, active = follow(agent, cfg, tasks)
     columns = min(len(tasks), columns)
