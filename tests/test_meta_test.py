@@ -57,6 +57,25 @@ def test_final_test_reports_each_task(cfg):
     assert steps == 2 * cfg.T * (3 * cfg.N + cfg.test_episodes * (1 + cfg.num_sub_policies))
 
 
+def test_flat_policies_are_tested_alike_whether_all_fit_at_once_or_not(cfg, monkeypatch):
+    """Their normaliser learns with them: each chunk of tasks has its own, and the agent's stays as it is."""
+    cfg.num_sub_policies, cfg.U, cfg.normalise = 0, 0, True
+    env = make_env(cfg, 1)
+    agent = Hierarchy.build(cfg, env)
+    agent.normaliser.update(torch.randn(50, 6))
+    before, rows = weights(agent.normaliser), []
+    for slots in (100, cfg.N):
+        monkeypatch.setattr("mlsh.envs.pool.max_parallel_episodes", lambda cfg, n=slots: n)
+        rows.append(final_test(agent, env, cfg)["test"])
+        assert same(before, weights(agent.normaliser))
+    assert cfg.test_episodes > cfg.N  # so both the tasks and the episodes of a task are in several chunks
+    assert [row["task"] for row in rows[1]] == [0, 1]
+    for one, two in zip(*rows, strict=True):
+        assert one["label"] == two["label"]
+    monkeypatch.setattr("mlsh.envs.pool.max_parallel_episodes", lambda cfg: cfg.test_episodes)
+    assert final_test(agent, env, cfg)["test"] == rows[0]  # one task at a time, all its episodes at once
+
+
 class Guess(VectorTasks):
     """Pays 1 a step for the action whose number is the task's."""
 

@@ -1,6 +1,5 @@
 """Meta-test: new masters learn tasks over frozen sub-policies. This is the final test, and what evaluate.py does."""
 
-import copy
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -98,9 +97,10 @@ def adapt(
 ) -> tuple[Hierarchy, int]:
     """Train a new master for each task by so many PPO updates. Arguments as for `MasterTraining`.
 
-    Returns the agent with these masters, and the env steps taken.
+    Returns the agent with these masters, and the env steps taken. The given agent does not change.
     """
     agent = with_new_masters(agent, groups or range(len(tasks)), cfg.seed)
+    agent = agent._replace(normaliser=agent.normaliser.copy())  # that of flat policies learns
     training = MasterTraining(agent, env, tasks, cfg, groups)
     env_steps = 0
     for _ in range(updates):
@@ -136,8 +136,7 @@ def test_tasks(
     updates, best = cfg.W or cfg.U, env.optimal_returns(cfg.T)
     episodes = cfg.N * updates + cfg.test_episodes * (1 + cfg.num_sub_policies)
     with EnvPool(cfg, "final test", len(tasks) * cfg.T * episodes) as pool:
-        trained, adapting = adapt_in_chunks(agent, tasks, pool, updates)
-        outcome = evaluate_masters(trained, tasks, pool, "test: play")
+        outcome, adapting = adapt_and_evaluate(agent, tasks, pool, updates)
         of_subs, alone = evaluate_each_sub_policy(agent, tasks, pool)
     returns, final = outcome.episode_return.double(), outcome.final_means()  # [tasks, episodes]
     rows = [
@@ -156,28 +155,37 @@ def test_tasks(
     return rows, adapting + outcome.steps + alone
 
 
-def adapt_in_chunks(agent: Hierarchy, tasks: Sequence[Task], pool: EnvPool, updates: int) -> tuple[Hierarchy, int]:
-    """As `adapt`, with as many tasks at a time as the pool allows."""
-    cfg, masters, env_steps = pool.cfg, [], 0
+def adapt_and_evaluate(agent: Hierarchy, tasks: Sequence[Task], pool: EnvPool, updates: int) -> tuple[Outcome, int]:
+    """Adapt to each task, as many at a time as the pool allows, and evaluate the masters.
+
+    Returns the `Outcome` of the evaluation episodes, and the env steps that adapting took.
+    """
+    cfg, outcomes, env_steps = pool.cfg, [], 0
     for chunk in pool.chunks(len(tasks), cfg.N):
         chosen = [tasks[j] for j in chunk]
         trained, taken = adapt(agent, pool.env(cfg.N * len(chunk), chosen), chosen, cfg, updates, chunk)
         pool.advance(taken)
-        masters.append(trained.master.state_dict())
+        outcomes.append(evaluate_masters(trained, chosen, pool, "test: play", chunk))
         env_steps += taken
-    return agent._replace(master=agent.master.concatenated(masters)), env_steps
+    return concatenate_groups(outcomes), env_steps
 
 
-def evaluate_masters(agent: Hierarchy, tasks: Sequence[Task], pool: EnvPool, purpose: str) -> Outcome:
-    """Play `cfg.test_episodes` evaluation episodes per task, one master each, as many at a time as the pool allows."""
-    cfg, outcomes = pool.cfg, []
+def evaluate_masters(
+    agent: Hierarchy, tasks: Sequence[Task], pool: EnvPool, purpose: str, groups: Sequence[int] | None = None
+) -> Outcome:
+    """Play `cfg.test_episodes` evaluation episodes per task, one master each, as many at a time as the pool allows.
+
+    `groups`: the tasks' numbers among all, which select random streams.
+    """
+    cfg, outcomes, groups = pool.cfg, [], groups or range(len(tasks))
     for i, first in enumerate(range(0, cfg.test_episodes, pool.slots_at_once)):
         episodes = min(pool.slots_at_once, cfg.test_episodes - first)
         of_chunks = []
         for chunk in pool.chunks(len(tasks), episodes):
             env = pool.env(episodes * len(chunk), [tasks[j] for j in chunk])
             part = agent._replace(master=agent.master.copies_of(chunk))
-            of_chunks.append(evaluate(env, part, Streams(cfg.seed, chunk)(i, purpose), cfg.rollout))
+            streams = Streams(cfg.seed, [groups[j] for j in chunk])
+            of_chunks.append(evaluate(env, part, streams(i, purpose), cfg.rollout))
             pool.advance(episodes * len(chunk) * cfg.T)
         outcomes.append(concatenate_groups(of_chunks))
     return concatenate_slots(outcomes)
@@ -250,9 +258,8 @@ class MasterLearner:
 
     def learn(self, tasks: list[Task], chunk: range, pool: EnvPool) -> tuple[np.ndarray, list[Outcome]]:
         cfg, settings = self.cfg, self._settings
-        agent = self._agent._replace(
-            master=self._agent.master.copies_of(chunk), normaliser=copy.deepcopy(self._agent.normaliser)
-        )
+        masters, normaliser = self._agent.master.copies_of(chunk), self._agent.normaliser.copy()
+        agent = self._agent._replace(master=masters, normaliser=normaliser)
         training = MasterTraining(agent, pool.env(cfg.N * len(tasks), tasks), tasks, cfg, chunk)
         streams, outcomes, env_steps = Streams(settings.seed, chunk), [], [0]
         for i in range(settings.updates + 1):

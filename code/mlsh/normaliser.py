@@ -47,6 +47,12 @@ class Normaliser(nn.Module):
             self.var.copy_(total / count)
             self.count.copy_(count)
 
+    def copy(self) -> "Normaliser":
+        """A normaliser with the same statistics that this process updates alone."""
+        other = Normaliser(len(self.mean), self.enabled).to(self.mean.device)
+        other.load_state_dict(self.state_dict())
+        return other
+
     def frozen(self) -> Callable[[Tensor], Tensor]:
         """A function of observations that does what `forward` does, with the present statistics."""
         if not self.enabled:

@@ -1,6 +1,5 @@
 """Options that are learned (Bacon, Harb and Precup 2017): how they play, their objective, and a gradient step."""
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -63,7 +62,7 @@ class OptionCritic(NamedTuple):
     def copies(self, n: int) -> "OptionCritic":
         """A new agent with n sets of options and n critics, all copies of the first, and a copy of the normaliser."""
         options, critic = self.options.copies_of([*range(self.K)] * n), self.critic.copies_of([0] * n)
-        return OptionCritic(options, critic, copy.deepcopy(self.normaliser))
+        return OptionCritic(options, critic, self.normaliser.copy())
 
     def policy(self, x: Tensor, z: Tensor) -> Tensor:
         """Params [L, E, A or 2A] of the options z [L, E] at normalised observations [L, E, obs]."""
