@@ -57,9 +57,10 @@ def train(
 
 def main() -> None:
     run = Run(Config)
-    cfg, streams = run.cfg, Streams(run.cfg.seed, run.groups)
-    env = make_env(cfg, len(run.groups) * cfg.N)
-    agent = Hierarchy.build(cfg, env, len(run.groups), parallel.gather)
+    cfg, groups = run.cfg, parallel.own_groups(run.cfg.groups)
+    streams = Streams(cfg.seed, groups)
+    env = make_env(cfg, len(groups) * cfg.N)
+    agent = Hierarchy.build(cfg, env, len(groups), parallel.gather)
     agent.sub_policies.reset(Streams(cfg.seed, range(cfg.num_sub_policies))(0, "sub-policies"))
     sub_optimizer = Adam(agent.sub_policies, cfg.sub_lr, per_member=True)
     saved = {"sub_policies": agent.sub_policies, "normaliser": agent.normaliser, "optimizer": sub_optimizer}

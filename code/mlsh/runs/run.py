@@ -76,11 +76,6 @@ class Run(Generic[SettingsType]):
         self.progress["run_id"] = secrets.token_hex(4)
 
     @property
-    def groups(self) -> list[int]:
-        """The indices of the task groups that this process plays."""
-        return parallel.own_groups(getattr(self.cfg, "groups", 1))
-
-    @property
     def length(self) -> int:
         """The number of outer iterations."""
         return getattr(self.cfg, self.cfg.LENGTH)
