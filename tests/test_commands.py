@@ -313,7 +313,7 @@ def test_scaling(monkeypatch, capsys):
     monkeypatch.syspath_prepend(CODE)
     import benchmark
 
-    benchmark.scaling(TINY, Config(groups=2), benchmark.Args(processes=2, tasks=2, repeats=1))
+    benchmark.compare_processes(TINY, Config(groups=2), benchmark.Args(processes=2, tasks=2, repeats=1))
     first, *rows, last = capsys.readouterr().out.splitlines()
     speeds = [float(row[26:36].replace(",", "")) for row in rows]
     assert first.startswith("MovementBandits-v0 --groups 2") and len(speeds) == 3 and min(speeds) > 0
@@ -332,12 +332,12 @@ def test_loops_in_turn(monkeypatch, capsys):
 
     monkeypatch.setattr(benchmark, "whole_loop", whole_loop)
     ways = [(["--groups", str(groups)], Config(groups=groups, compile="on")) for groups in (1, 8)]
-    benchmark.in_turn(ways, benchmark.Args(tasks=3, repeats=2, threads=(1, 2)))
+    benchmark.measure_in_turn(ways, benchmark.Args(tasks=3, repeats=2, threads=(1, 2)))
     round_ = [("--groups", groups, "--sim_threads", n, 3, n) for groups in "18" for n in "12"]
     assert asked == round_ * 2
     lines = capsys.readouterr().out.splitlines()
     assert lines[5] == (
-        "MovementBandits-v0 --groups 1 --compile on, 2 threads: 300 env steps/s; median of 2 200 (100 to 300)"
+        "MovementBandits-v0 --groups 1 --compile on, 2 threads: 300 env steps/s; median of 2: 200 (100 to 300)"
     )
 
 

@@ -104,6 +104,14 @@ def test_a_sub_policy_that_is_not_finite_ends_all(tmp_path):
 
 
 @pytest.mark.slow
+def test_the_final_test_of_flat_policies_needs_one_process_only(tmp_path):
+    """Their normaliser learns in the final test, which the first process plays alone."""
+    flags = [*TINY, "--num_sub_policies", 0, "-U", 0, "--normalise", "--record", 0]
+    finish(start(torchrun(2), *flags, "--out", tmp_path))
+    assert (tmp_path / "results.json").exists()
+
+
+@pytest.mark.slow
 def test_what_the_first_process_refuses_ends_all(tmp_path):
     for flags, reason in (
         (["--groups", 1], "2 processes for 1 task groups; use --groups 2 or more"),
