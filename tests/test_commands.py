@@ -357,6 +357,6 @@ def test_benchmark(command):
     assert code == 2 and "use 2 to 2" in err
     for more in ((), ("--repeats", 1, "--processes", 2), ("--repeats", 1, "--sim_threads", 1)):
         code, _, err = command("benchmark.py", "--threads", 1, *more)
-        assert code == 2 and "add --repeats" in err
+        assert code == 2 and "--threads needs --repeats" in err
     code, out, err = command("benchmark.py", "--env", "MovementBandits-v0", "Nonsense-v0")
     assert code == 2 and not out and "Nonsense" in err
