@@ -2,15 +2,7 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 
-from mlsh.runs.plots import (
-    curve,
-    draw_bands,
-    draw_curves,
-    interval,
-    last_tenth,
-    steps_to_fraction,
-    steps_to_level,
-)
+from mlsh.runs.plots import curve, draw_bands, draw_curves, interval, last_tenth, steps_to_fraction, steps_to_level
 
 
 def test_interval_agrees_with_a_hand_computation_and_covers_the_mean_as_often_as_it_should():

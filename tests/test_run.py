@@ -29,8 +29,7 @@ def start(*flags, **more):
 
 
 @pytest.mark.parametrize(
-    ("env", "what"),
-    [("NaNReward", "a reward"), ("InfiniteReward", "a reward"), ("NaNObservation", "an observation")],
+    ("env", "what"), [("NaNReward", "a reward"), ("InfiniteReward", "a reward"), ("NaNObservation", "an observation")]
 )
 def test_a_number_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(command, tmp_path, env, what):
     flags = ["--env", f"faulty:{env}-v0", "-W", 1, "-U", 0, "--no_normalise", "--save_seconds", 0, "--out", tmp_path]

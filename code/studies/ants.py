@@ -55,9 +55,7 @@ MAZES = {  # with -T 1000, since training has shorter episodes
     "mazes from scratch": FixedAdaptation(
         command=f"{TRAIN} AntMaze-v1 {SETTINGS_ONLY}",
         seeds=[0],
-        evaluations=[
-            "-N 8 --master_lr 0.001 --master_minibatch 512 --updates 12 --seeds 1 --eval_episodes 5 -T 1000",
-        ],
+        evaluations=["-N 8 --master_lr 0.001 --master_minibatch 512 --updates 12 --seeds 1 --eval_episodes 5 -T 1000"],
     ),
 }
 PATHS = 20  # episodes drawn per task

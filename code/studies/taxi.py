@@ -18,10 +18,7 @@ STUDY = Study(
     best_return=0.75,  # mean over the trips of training, by value iteration
     return_scale=2.0,  # what a delivery pays; each unnecessary step costs 5 % of it
     horizon=500,
-    methods={
-        "MLSH": f"{TRAIN} --sub_lr",
-        "shared policy": f"{TRAIN} --num_sub_policies 1 -W 0 -U 20 --sub_lr",
-    },
+    methods={"MLSH": f"{TRAIN} --sub_lr", "shared policy": f"{TRAIN} --num_sub_policies 1 -W 0 -U 20 --sub_lr"},
     learning_rates=(1e-3, 3e-3),
     seeds=range(5),
     selection_seed=100,

@@ -10,17 +10,7 @@ from gymnasium.spaces import Box, Discrete
 
 from mlsh.envs.base import Info, SingleEnv, Task
 from mlsh.envs.movement_bandits import PRESET as BANDITS_PRESET
-from mlsh.envs.point_world import (
-    AGENT_RADIUS,
-    BLACK,
-    COLOURS,
-    GOAL_RADIUS,
-    MOVES,
-    START,
-    WORLD,
-    Circle,
-    PointWorld,
-)
+from mlsh.envs.point_world import AGENT_RADIUS, BLACK, COLOURS, GOAL_RADIUS, MOVES, START, WORLD, Circle, PointWorld
 from mlsh.envs.registry import register
 from mlsh.errors import UserError
 
