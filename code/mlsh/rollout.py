@@ -13,7 +13,7 @@ from mlsh.envs.base import VectorTasks
 from mlsh.models import ActorCritic, Hierarchy
 from mlsh.outcome import Outcome
 from mlsh.ppo import Batch, gae
-from mlsh.slots import Actor, OnStep, SlotRecord, Slots, Truncations, draw_seeds, play_episodes, play_rollout
+from mlsh.slots import Actor, OnStep, SlotRecord, Slots, draw_seeds, play_episodes, play_rollout
 
 Generators = Sequence[np.random.Generator]
 VALUES_AT_ONCE = 2**15  # observations whose values all sub-policies compute at a time
@@ -278,9 +278,9 @@ def master_batch(
     by_master = at_decisions.transpose(0, 1).reshape(master.n, -1, obs.shape[-1])  # [G, N·(M + 1), obs]
     value = master.value(by_master).view(E, len(at_decisions)).T  # [M + 1, E]
 
-    step, cut_slot, _ = record.truncations
+    step, cut_slot, truncated_obs = record.truncations
     following = torch.where(grid.last, value[-1], value[1:])
-    following[grid.of_steps[step, cut_slot], cut_slot] = values_after(record.truncations, master, group[cut_slot])
+    following[grid.of_steps[step, cut_slot], cut_slot] = values(master, truncated_obs, group[cut_slot])
     terminated, ended = record.terminated[grid.end, slot], record.ended[grid.end, slot]
     worthless = terminated if settings.bootstrap else ended
     following = torch.where(worthless, 0, following)
@@ -306,9 +306,9 @@ def sub_policy_batch(
     group = groups_of_slots(E, agent.master.n, obs.device)
     active_to_the_end = torch.cat((active, active[-1:]))  # [T + 1, E]
     value = values(subs, obs.flatten(0, 1), active_to_the_end.flatten()).view(T + 1, E)
-    step, slot, _ = record.truncations
+    step, slot, truncated_obs = record.truncations
     following = value[1:].clone()
-    following[step, slot] = values_after(record.truncations, subs, active[step, slot])
+    following[step, slot] = values(subs, truncated_obs, active[step, slot])
     following = torch.where(record.terminated, 0, following)
     goes_on = ~(record.terminated | record.truncated)
     goes_on[-1] = False
@@ -343,11 +343,6 @@ def values(policy: ActorCritic, obs: Tensor, member: Tensor) -> Tensor:
         for x, m in zip(obs.split(VALUES_AT_ONCE), member.split(VALUES_AT_ONCE), strict=True)
     ]
     return torch.cat(found)
-
-
-def values_after(truncations: Truncations, policy: ActorCritic, member: Tensor) -> Tensor:
-    """The value [F] of what followed each truncation, by the policy's `member` [F]."""
-    return values(policy, truncations.following, member)
 
 
 def groups_of_slots(E: int, G: int, device: torch.device) -> Tensor:

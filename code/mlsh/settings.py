@@ -220,8 +220,16 @@ class AdaptationSettings(Settings):
         return {name: x for name, x in self.only(*names).items() if x}
 
 
+COMMON_GROUPS: dict[str, type[Settings]] = {
+    "Networks": NetworkSettings,
+    "Run folder": RunFolderSettings,
+    "Tracking": TrackingSettings,
+    "Hardware": HardwareSettings,
+}
+
+
 @dataclass
-class RunSettings(TaskSettings, RunFolderSettings, TrackingSettings, HardwareSettings):
+class RunSettings(TaskSettings, NetworkSettings, RunFolderSettings, TrackingSettings, HardwareSettings):
     """Settings of every training run. A subclass names its `KIND`, its `LENGTH` and its `GROUPS`."""
 
     KIND: ClassVar[str]  # as written into checkpoints

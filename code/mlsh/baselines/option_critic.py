@@ -24,19 +24,16 @@ from mlsh.runs.metrics import means_of
 from mlsh.runs.run import Run
 from mlsh.sampling import Streams, Task, balanced_tasks
 from mlsh.settings import (
+    COMMON_GROUPS,
     AdaptationSettings,
     Count,
     Fraction,
-    HardwareSettings,
-    NetworkSettings,
     NonNegative,
     Positive,
     RewardSettings,
-    RunFolderSettings,
     RunSettings,
     Settings,
     TaskSettings,
-    TrackingSettings,
     alias,
 )
 
@@ -74,7 +71,7 @@ class OptionCriticLearning(RewardSettings):
 
 
 @dataclass
-class OptionCriticConfig(OptionCriticAlgorithm, OptionCriticLearning, NetworkSettings, RunSettings):
+class OptionCriticConfig(OptionCriticAlgorithm, OptionCriticLearning, RunSettings):
     """Train option-critic on one task after another; with --num_options 1 it is an actor-critic.
 
     -N, --groups, --tasks, --rollouts (W + U there), -T, --normalise and --reward_scale default to those of train.py.
@@ -84,12 +81,9 @@ class OptionCriticConfig(OptionCriticAlgorithm, OptionCriticLearning, NetworkSet
     LENGTH: ClassVar[str] = "tasks"
     GROUPS: ClassVar[dict[str, type[Settings]]] = {
         "Task": TaskSettings,
-        "Option-critic": OptionCriticAlgorithm,
+        "Options": OptionCriticAlgorithm,
         "Learning": OptionCriticLearning,
-        "Networks": NetworkSettings,
-        "Run folder": RunFolderSettings,
-        "Tracking": TrackingSettings,
-        "Hardware": HardwareSettings,
+        **COMMON_GROUPS,
     }
     RENAMED: ClassVar[dict[str, str]] = {"c2": "entropy_coef"}
 

@@ -25,18 +25,15 @@ from mlsh.runs.log import LOSSES, Log, has_curves
 from mlsh.runs.run import Run
 from mlsh.sampling import Streams, Task, balanced_tasks
 from mlsh.settings import (
+    COMMON_GROUPS,
     AdaptationSettings,
     ClippedSettings,
     Count,
-    HardwareSettings,
-    NetworkSettings,
     NonNegative,
     Positive,
-    RunFolderSettings,
     RunSettings,
     Settings,
     TaskSettings,
-    TrackingSettings,
     alias,
     with_defaults,
 )
@@ -66,7 +63,7 @@ class RL2PPOSettings(ClippedSettings):
 
 @dataclass
 @with_defaults(seed=0, epochs=5, reward_scale=0.1)
-class RL2Config(TrialSettings, RL2PPOSettings, NetworkSettings, RunSettings):
+class RL2Config(TrialSettings, RL2PPOSettings, RunSettings):
     """Train RL², a recurrent policy over trials of several episodes of a task.
 
     The defaults suit MovementBandits, except -T, which is the environment's own limit.
@@ -78,10 +75,7 @@ class RL2Config(TrialSettings, RL2PPOSettings, NetworkSettings, RunSettings):
         "Task": TaskSettings,
         "Trials": TrialSettings,
         "PPO": RL2PPOSettings,
-        "Networks": NetworkSettings,
-        "Run folder": RunFolderSettings,
-        "Tracking": TrackingSettings,
-        "Hardware": HardwareSettings,
+        **COMMON_GROUPS,
     }
     RENAMED: ClassVar[dict[str, str]] = {
         "K": "epochs",
