@@ -1,9 +1,11 @@
-# make train     install and run the headline command
-# make test      install and run the linter and the tests; make test-all: the slow ones, too
-# make soak      kill and continue runs, fifty times; watch the memory of a long one
-# make bandits   the study of the 2D bandits; likewise point-worlds, fourrooms, taxi; make paper: all of these
-# make ants      the study of the heavy ant
-# make drawings  the drawings of README and docs
+# make train     install everything into .venv, then train on MovementBandits
+# make test      run the linter, the type checker and the fast tests
+# make test-all  run the slow tests as well
+# make soak      kill and continue a run fifty times; watch the memory of a long one
+# make bandits   reproduce the study of the 2D bandits; likewise point-worlds, fourrooms and taxi
+# make paper     reproduce these four studies
+# make ants      reproduce the study of the heavy ant
+# make drawings  draw the diagrams of README and docs
 PYTHON ?= python3
 BIN := .venv/bin
 ENV ?= MovementBandits-v0
@@ -14,23 +16,24 @@ endif
 
 STUDIES := bandits point-worlds fourrooms taxi
 
-.PHONY: train test test-all soak paper ants drawings $(STUDIES)
+.PHONY: train check test test-all soak paper ants drawings $(STUDIES)
 train: .venv/installed
 	cd code && ../$(BIN)/python train.py $(if $(W),-W $(W)) $(if $(U),-U $(U)) --env $(ENV) $(ARGS)
 
-test: .venv/installed
+check: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+test: check
 	$(BIN)/python -m pytest
 
-test-all: .venv/installed
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+test-all: check
 	$(BIN)/python -m pytest -m ""
 
 soak: .venv/installed
 	$(BIN)/python tests/soak.py
-	$(BIN)/python tests/memory.py
+	$(BIN)/python benchmarks/memory_growth.py
 
 $(STUDIES) ants: .venv/installed
 	cd code && ../$(BIN)/python -m studies.$(subst -,_,$@) --figures ../assets
@@ -38,7 +41,7 @@ $(STUDIES) ants: .venv/installed
 paper: $(STUDIES)
 
 drawings: .venv/installed
-	cd code && ../$(BIN)/python drawings.py ../assets
+	$(BIN)/python docs/drawings.py assets
 
 .venv/installed: requirements.txt setup.py
 	$(PYTHON) -m venv .venv

@@ -1,6 +1,8 @@
-"""Resident memory of a run of 10,000 iterations of a tiny task, films and wandb included: make soak (Linux)
+"""Memory of a long run: the resident set of train.py on a tiny task, with films and wandb (Linux only; make soak).
 
-python tests/memory.py [ITERATIONS]
+    python benchmarks/memory_growth.py [ITERATIONS]
+
+It fails if the process has grown by more than 20 MB between a tenth of the run and its end.
 """
 
 import subprocess
@@ -9,33 +11,34 @@ import tempfile
 import time
 from pathlib import Path
 
-CODE = Path(__file__).parent.parent / "code"
-sys.path.insert(0, str(CODE))
-from mlsh.runs.metrics import read_metrics  # noqa: E402
+from mlsh.runs.metrics import read_metrics
 
+CODE = Path(__file__).absolute().parents[1] / "code"
 FLAGS = "-N 2 -W 2 -U 2 -K 2 -T 7 --high_len 3 --groups 2 --hidden 8 --record 100 --test_episodes 2 --wandb offline"
+PER_TASK = 4  # iterations
+MOST = 20  # MB
 
 
-def resident(pid):
-    """Megabytes of a process, from /proc, or None after its end."""
+def resident_megabytes(pid: int) -> float | None:
+    """The resident memory of a process, or None if it has ended."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     sizes = [int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS")]
     return sizes[0] if sizes else None
 
 
-def watch(folder, iterations):
-    """Pairs (iterations done, megabytes), about ten, of a run of train.py."""
-    tasks = iterations // 4
+def watch(folder: Path, iterations: int) -> list[tuple[int, float]]:
+    """Run train.py, and return about ten pairs of iterations done and megabytes."""
+    tasks = iterations // PER_TASK
     command = [sys.executable, "train.py", *FLAGS.split(), "--tasks", str(tasks), "--out", str(folder)]
     run = subprocess.Popen(command, cwd=CODE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    seen, wanted = [], tasks // 10
+    seen, next_tasks = [], tasks // 10
     while run.poll() is None:
-        done = len(read_metrics(folder)) // 2
-        size = resident(run.pid)
-        if wanted <= done < tasks and size:  # not after its end, when Matplotlib draws
-            seen.append((4 * done, size))
-            print(f"{4 * done:7,} iterations: {size:.0f} MB", flush=True)
-            wanted = done + tasks // 10
+        done = len(read_metrics(folder)) // 2  # one row per group
+        size = resident_megabytes(run.pid)
+        if next_tasks <= done < tasks and size:  # not after the last task, when Matplotlib draws
+            seen.append((PER_TASK * done, size))
+            print(f"{PER_TASK * done:7,} iterations: {size:.0f} MB", flush=True)
+            next_tasks = done + tasks // 10
         time.sleep(0.5)
     if run.returncode:
         raise SystemExit("the run failed")
@@ -45,6 +48,6 @@ def watch(folder, iterations):
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         seen = watch(Path(folder), int(sys.argv[1]) if len(sys.argv) > 1 else 10_000)
-    grown = seen[-1][1] - seen[0][1]
-    print(f"grown by {grown:.1f} MB from {seen[0][0]:,} to {seen[-1][0]:,} iterations")
-    sys.exit(grown > 20)
+    (first, before), (last, after) = seen[0], seen[-1]
+    print(f"grew by {after - before:.1f} MB from iteration {first:,} to {last:,}")
+    sys.exit(after - before > MOST)

@@ -1,13 +1,15 @@
-"""The memory that an iteration takes at its peak, in multiples of the rollout's observations: python tests/peak.py"""
+"""Peak memory of a joint iteration relative to its observations (Linux only): python benchmarks/memory_peak.py"""
 
+import multiprocessing
 import resource
-import subprocess
-import sys
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
 from gymnasium.spaces import Box
 from tabulate import tabulate
+from torch import Tensor
 
 from mlsh.config import Config
 from mlsh.envs.base import VectorTasks
@@ -16,36 +18,36 @@ from mlsh.ppo import Adam, update
 from mlsh.rollout import collect
 from mlsh.sampling import Streams
 
-DIMENSIONS, SHARES = (8, 30, 376), ("as chosen", "all to one")
-SIZES = {"T": 1000, "N": 64, "groups": 8}
+DIMENSIONS = 8, 30, 376  # of an observation
+CHOICES = "all sub-policies", "one sub-policy"  # that the masters choose
 
 
-class Blank(VectorTasks):
-    """Shows zeros of so many dimensions."""
+class Zeros(VectorTasks):
+    """An environment whose observations are zeros."""
 
     train_tasks = [0]
 
-    def __init__(self, num_envs, dimensions):
+    def __init__(self, num_envs: int, dimensions: int) -> None:
         self.single_observation_space = Box(-1, 1, (dimensions,), np.float32)
         self.single_action_space = Box(-1, 1, (8,), np.float32)
         super().__init__(num_envs, None, None, "cpu")
-        self._never = torch.zeros(num_envs, dtype=torch.bool)
+        self._dimensions, self._never = dimensions, torch.zeros(num_envs, dtype=torch.bool)
 
-    def _reset(self, which):
-        return torch.zeros(self.num_envs, *self.single_observation_space.shape)
+    def _reset(self, which: Tensor | None) -> Tensor:
+        return torch.zeros(self.num_envs, self._dimensions)
 
-    def _step(self, actions):
+    def _step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
         return self._reset(None), actions.sum(1), self._never, {}
 
 
-def peak(dimensions, share, sizes):
-    """Bytes that a joint iteration adds to what the process has before, and those of its observations."""
-    cfg = Config(**sizes, epochs=1, high_len=100)
-    env = Blank(cfg.groups * cfg.N, dimensions)
+def peak(dimensions: int, choice: str) -> tuple[int, int]:
+    """The bytes that a joint iteration adds to the peak of this process, and the bytes of its observations."""
+    cfg = Config(T=1000, N=64, groups=8, epochs=1, high_len=100)
+    env = Zeros(cfg.groups * cfg.N, dimensions)
     agent = Hierarchy.build(cfg, env)
     agent.master.reset(Streams(0, range(cfg.groups))(0, "master"))
     agent.sub_policies.reset(Streams(0, range(cfg.num_sub_policies))(0, "subs"))
-    if share == "all to one":
+    if choice == "one sub-policy":
         agent.master.policy_bias.data[..., 0] = 50.0
     optimizers = Adam(agent.master, cfg.master_lr), Adam(agent.sub_policies, cfg.sub_lr, apart=True)
     rngs = Streams(0, range(cfg.groups))(0, "peak")
@@ -58,25 +60,16 @@ def peak(dimensions, share, sizes):
     return (after - before) * 1024, 4 * dimensions * env.num_envs * cfg.T
 
 
-def measured(dimensions, share, **sizes):
-    """`peak` in a process of its own."""
-    call = f"import peak; print(*peak.peak({dimensions}, {share!r}, {sizes}))"
-    words = [sys.executable, "-c", call]
-    run = subprocess.run(words, cwd=sys.path[0], capture_output=True, text=True, check=True)
-    return map(int, run.stdout.split())
-
-
-def main():
+def main() -> None:
     rows = []
+    spawn = multiprocessing.get_context("spawn")
     for dimensions in DIMENSIONS:
-        for share in SHARES:
-            added, observations = measured(dimensions, share, **SIZES)
-            rows.append([dimensions, share, f"{observations / 1e6:,.0f}", f"{added / 1e6:,.0f}", added / observations])
-    print(
-        tabulate(
-            rows, ["dimensions", "sub-policies", "observations, MB", "peak, MB", "times"], "github", floatfmt=".1f"
-        )
-    )
+        for choice in CHOICES:
+            with ProcessPoolExecutor(1, spawn) as pool:  # since the peak of a process never falls
+                added, observations = pool.submit(peak, dimensions, choice).result()
+            rows.append([dimensions, choice, f"{observations / 1e6:,.0f}", f"{added / 1e6:,.0f}", added / observations])
+    header = ["dimensions", "masters choose", "observations, MB", "peak, MB", "ratio"]
+    print(tabulate(rows, header, "github", floatfmt=".1f"))
 
 
 if __name__ == "__main__":

@@ -237,7 +237,6 @@ UNREADABLE = {
     "render.py": ": PATH Run folder or checkpoint",
     "report.py --figure x": "did you mean --figures?",
     "benchmark.py --groups x": "--groups: ",
-    "drawings.py": ": PATH Where to",
     "studies/bandits.py --figure x": "did you mean --figures?",
 }
 
