@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -20,3 +21,10 @@ def test_the_corridor_is_learned(tmp_path):
     returns = {row["task"]: row["return"] for row in test}
     assert set(returns) == {0, 1}
     assert all(BEST / 2 < x <= BEST for x in returns.values()), returns  # an agent that knows one task has 41 and 0
+
+
+def test_the_readme_shows_the_corridor_as_it_is():
+    page, example = ((CODE.parent / name).read_text() for name in ("README.md", "examples/corridor.py"))
+    (shown,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    lines = shown.splitlines()
+    assert len(lines) > 10 and all(line in example.splitlines() for line in lines)
