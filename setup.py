@@ -2,7 +2,7 @@ from setuptools import find_packages, setup
 
 setup(
     name="mlsh",
-    version="0.2.0",
+    version="0.3.0",
     description="Meta Learning Shared Hierarchies in PyTorch",
     license="MIT",
     python_requires=">=3.11",
@@ -13,7 +13,7 @@ setup(
         "numpy>=2.0",
         "gymnasium>=1.1",
         "mujoco>=3.3",
-        "packaging",  # of Gymnasium's MuJoCo renderer
+        "packaging",  # imported by Gymnasium's MuJoCo renderer
         "pygame-ce>=2.5",
         "imageio[ffmpeg]>=2.34",
         "wandb>=0.19",
@@ -26,8 +26,8 @@ setup(
         "tabulate>=0.9",
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.9"],
-        "gym": ["shimmy>=2.0", "gym==0.26.2"],  # environments on the old Gym; Shimmy's own extra wants NumPy 1
-        "metaworld": ["metaworld==3.1.1"],  # wants MuJoCo 3.3.0: docs/metaworld.md
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.9", "pyright[nodejs]>=1.1"],
+        "gym": ["shimmy>=2.0", "gym==0.26.2"],  # for environments of the old Gym; Shimmy's own extra needs NumPy 1
+        "metaworld": ["metaworld==3.1.1"],  # needs MuJoCo 3.3.0, see docs/guide/your-own-environment.md
     },
 )

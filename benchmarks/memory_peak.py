@@ -14,7 +14,8 @@ from torch import Tensor
 from mlsh.config import Config
 from mlsh.envs.base import VectorTasks
 from mlsh.models import Hierarchy
-from mlsh.ppo import Adam, update
+from mlsh.optim import Adam
+from mlsh.ppo import update
 from mlsh.rollout import collect
 from mlsh.sampling import Streams
 
@@ -49,12 +50,13 @@ def peak(dimensions: int, choice: str) -> tuple[int, int]:
     agent.sub_policies.reset(Streams(0, range(cfg.num_sub_policies))(0, "subs"))
     if choice == "one sub-policy":
         agent.master.policy_bias.data[..., 0] = 50.0
-    optimizers = Adam(agent.master, cfg.master_lr), Adam(agent.sub_policies, cfg.sub_lr, apart=True)
+    optimizers = Adam(agent.master, cfg.master_lr), Adam(agent.sub_policies, cfg.sub_lr, per_member=True)
     rngs = Streams(0, range(cfg.groups))(0, "peak")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    rollout = collect(env, agent, rngs, **cfg.rollout)
-    update(agent.master, optimizers[0], rollout.master, rngs, **cfg.master_ppo)
-    update(agent.sub_policies, optimizers[1], rollout.low, rngs, **cfg.low_ppo(0))
+    rollout = collect(env, agent, rngs, cfg.rollout)
+    update(agent.master, optimizers[0], rollout.master, rngs, cfg.master_ppo)
+    assert rollout.sub_policies is not None
+    update(agent.sub_policies, optimizers[1], rollout.sub_policies, rngs, cfg.sub_ppo(0))
     agent.normaliser.update(rollout.obs)
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return (after - before) * 1024, 4 * dimensions * env.num_envs * cfg.T

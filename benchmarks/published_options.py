@@ -9,14 +9,15 @@ and its episodes are counted over all of them.
 """
 
 import argparse
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from mlsh.baselines.option_critic import OptionCriticConfig, new_task, optimisers
-from mlsh.baselines.options import OptionCritic, play, update
+from mlsh.baselines.option_critic import OptionCriticConfig, begin_task, make_optimizers
+from mlsh.baselines.options import OptionCritic, play_options, update_options
 from mlsh.envs.fourrooms import CELLS, ROOM, FourroomsVector, build_dynamics
 from mlsh.envs.grid_world import GridWorld
 from mlsh.sampling import Streams
@@ -72,9 +73,9 @@ def episode_lengths(
             for e in ended.nonzero()[:, 0].tolist():
                 lengths[e * len(rngs) // env.num_envs].append(now - begun[e].item())
                 begun[e] = now
-        update(agent, optimizers, steps, **cfg.learning)
+        update_options(agent, optimizers, steps, cfg.settings)
 
-    play(env, agent, rngs, T=T, explore=cfg.explore, n_steps=cfg.n_steps, learn=learn)
+    play_options(env, agent, rngs, dataclasses.replace(cfg.settings, T=T), learn)
     return lengths
 
 
@@ -82,15 +83,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for flag, default in (("seeds", 5), ("slots", 4), ("steps", 2500), ("n_steps", 5), ("num_options", 4)):
         parser.add_argument(f"--{flag}", type=int, default=default)
-    for flag, default in (("lr", 1e-3), ("lr_critic", 3e-3), ("c2", 0.01)):
+    for flag, default in (("lr", 1e-3), ("lr_critic", 3e-3), ("entropy_coef", 0.01)):
         parser.add_argument(f"--{flag}", type=float, default=default)
     args = parser.parse_args()
-    shown = {name: getattr(args, name) for name in ("num_options", "n_steps", "lr", "lr_critic", "c2")}
+    shown = {name: getattr(args, name) for name in ("num_options", "n_steps", "lr", "lr_critic", "entropy_coef")}
     cfg = OptionCriticConfig(groups=args.seeds, shared="nothing", normalise=False, T=1000, **shown)
     env, streams = WalkToGoal(args.seeds * args.slots), Streams(0, range(args.seeds))
-    agent = OptionCritic.build(cfg, env)
-    optimizers = optimisers(agent, cfg)
-    new_task(agent, optimizers, streams, 0, cfg)
+    agent = cfg.build(env)
+    optimizers = make_optimizers(agent, cfg)
+    begin_task(agent, optimizers, streams, 0, cfg)
     moved_goals = [5 + 3 * seed for seed in range(args.seeds)]
     for i, tasks in enumerate(([0] * args.seeds, moved_goals)):
         env.set_task(tasks)
