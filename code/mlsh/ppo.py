@@ -152,6 +152,7 @@ def update(
     on_device = torch.from_numpy(mean_weights).to(device)
     learn = compiled(gradients) if policy.compiled else gradients
     parameters = list(policy.parameters())
+    coefficients = (settings.clip, settings.dual_clip, settings.value_coef, settings.entropy_coef)
     if policy.compiled:
         mark_any_size(batch)
     index = on_device  # of the last epoch
@@ -164,17 +165,7 @@ def update(
             epoch_kl.zero_()
         index = torch.from_numpy(layout.shuffle(rngs)).to(device)
         for samples, weights, learning in zip(index, on_device, learns, strict=True):
-            found, kl = learn(
-                policy,
-                batch,
-                samples,
-                weights,
-                settings.clip,
-                settings.dual_clip,
-                settings.value_coef,
-                settings.entropy_coef,
-                with_kl=settings.target_kl > 0,
-            )
+            found, kl = learn(policy, batch, samples, weights, *coefficients, with_kl=settings.target_kl > 0)
             for parameter, gradient in zip(parameters, found, strict=True):
                 parameter.grad = gradient
             optimizer.step(idle=np.flatnonzero(~learning).tolist())
