@@ -186,9 +186,11 @@ class Noise:
     def __init__(self, agent: Hierarchy, rngs: Generators, slots_per_group: int, settings: RolloutSettings) -> None:
         self._agent, self._rngs, self._explore = agent, rngs, settings.explore
         self._size = math.ceil(settings.T / settings.high_len), slots_per_group
-        subs = agent.sub_policies
-        if subs.n:
-            self.of_actions = self._draw(rngs, lambda rng: subs.noise(rng, settings.T, slots_per_group))  # [T, E, A]
+        sub_policies = agent.sub_policies
+        if sub_policies.n:
+            self.of_actions = self._draw(
+                rngs, lambda rng: sub_policies.noise(rng, settings.T, slots_per_group)
+            )  # [T, E, A]
         self._of_decisions = self._draw_decisions(rngs)
 
     def _draw(self, rngs: Generators, sample: Callable[[np.random.Generator], np.ndarray]) -> Tensor:
@@ -301,19 +303,19 @@ def sub_policy_batch(
     GAE runs over the time-ordered grid of all steps, across switches of the sub-policy, as in the original code. The
     value of an observation is that of the sub-policy active there.
     """
-    subs, active, (T, E) = agent.sub_policies, trace.active, trace.active.shape
+    sub_policies, active, (T, E) = agent.sub_policies, trace.active, trace.active.shape
     assert trace.actions is not None
     group = groups_of_slots(E, agent.master.n, obs.device)
     active_to_the_end = torch.cat((active, active[-1:]))  # [T + 1, E]
-    value = values(subs, obs.flatten(0, 1), active_to_the_end.flatten()).view(T + 1, E)
+    value = values(sub_policies, obs.flatten(0, 1), active_to_the_end.flatten()).view(T + 1, E)
     step, slot, truncated_obs = record.truncations
     following = value[1:].clone()
-    following[step, slot] = values(subs, truncated_obs, active[step, slot])
+    following[step, slot] = values(sub_policies, truncated_obs, active[step, slot])
     following = torch.where(record.terminated, 0, following)
     goes_on = ~(record.terminated | record.truncated)
     goes_on[-1] = False
     advantage = gae(record.reward * settings.reward_scale, value[:-1], following, goes_on, settings.gamma, settings.lam)
-    batch = batch_of(subs, obs[:-1], trace.actions, advantage, value[:-1], active, group)
+    batch = batch_of(sub_policies, obs[:-1], trace.actions, advantage, value[:-1], active, group)
     if not settings.explore:
         return batch
     weights = importance(trace.decisions, settings.explore).gather(0, trace.decision_of_steps())
