@@ -56,11 +56,11 @@ class Args(Settings):
     sim_threads: CountOrZero = 0
     """Simulation threads of the MuJoCo families; 0 for all cores."""
     processes: CountOrZero = 0
-    """Compare torchrun with so many processes to one process, and to so many runs at once, with one thread each."""
+    """Compare torchrun with this many processes, this many separate runs at once, and one run; one thread each."""
     threads: Counts = ()
-    """Numbers of threads, for PyTorch and for the simulation, that --repeats measures. Default: as many as cores."""
+    """With --repeats: thread counts to compare, such as 1 2, for PyTorch and the simulation. Default: all cores."""
     repeats: CountOrZero = 0
-    """Measure only whole loops, in turn, so many times, as a machine's speed may change. Also repeats --processes."""
+    """Time only whole training loops, this many times each, taking turns. With --processes: repeat that comparison."""
 
 
 def whole_loop(

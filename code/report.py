@@ -53,7 +53,7 @@ class Args:
     """Folder for the learning curves trained_reward_NAME.png and TASK_trained_reward_NAME.png. Default: none are
     drawn."""
     name: str = ""
-    """The NAME in these file names. Default: the id of the environment."""
+    """The NAME in the names of the figures. Default: the id of the environment."""
     csv: str = ""
     """File for a table with one row per run: returns, standard errors, shares, env steps and seconds. Default: none."""
 

@@ -33,8 +33,8 @@ def mark_any_size(batch: Iterable[torch.Tensor | None]) -> None:
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function(policy, batch, index, weights, …)`, compiled at its first call. Where that fails it runs uncompiled.
 
-    It is compiled once for all widths of `index` and `weights` [n, width] and all sizes of a batch that was given to
-    `mark_any_size`, and again for other shapes.
+    Another width of `index` and `weights` [n, width] does not compile it again, nor does another size of a batch that
+    went through `mark_any_size`. Any other new shape does.
     """
     import torch._dynamo  # takes a second
 

@@ -40,7 +40,7 @@ class AlgorithmSettings(Settings):
     U: Annotated[CountOrZero, alias("-U")] = 1
     """Joint iterations per task: the sub-policies learn too (paper: U)."""
     tasks: Count = 100
-    """Outer iterations. Each draws a task and makes a new master for every task group."""
+    """Outer iterations. In each, every task group draws a task of its own and gets a new master."""
     high_len: Count = 10
     """Env steps between two decisions of the master (paper: N)."""
     num_sub_policies: CountOrZero = 2

@@ -244,7 +244,7 @@ def figure_sums(policy: Any, samples: Samples, weights: Tensor, clip: float) -> 
 
 
 def figures_of(means: Tensor) -> dict[str, Tensor]:
-    """`FIGURES` by name, float32 [n] each, from `figure_sums` with weights that sum to 1 per member.
+    """`FIGURES` by name, float32 [n] each. `means` are `figure_sums` whose weights add up to 1 for each member.
 
     `explained_variance` is 1 − Var(target − value) / Var(target), and NaN where all targets are the same.
     """

@@ -77,7 +77,8 @@ class OptionCritic(NamedTuple):
         return by_time(self.critic.params(by_block(self.critic.n, x)), len(x))
 
     def choose(self, x: Tensor, z: Tensor, begins: Tensor, uniform: Tensor, explore: float) -> Tensor:
-        """The options [E] at x [E, obs]: z [E], or ε-greedy ones where an episode begins or z terminates.
+        """The option of each slot, [E]. It stays the current one, z [E], unless the episode begins or z terminates at
+        the observation x [E, obs]; then it is chosen ε-greedily.
 
         `uniform` [E, 3] holds random numbers: whether z terminates, whether to explore, and which option then.
         """
@@ -163,7 +164,8 @@ def play_options(
 ) -> tuple[Outcome, Tensor]:
     """Play a rollout. Returns its `Outcome` and all observations [T·E, obs].
 
-    `rngs`: one generator per group. `learn` is called with consecutive steps while the rollout goes on.
+    `rngs`: one generator per group. During the rollout, `learn` is called
+    repeatedly, each time with the steps since its last call.
     """
     seeds = draw_seeds(rngs)
     actor = OptionActor(agent, rngs, env.num_envs, settings, learn)

@@ -52,13 +52,14 @@ def heavy_ant() -> mujoco.MjSpec:
 def add_obstacle(spec: mujoco.MjSpec, pos: Sequence[float], size: Sequence[float], **attributes: Any) -> None:
     """Add a box that the ant collides with; `size` is half its extent along x, y and z.
 
-    The box gets a body of its own, because MuJoCo checks the ant against all geoms of a body at once, near or far.
+    The box gets a body of its own, so that MuJoCo skips it while the ant is far away. As soon as one geom of a body is
+    near, all geoms of that body are checked for collisions.
     """
     spec.worldbody.add_body(pos=pos).add_geom(type=BOX, size=size, **attributes, **OBSTACLE)
 
 
 def heavy_ant_with_walls(walls: Sequence[Sequence[float]]) -> mujoco.MjSpec:
-    """Return the heavy ant among walls 5 m high as a spec. The floor is plain, as it is seen from far above.
+    """Return an MjSpec of the heavy ant among walls 5 m high. The floor has no pattern: the camera is far above it.
 
     Each wall is given by x, y, and half its extent along x and along y, in metres.
     """
@@ -80,7 +81,7 @@ def normalise_quaternions(qpos: np.ndarray) -> np.ndarray:
 def is_upright(qpos: np.ndarray) -> np.ndarray:
     """Return whether the torso's z axis points up, bool [n], for `qpos` [n, nq].
 
-    Of the torso's quaternion (w, x, y, z), x² + y² is below 1/2 exactly then.
+    It points above the horizontal if and only if x² + y² < 1/2, where (w, x, y, z) is the torso's quaternion.
     """
     return (qpos[:, 4:6] ** 2).sum(1) < 0.5
 

@@ -128,8 +128,8 @@ class GymnasiumTasks(VectorTasks):
     def step(self, actions: torch.Tensor) -> StepResult:
         """Take one step in every slot whose episode is not over; see `VectorTasks.step`.
 
-        A slot whose episode is over keeps its observation and gets reward 0. So does a slot whose observation is not
-        finite, because its action would not be finite either; `collect` raises an error for it.
+        A slot whose episode is over keeps its observation and gets reward 0. A slot whose observation is NaN or
+        infinite is not stepped either: its action would be NaN or infinite, too. `collect` later raises an error for it.
 
         The info holds the numbers and bools that the environments reported at the last step of their episodes.
         """

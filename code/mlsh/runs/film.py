@@ -65,10 +65,10 @@ def film(
     every: int = 1,
     at_most: int = 4,
 ) -> list[Task]:
-    """Film the given number of episodes of each distinct task, for `at_most` of them. There is one master per task.
+    """Film `episodes` episodes of each distinct task, for at most `at_most` tasks. There is one master per task.
 
-    The film of a task is written to `path(task)`, a .gif or .mp4, while it is played. It shows one frame of `every` so
-    many, and so runs that many times as fast. Returns the tasks that were filmed.
+    The film of a task is written to `path(task)`, a .gif or .mp4, while it is played. It shows every
+    `every`-th frame, so it plays that many times as fast. Returns the tasks that were filmed.
     """
     first_with_task: dict[str, int] = {}
     for g, task in enumerate(tasks):

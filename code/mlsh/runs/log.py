@@ -39,7 +39,7 @@ LOSSES = ("policy_loss", "value_loss", "kl", "clip_fraction", "entropy", "explai
 def has_curves(task: object) -> bool:
     """Return whether a task has curves of its own on wandb: tasks 0 to 9 of a finite family.
 
-    In a continuous family, or in one of hundreds of tasks, each curve would be a single point.
+    In a continuous or very large family a task is rarely drawn twice, so its curve would be a single point.
     """
     return type(task) is int and task < 10
 
@@ -289,10 +289,10 @@ def final_test_tables(results: Mapping[str, Any]) -> dict[str, list[Row]]:
 
 
 def summarise_final_test(results: Mapping[str, Any]) -> dict[str, float]:
-    """Return values for the summary on wandb.
+    """Return the numbers of the final test for wandb's summary, by name.
 
-    These are the means over the tasks of the final test with their standard error, and the return of each task that
-    has curves of its own.
+    These are each measure's mean over the tasks, the standard error of the mean return, and the return on each task for
+    which `has_curves` is true.
     """
     summary: dict[str, float] = {}
     for table, rows in final_test_tables(results).items():
