@@ -1,6 +1,7 @@
 """Film a checkpoint's agent with an untrained and a trained master: python render.py --help"""
 
 from dataclasses import dataclass
+from inspect import cleandoc
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -14,16 +15,16 @@ from mlsh.runs import checkpoint
 from mlsh.runs.files import safe_name
 from mlsh.runs.film import film
 from mlsh.sampling import Streams, find_task
-from mlsh.settings import Count, CountOrZero, NonNegative, Settings, alias, cli
+from mlsh.settings import DESCRIBED, Count, CountOrZero, NonNegative, Settings, alias, cli
 
 
 @dataclass
 class Args(Settings):
-    """Write two videos of one task: with a new, untrained master, and with a trained one.
+    """Write two videos of one task: one with a new, untrained master, and one with a trained master.
 
     Examples:
-    python render.py runs/mb-0 --task 1 --out x.gif
-    python render.py ../assets/AntBandits-v1.pt --task 0 --episodes 2 --out ant.mp4
+        python render.py runs/mb-0 --task 1 --out x.gif
+        python render.py ../assets/AntBandits-v1.pt --task 0 --episodes 2 --out ant.mp4
     """
 
     RENAMED: ClassVar[dict[str, str]] = {"hlr": "master_lr"}
@@ -31,29 +32,29 @@ class Args(Settings):
     run: Annotated[Path, tyro.conf.Positional]
     """Run folder or checkpoint."""
     task: str = "0"
-    """Task: a number 0 … n−1 in a finite family, else JSON."""
-    out: str = ""
-    """NAME.gif or NAME.mp4; the videos are NAME-untrained and NAME-trained. Default: task-TASK.gif beside the run."""
+    """Task: a number 0 … n−1 in a finite family, otherwise JSON."""
+    out: Annotated[str, DESCRIBED] = ""
+    """NAME.gif or NAME.mp4, for NAME-untrained and NAME-trained. Default: task-TASK.gif in the run folder."""
     episodes: Count = 1
     """Episodes per video."""
     every: Count = 1
-    """Keep one frame of so many. The video runs that many times as fast."""
-    env: str = ""
-    """Another environment with the same spaces, played with -T and --high_len of its preset."""
-    updates: CountOrZero = 0
+    """Keep only every n-th frame. The video then runs n times as fast."""
+    env: Annotated[str, DESCRIBED] = ""
+    """Another environment with the same spaces; -T and --high_len come from its preset. Default: that of the run."""
+    updates: Annotated[CountOrZero, DESCRIBED] = 0
     """PPO updates of the trained master. Default: W of the run, or U if it had no warm-up."""
-    N: Annotated[CountOrZero, alias("-N")] = 0
+    N: Annotated[CountOrZero, alias("-N"), DESCRIBED] = 0
     """Episodes per rollout while the master learns. Default: that of the run."""
-    T: Annotated[CountOrZero, alias("-T")] = 0
-    """Env steps per episode. Default: that of the run, or of --env."""
-    master_lr: NonNegative = 0.0
+    T: Annotated[CountOrZero, alias("-T"), DESCRIBED] = 0
+    """Env steps per episode. Default: that of the run, or of the preset of --env."""
+    master_lr: Annotated[NonNegative, DESCRIBED] = 0.0
     """Learning rate of the master. Default: that of the run."""
     device: str = "cpu"
     """Torch device."""
 
 
 def main() -> None:
-    args = cli(Args)
+    args = cli(Args, description=cleandoc(Args.__doc__ or ""))
     args.validate()
     data = checkpoint.load(args.run, [Config])
     cfg = transferred(data["config"], args.env)

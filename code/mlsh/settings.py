@@ -46,6 +46,9 @@ def alias(*flags: str) -> Any:
     return tyro.conf.arg(aliases=flags)
 
 
+DESCRIBED: Any = tyro.conf.arg(help_behavior_hint="")  # the field's docstring says what the default is
+
+
 class Settings:
     """Base class for dataclasses of flags: conversion from and to plain values, and validation."""
 
@@ -127,9 +130,9 @@ class TaskSettings(Settings):
     env: str = "MovementBandits-v0"
     """Gymnasium id of a task family. For `module:Id-v0` the module is imported first."""
     T: Annotated[Count, alias("-T")] = 50
-    """Horizon: an episode is truncated after this many env steps. Default: the environment's own limit."""
+    """Env steps after which an episode is truncated. Without a preset: the environment's own limit."""
     seed: CountOrZero = 626
-    """Seed of all randomness. On one machine and number of threads a run repeats bit by bit."""
+    """Seed of all randomness. The same seed, machine and number of threads give the same run, bit by bit."""
 
 
 @dataclass
@@ -164,20 +167,20 @@ class NetworkSettings(Settings):
 
 @dataclass
 class RunFolderSettings(Settings):
-    out: str = ""
+    out: Annotated[str, DESCRIBED] = ""
     """Run folder. Default: a new folder in runs/, named after environment and time."""
     resume: Annotated[bool, alias("-c"), tyro.conf.FlagCreatePairsOff] = False
     """Continue the run in --out from its checkpoint."""
     save_seconds: NonNegative = 5.0
-    """Minimum number of seconds between two checkpoints. They are written only after an outer iteration."""
+    """Minimum number of seconds between two checkpoints. They are written after outer iterations."""
 
 
 @dataclass
 class TrackingSettings(Settings):
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """Log to wandb. auto: as $WANDB_MODE says; without it, online if you are logged in, else offline."""
-    wandb_project: str = ""
-    """Project name on wandb. Default: $WANDB_PROJECT, or mlsh."""
+    """Log to wandb. auto: as $WANDB_MODE says; without it, online if you are logged in, otherwise offline."""
+    wandb_project: Annotated[str, DESCRIBED] = ""
+    """Project on wandb. Default: $WANDB_PROJECT, or mlsh."""
     tensorboard: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Also write TensorBoard event files into the run folder."""
 
@@ -189,30 +192,30 @@ class HardwareSettings(Settings):
     sim_threads: CountOrZero = 0
     """Simulation threads of the MuJoCo families; 0 for all cores. Results do not depend on it."""
     copies: Count = 64
-    """Episodes that are tested at a time where environments are stepped one by one (at least -N)."""
+    """Copies of an environment that is not written as a batch, in tests (at least -N)."""
 
 
 @dataclass
 class AdaptationSettings(Settings):
-    """How evaluate.py learns tasks with what runs have learned."""
+    """How evaluate.py learns tasks with the networks of finished runs."""
 
     RENAMED: ClassVar[dict[str, str]] = {"look": "eval_episodes", "hlr": "master_lr", "bs": "master_minibatch"}
 
     updates: CountOrZero = 20
     """PPO updates per master."""
     seeds: Count = 10
-    """Masters per task, each with its own randomness."""
+    """Masters per task, each with random numbers of its own."""
     seed: CountOrZero = 0
     """Seed of all randomness."""
     eval_episodes: CountOrZero = 0
-    """Evaluation episodes per master and update; they count as no env steps. 0 reports training episodes."""
-    N: Annotated[CountOrZero, alias("-N")] = 0
-    """Episodes per rollout and master (RL²: trials per seed, by default 10). Default: that of the run."""
-    T: Annotated[CountOrZero, alias("-T")] = 0
-    """Env steps per episode. Default: that of the run, or of --env."""
-    master_lr: NonNegative = 0.0
-    """Learning rate (option-critic: that of the critic). Default: that of the run."""
-    master_minibatch: CountOrZero = 0
+    """Evaluation episodes per master and update, not counted as env steps. With 0, returns are of training episodes."""
+    N: Annotated[CountOrZero, alias("-N"), DESCRIBED] = 0
+    """Episodes per rollout and master. Default: that of the run (RL²: 10 trials per seed)."""
+    T: Annotated[CountOrZero, alias("-T"), DESCRIBED] = 0
+    """Env steps per episode. Default: that of the run, or of the preset of --env."""
+    master_lr: Annotated[NonNegative, DESCRIBED] = 0.0
+    """Learning rate of the masters (option-critic: of the critic). Default: that of the run."""
+    master_minibatch: Annotated[CountOrZero, DESCRIBED] = 0
     """Decisions per minibatch of a master. Default: that of the run."""
 
     def given(self, *names: str) -> dict[str, Any]:

@@ -72,16 +72,21 @@ class OptionCriticLearning(RewardSettings):
 
 @dataclass
 class OptionCriticConfig(OptionCriticAlgorithm, OptionCriticLearning, RunSettings):
-    """Train option-critic on one task after another; with --num_options 1 it is an actor-critic.
+    """Train option-critic on one task after another. With --num_options 1 it is an actor-critic.
 
-    -N, --groups, --tasks, --rollouts (W + U there), -T, --normalise and --reward_scale default to those of train.py.
+    Examples:
+        python train_option_critic.py --env FourroomsUnseen-v0 --out runs/oc
+        python train_option_critic.py --env FourroomsUnseen-v0 --num_options 1 --shared nothing --out runs/ac
+
+    -N, -T, --groups, --tasks, --normalise and --reward_scale come from the preset of MLSH for the environment that
+    --env names. So does --rollouts, which is W + U.
     """
 
     KIND: ClassVar[str] = "option-critic"
     LENGTH: ClassVar[str] = "tasks"
     GROUPS: ClassVar[dict[str, type[Settings]]] = {
         "Task": TaskSettings,
-        "Options": OptionCriticAlgorithm,
+        "Algorithm": OptionCriticAlgorithm,
         "Learning": OptionCriticLearning,
         **COMMON_GROUPS,
     }
