@@ -39,8 +39,8 @@ class Args(Settings):
     """Print the env steps per second of train.py, and the seconds of each part of an outer iteration.
 
     Examples:
-    python benchmark.py --groups 1 10
-    python benchmark.py --env AntBandits-v1 --processes 2 --tasks 2
+        python benchmark.py --groups 1 10
+        python benchmark.py --env AntBandits-v1 --processes 2 --tasks 2
     """
 
     env: tuple[str, ...] = ("MovementBandits-v0",)

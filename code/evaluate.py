@@ -48,25 +48,24 @@ class Args(AdaptationSettings):
     Prints a table, and writes adaptation.csv and adaptation.png.
 
     Examples:
-    python evaluate.py runs/mb-0
-    python evaluate.py runs/mb-0 runs/mb-1 --tasks 0 --updates 50 --eval_episodes 20 --out runs/compared
+        python evaluate.py runs/mb-0
+        python evaluate.py runs/mb-0 runs/mb-1 --tasks 0 --updates 50 --eval_episodes 20 --out runs/compared
     """
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """Run folders or checkpoints. Each is a line in the figure."""
     out: str = ""
-    """Folder for the files. Default: the folder of the first run. It must not hold an adaptation.csv."""
+    """Folder for the files; if empty, that of the first run. It must not hold an adaptation.csv."""
     env: str = ""
     """Another environment with the same spaces, played with -T and --high_len of its preset."""
     tasks: tuple[str, ...] = ()
-    """Tasks: numbers in a finite family, else JSON. Default: all, or a sample of --sample tasks."""
+    """Tasks: numbers in a finite family, else JSON. If none are named: all, or --sample of them."""
     held_out: bool = False
     """Learn the tasks that the environment holds out of training, instead of those of training."""
     sample: Count = 10
     """Number of tasks drawn from a continuous family. Equal ones are learned once."""
     copies: Count = 64
-    """Copies of an environment that is stepped one by one (at least -N). For PPO from scratch and RL², another number
-    gives other random numbers."""
+    """Episodes at a time where environments are stepped one by one (at least -N). Changes RL²'s random numbers."""
     device: str = "cpu"
     """Torch device."""
     sim_threads: CountOrZero = 0

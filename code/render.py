@@ -22,8 +22,8 @@ class Args(Settings):
     """Write two videos of one task: with a new, untrained master, and with a trained one.
 
     Examples:
-    python render.py runs/mb-0 --task 1 --out x.gif
-    python render.py ../assets/AntBandits-v1.pt --task 0 --episodes 2 --out ant.mp4
+        python render.py runs/mb-0 --task 1 --out x.gif
+        python render.py ../assets/AntBandits-v1.pt --task 0 --episodes 2 --out ant.mp4
     """
 
     RENAMED: ClassVar[dict[str, str]] = {"hlr": "master_lr"}
@@ -33,7 +33,7 @@ class Args(Settings):
     task: str = "0"
     """Task: a number 0 … n−1 in a finite family, else JSON."""
     out: str = ""
-    """NAME.gif or NAME.mp4; the videos are NAME-untrained and NAME-trained. Default: task-TASK.gif beside the run."""
+    """NAME.gif or NAME.mp4, for NAME-untrained and NAME-trained. If empty: task-TASK.gif beside the run."""
     episodes: Count = 1
     """Episodes per video."""
     every: Count = 1
@@ -41,13 +41,13 @@ class Args(Settings):
     env: str = ""
     """Another environment with the same spaces, played with -T and --high_len of its preset."""
     updates: CountOrZero = 0
-    """PPO updates of the trained master. Default: W of the run, or U if it had no warm-up."""
+    """PPO updates of the trained master; 0 for W of the run, or U if it had no warm-up."""
     N: Annotated[CountOrZero, alias("-N")] = 0
-    """Episodes per rollout while the master learns. Default: that of the run."""
+    """Episodes per rollout while the master learns; 0 for that of the run."""
     T: Annotated[CountOrZero, alias("-T")] = 0
-    """Env steps per episode. Default: that of the run, or of --env."""
+    """Env steps per episode; 0 for that of the run, or of --env."""
     master_lr: NonNegative = 0.0
-    """Learning rate of the master. Default: that of the run."""
+    """Learning rate of the master; 0 for that of the run."""
     device: str = "cpu"
     """Torch device."""
 
