@@ -219,7 +219,7 @@ def draw_learning_curve(runs: Sequence[Run], env: str, task: str | None) -> Figu
             axes.plot(x, rewards, color="C0", lw=0.7, alpha=0.5)
     axes.plot(steps, middle, color="C0", lw=2, label=f"median of {len(runs)} runs" if len(runs) > 1 else "1 run")
     if best := best_return(env):
-        axes.axhline(best, color="k", ls=":", label=f"best possible: {best:g}")
+        axes.axhline(best, color="k", ls=":", label=f"best possible: {best:.3g}")
     if (earlier := EARLIER_PORT.get(env, {}).get(task)) is not None:
         axes.axhline(earlier, color="C1", ls="--", label=f"earlier port: {earlier:g}")
     labels = {str(row["task"]): row["label"] for row in runs[0].results["test"]}
