@@ -30,7 +30,7 @@ EARLIER_PORT = {  # env -> task -> return that the earlier port reports; None: m
     "MovementBandits-v0": {None: 27.0, "0": 25.0, "1": 30.0},
     "AntBandits-v1": {None: -0.155, "0": -0.155, "1": -0.155},
 }
-RETURN_RANGE = {"AntBandits-v1": (-0.25, -0.08)}  # of figures
+RETURN_RANGE = {"MovementBandits-v0": (0, 46), "AntBandits-v1": (-0.25, -0.08)}  # of figures
 MANY_RUNS = 5  # more than these are drawn as a band
 NO_VARIANT = {"compile", "seed", "out", "resume", "wandb_project"} | {*Config.changeable()} - {"tasks"}
 
