@@ -61,7 +61,7 @@ def test_seeds_and_variants(command, tmp_path):
     assert "(41.6) on all tasks: median 2.5 M (25 s), worst 3.0 M (30 s)" in out
     assert variants[2:4] == ["all tasks ≥ 42.5", "all tasks > 30"]
     assert preset == ["`preset`", "2", "1", "2", "42.0", "2.0 M"]
-    assert one_group == ["`--normalise --groups 1`", "1", "0", "0", "2.0", "2.0 M"]
+    assert one_group == ["`--groups 1 --normalise`", "1", "0", "0", "2.0", "2.0 M"]
     with open(tmp_path / "x.csv", newline="") as file:
         of_b, of_c, of_a = csv.DictReader(file)
     assert [of_a[name] for name in ("seed", "task_0_return", "task_1_standard_error")] == ["1", "43", "0.125"]
@@ -70,7 +70,7 @@ def test_seeds_and_variants(command, tmp_path):
     assert of_c["env_steps_to_95"] == of_c["seconds_to_95"] == ""  # never
     path = tmp_path / "c" / "config.json"  # an earlier version called the epochs K
     path.write_text(path.read_text().replace('"epochs": 10', '"K": 3'))
-    assert cells(command("report.py", tmp_path / "c")[1])[-1][0] == "`--normalise -K 3 --groups 1`"
+    assert cells(command("report.py", tmp_path / "c")[1])[-1][0] == "`--groups 1 -K 3 --normalise`"
 
 
 def test_a_best_return_for_each_task(command, tmp_path):
