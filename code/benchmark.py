@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from inspect import cleandoc
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -27,7 +28,7 @@ from mlsh.rollout import collect
 from mlsh.runs.log import MOMENTS
 from mlsh.runs.metrics import read_metrics
 from mlsh.sampling import Streams
-from mlsh.settings import CountOrZero, Counts, Settings, at_least, cli, parse
+from mlsh.settings import DESCRIBED, CountOrZero, Counts, Settings, at_least, cli, parse
 
 T = TypeVar("T")
 Measured = tuple[list[str], Config]  # flags of train.py, and its settings
@@ -45,19 +46,19 @@ class Args(Settings):
 
     env: tuple[str, ...] = ("MovementBandits-v0",)
     """Gymnasium ids of task families, measured one after the other."""
-    groups: Counts = ()
+    groups: Annotated[Counts, DESCRIBED] = ()
     """Numbers of task groups to measure. Default: that of the preset."""
     device: str = "cpu"
     """Torch device."""
     tasks: Annotated[int, at_least(2)] = 4
     """Outer iterations of train.py. The first is not counted."""
     compile: tuple[Literal["on", "off"], ...] = ("off",)
-    """Compile the PPO update. Compilation after the first outer iteration is counted, so use more --tasks."""
+    """Compile the PPO update. What is compiled after the first outer iteration counts, so use more --tasks."""
     sim_threads: CountOrZero = 0
     """Simulation threads of the MuJoCo families; 0 for all cores."""
     processes: CountOrZero = 0
     """Compare torchrun with this many processes, this many separate runs at once, and one run; one thread each."""
-    threads: Counts = ()
+    threads: Annotated[Counts, DESCRIBED] = ()
     """With --repeats: thread counts to compare, such as 1 2, for PyTorch and the simulation. Default: all cores."""
     repeats: CountOrZero = 0
     """Time only whole training loops, this many times each, taking turns. With --processes: repeat that comparison."""
@@ -274,7 +275,7 @@ def read_settings(args: Args) -> list[Measured]:
 
 
 def main() -> None:
-    args = cli(Args)
+    args = cli(Args, description=cleandoc(Args.__doc__ or ""))
     args.validate()
     measured = read_settings(args)
     if args.repeats and not args.processes:

@@ -20,13 +20,13 @@ from mlsh.runs import checkpoint
 from mlsh.runs.files import make_folder, write_whole, writing
 from mlsh.runs.plots import draw_bands, steps_to_fraction
 from mlsh.sampling import Streams, distinct, drawn_tasks, find_task
-from mlsh.settings import AdaptationSettings, Count, CountOrZero, cli
+from mlsh.settings import DESCRIBED, AdaptationSettings, Count, CountOrZero, cli
 
 COLUMNS = """Columns of the table, which shows mean returns over the seeds:
     after n             return after n updates of the master
-    to 90 %, to 95 %    env steps until the return reaches that part of the last one (95 % of -0.1 is -0.105)
-    area                mean return over the env steps
-    final_…             with --eval_episodes: means of what the environment reports at the end of an episode
+    to 90 %, to 95 %    env steps until the return is at 90 % or 95 % of the last one (95 % of -0.1 is -0.105)
+    area                mean of the return over the env steps
+    final_…             with --eval_episodes: means of what the environment reports at the last step of an episode
 
 Columns of adaptation.csv, with one row per run, task, seed and update:
     env_steps           env steps of the master on the task so far
@@ -38,12 +38,12 @@ UPDATES_SHOWN = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 @dataclass
 class Args(AdaptationSettings):
-    """Learn each task again with what runs have learned, and write the return after every update.
+    """Learn tasks with the networks of finished runs, and write the return after every update.
 
     For an MLSH run, new masters are trained over the frozen sub-policies. A shared policy (--num_sub_policies 1) is
-    fine-tuned, and a run without sub-policies (--num_sub_policies 0) is PPO from scratch. An RL² policy plays on, with
-    one episode per update; --updates, --master_lr, --master_minibatch and --eval_episodes do not apply to it.
-    Option-critic and actor-critic continue to learn. Their update is a rollout, and --master_lr is the critic's.
+    fine-tuned, and a run without sub-policies (--num_sub_policies 0) is PPO from scratch. An RL² policy keeps playing:
+    an episode takes the place of an update, and --updates, --master_lr, --master_minibatch and --eval_episodes do not
+    apply. Option-critic and actor-critic keep learning: their update is a rollout, and --master_lr is the critic's.
 
     Prints a table, and writes adaptation.csv and adaptation.png.
 
@@ -52,7 +52,7 @@ class Args(AdaptationSettings):
         python evaluate.py runs/mb-0 runs/mb-1 --tasks 0 --updates 50 --eval_episodes 20 --out runs/compared
     """
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, DESCRIBED] = ()
     """Run folders or checkpoints. Each is a line in the figure."""
     out: str = ""
     """Folder for the files; if empty, that of the first run. It must not hold an adaptation.csv."""
@@ -61,9 +61,9 @@ class Args(AdaptationSettings):
     tasks: tuple[str, ...] = ()
     """Tasks: numbers in a finite family, else JSON. If none are named: all, or --sample of them."""
     held_out: bool = False
-    """Learn the tasks that the environment holds out of training, instead of those of training."""
+    """Learn the held-out tasks instead of the training tasks."""
     sample: Count = 10
-    """Number of tasks drawn from a continuous family. Equal ones are learned once."""
+    """Number of tasks drawn from a continuous family. Equal tasks are learned once."""
     copies: Count = 64
     """Episodes at a time where environments are stepped one by one (at least -N). Changes RL²'s random numbers."""
     device: str = "cpu"

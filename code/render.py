@@ -1,6 +1,7 @@
 """Film a checkpoint's agent with an untrained and a trained master: python render.py --help"""
 
 from dataclasses import dataclass
+from inspect import cleandoc
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -14,12 +15,12 @@ from mlsh.runs import checkpoint
 from mlsh.runs.files import safe_name
 from mlsh.runs.film import film
 from mlsh.sampling import Streams, find_task
-from mlsh.settings import Count, CountOrZero, NonNegative, Settings, alias, cli
+from mlsh.settings import DESCRIBED, Count, CountOrZero, NonNegative, Settings, alias, cli
 
 
 @dataclass
 class Args(Settings):
-    """Write two videos of one task: with a new, untrained master, and with a trained one.
+    """Write two videos of one task: one with a new, untrained master, and one with a trained master.
 
     Examples:
         python render.py runs/mb-0 --task 1 --out x.gif
@@ -53,7 +54,7 @@ class Args(Settings):
 
 
 def main() -> None:
-    args = cli(Args)
+    args = cli(Args, description=cleandoc(Args.__doc__ or ""))
     args.validate()
     data = checkpoint.load(args.run, [Config])
     cfg = transferred(data["config"], args.env)

@@ -24,7 +24,7 @@ from mlsh.harness.analyses import PASSED, SEPARATED, SOLVED, print_table
 from mlsh.runs.files import make_folder, write_whole, writing
 from mlsh.runs.metrics import read_metrics
 from mlsh.runs.plots import curve
-from mlsh.settings import cli
+from mlsh.settings import DESCRIBED, cli
 
 EARLIER_PORT = {  # env -> task -> return that the earlier port reports; None: mean over tasks
     "MovementBandits-v0": {None: 27.0, "0": 25.0, "1": 30.0},
@@ -39,23 +39,23 @@ NO_VARIANT = {"compile", "seed", "out", "resume", "wandb_project"} | {*Config.ch
 class Args:
     """Print tables of finished runs of train.py, and draw their learning curves.
 
-    If all tasks share one positive best possible return, there is one row per run of the preset, and one row per
-    variant (the flags that differ from the preset). Otherwise there is one row per run and task.
+    If the best possible return is known, positive, and the same for all tasks, there are two tables: one row per run
+    of the preset, and one row per variant (a set of flags that differ from the preset). Otherwise there is one row per
+    run and task.
 
     Examples:
         python report.py runs/mb-0 runs/mb-1
         python report.py runs/mb-* --figures ../assets --name mb --csv ../docs/results/movement-bandits.csv
     """
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, DESCRIBED] = ()
     """Run folders."""
-    figures: str = ""
-    """Folder for the learning curves trained_reward_NAME.png and TASK_trained_reward_NAME.png. Default: none are
-    drawn."""
-    name: str = ""
+    figures: Annotated[str, DESCRIBED] = ""
+    """Folder for the figures trained_reward_NAME.png and TASK_trained_reward_NAME.png. Default: no figures."""
+    name: Annotated[str, DESCRIBED] = ""
     """The NAME in the names of the figures. Default: the id of the environment."""
-    csv: str = ""
-    """File for a table with one row per run: returns, standard errors, shares, env steps and seconds. Default: none."""
+    csv: Annotated[str, DESCRIBED] = ""
+    """CSV file with one row per run: returns, standard errors, shares, env steps, seconds. Default: no file."""
 
 
 class Run(NamedTuple):

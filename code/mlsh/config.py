@@ -35,11 +35,11 @@ WORTH_COMPILING = 10_000  # minibatches per run; learning from this many takes a
 @dataclass
 class AlgorithmSettings(Settings):
     N: Annotated[Count, alias("-N")] = 40
-    """Episodes per rollout and task group, played side by side (the paper's D is N·T env steps)."""
+    """Training episodes per rollout and task group, played side by side (paper: D = N·T env steps)."""
     W: Annotated[CountOrZero, alias("-W")] = 20
-    """Warm-up iterations per task: only the master learns (paper: W)."""
+    """Warm-up iterations per outer iteration: only the masters learn (paper: W)."""
     U: Annotated[CountOrZero, alias("-U")] = 1
-    """Joint iterations per task: the sub-policies learn too (paper: U)."""
+    """Joint iterations per outer iteration: the sub-policies learn too (paper: U)."""
     tasks: Count = 100
     """Outer iterations. In each, every task group draws a task of its own and gets a new master."""
     high_len: Count = 10
@@ -61,7 +61,7 @@ class HierarchyPPOSettings(ClippedSettings):
     sub_lr_decay: Annotated[float, Constraint(lambda x: 0 < x <= 1, "use more than 0, at most 1")] = 1.0
     """Factor on --sub_lr per outer iteration."""
     master_minibatch: Count = 64
-    """Decisions per minibatch of a master; more where episodes end early."""
+    """Decisions per minibatch of a master. If episodes end early, a minibatch has more."""
     sub_minibatches: Count = 15
     """Minibatches per epoch of the sub-policies."""
     master_entropy: NonNegative = 0.0
@@ -69,11 +69,11 @@ class HierarchyPPOSettings(ClippedSettings):
     sub_entropy: NonNegative = 0.0
     """Entropy coefficient of the sub-policies in the first outer iteration (see --fade)."""
     target_kl: NonNegative = 0.0
-    """KL divergence above which a sub-policy makes no further epoch in an update; 0 for no limit."""
+    """A sub-policy ends an update early if its KL divergence after an epoch exceeds this; 0 for no limit."""
     dual_clip: Annotated[float, Constraint(lambda x: x == 0 or 1 < x < math.inf, "use 0 or more than 1")] = 0.0
     """Largest ratio from which a bad action is learned (Ye et al. 2020: 3; at least 1 + ε); 0 for no limit."""
     bootstrap: bool = True
-    """Bootstrap the master's value at the time limit. Otherwise the episode ends there for the master."""
+    """Bootstrap the master's value at the time limit. Otherwise the limit counts as a termination for the master."""
 
 
 @dataclass

@@ -46,6 +46,9 @@ def alias(*flags: str) -> Any:
     return tyro.conf.arg(aliases=flags)
 
 
+DESCRIBED: Any = tyro.conf.arg(help_behavior_hint="")  # the field's docstring says what the default is
+
+
 class Settings:
     """Base class for dataclasses of flags: conversion from and to plain values, and validation."""
 
@@ -116,7 +119,7 @@ class TaskSettings(Settings):
     T: Annotated[Count, alias("-T")] = 50
     """Horizon: an episode is truncated after this many env steps. Without a preset: the environment's own limit."""
     seed: CountOrZero = 626
-    """Seed of all randomness. On one machine and number of threads a run repeats bit by bit."""
+    """Seed of all randomness. The same seed, machine and number of threads give the same run, bit by bit."""
 
 
 @dataclass
@@ -156,7 +159,7 @@ class RunFolderSettings(Settings):
     resume: Annotated[bool, alias("-c"), tyro.conf.FlagCreatePairsOff] = False
     """Continue the run in --out from its checkpoint."""
     save_seconds: NonNegative = 5.0
-    """Minimum number of seconds between two checkpoints. They are written only after an outer iteration."""
+    """Minimum number of seconds between two checkpoints. They are written after outer iterations."""
 
 
 @dataclass
@@ -176,19 +179,19 @@ class HardwareSettings(Settings):
     sim_threads: CountOrZero = 0
     """Simulation threads of the MuJoCo families; 0 for all cores. Results do not depend on it."""
     copies: Count = 64
-    """Episodes that are tested at a time where environments are stepped one by one (at least -N)."""
+    """Copies of an environment that is not written as a batch, in tests (at least -N)."""
 
 
 @dataclass
 class AdaptationSettings(Settings):
-    """How evaluate.py learns tasks with what runs have learned."""
+    """How evaluate.py learns tasks with the networks of finished runs."""
 
     RENAMED: ClassVar[dict[str, str]] = {"look": "eval_episodes", "hlr": "master_lr", "bs": "master_minibatch"}
 
     updates: CountOrZero = 20
     """PPO updates per master."""
     seeds: Count = 10
-    """Masters per task, each with its own randomness."""
+    """Masters per task, each with random numbers of its own."""
     seed: CountOrZero = 0
     """Seed of all randomness."""
     eval_episodes: CountOrZero = 0

@@ -72,7 +72,7 @@ class OptionCriticLearning(RewardSettings):
 
 @dataclass
 class OptionCriticConfig(OptionCriticAlgorithm, OptionCriticLearning, RunSettings):
-    """Train option-critic on one task after another; with --num_options 1 it is an actor-critic.
+    """Train option-critic on one task after another. With --num_options 1 it is an actor-critic.
 
     The defaults of -N, --groups, --tasks, --rollouts (W + U), -T, --normalise and --reward_scale are train.py's.
     """

@@ -62,9 +62,13 @@ class RL2PPOSettings(ClippedSettings):
 
 @dataclass
 class RL2Config(TrialSettings, RL2PPOSettings, RunSettings):
-    """Train RL², a recurrent policy over trials of several episodes of a task.
+    """Train RL², a recurrent policy that plays trials of several episodes on one task.
 
-    The defaults suit MovementBandits, except -T, which is the environment's own limit.
+    Examples:
+        python train_rl2.py
+        python train_rl2.py --env KeyDoor-v0 --iterations 500 --out runs/rl2
+
+    The defaults are for MovementBandits. -T and --normalise come from the environment that --env names.
     """
 
     seed: CountOrZero = 0
