@@ -15,7 +15,7 @@ from mlsh.runs import checkpoint
 from mlsh.runs.files import safe_name
 from mlsh.runs.film import film
 from mlsh.sampling import Streams, find_task
-from mlsh.settings import DESCRIBED, Count, CountOrZero, NonNegative, Settings, alias, cli
+from mlsh.settings import Count, CountOrZero, NonNegative, Settings, alias, cli
 
 
 @dataclass
