@@ -54,18 +54,18 @@ class Args(AdaptationSettings):
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, DESCRIBED] = ()
     """Run folders or checkpoints. Each is a line in the figure."""
-    out: Annotated[str, DESCRIBED] = ""
-    """Folder for the files. Default: that of the first run. It must not contain an adaptation.csv."""
-    env: Annotated[str, DESCRIBED] = ""
-    """Another environment with the same spaces; -T and --high_len come from its preset. Default: that of the run."""
-    tasks: Annotated[tuple[str, ...], DESCRIBED] = ()
-    """Tasks: numbers in a finite family, otherwise JSON. Default: all, or --sample tasks of a continuous family."""
+    out: str = ""
+    """Folder for the files; if empty, that of the first run. It must not hold an adaptation.csv."""
+    env: str = ""
+    """Another environment with the same spaces, played with -T and --high_len of its preset."""
+    tasks: tuple[str, ...] = ()
+    """Tasks: numbers in a finite family, else JSON. If none are named: all, or --sample of them."""
     held_out: bool = False
     """Learn the held-out tasks instead of the training tasks."""
     sample: Count = 10
     """Number of tasks drawn from a continuous family. Equal tasks are learned once."""
     copies: Count = 64
-    """Copies of an environment that is not written as a batch (at least -N). Affects random numbers of PPO and RL²."""
+    """Episodes at a time where environments are stepped one by one (at least -N). Changes RL²'s random numbers."""
     device: str = "cpu"
     """Torch device."""
     sim_threads: CountOrZero = 0

@@ -15,7 +15,7 @@ from mlsh.runs import checkpoint
 from mlsh.runs.files import safe_name
 from mlsh.runs.film import film
 from mlsh.sampling import Streams, find_task
-from mlsh.settings import DESCRIBED, Count, CountOrZero, NonNegative, Settings, alias, cli
+from mlsh.settings import Count, CountOrZero, NonNegative, Settings, alias, cli
 
 
 @dataclass
@@ -32,23 +32,23 @@ class Args(Settings):
     run: Annotated[Path, tyro.conf.Positional]
     """Run folder or checkpoint."""
     task: str = "0"
-    """Task: a number 0 … n−1 in a finite family, otherwise JSON."""
-    out: Annotated[str, DESCRIBED] = ""
-    """NAME.gif or NAME.mp4, for NAME-untrained and NAME-trained. Default: task-TASK.gif in the run folder."""
+    """Task: a number 0 … n−1 in a finite family, else JSON."""
+    out: str = ""
+    """NAME.gif or NAME.mp4, for NAME-untrained and NAME-trained. If empty: task-TASK.gif beside the run."""
     episodes: Count = 1
     """Episodes per video."""
     every: Count = 1
-    """Keep only every n-th frame. The video then runs n times as fast."""
-    env: Annotated[str, DESCRIBED] = ""
-    """Another environment with the same spaces; -T and --high_len come from its preset. Default: that of the run."""
-    updates: Annotated[CountOrZero, DESCRIBED] = 0
-    """PPO updates of the trained master. Default: W of the run, or U if it had no warm-up."""
-    N: Annotated[CountOrZero, alias("-N"), DESCRIBED] = 0
-    """Episodes per rollout while the master learns. Default: that of the run."""
-    T: Annotated[CountOrZero, alias("-T"), DESCRIBED] = 0
-    """Env steps per episode. Default: that of the run, or of the preset of --env."""
-    master_lr: Annotated[NonNegative, DESCRIBED] = 0.0
-    """Learning rate of the master. Default: that of the run."""
+    """Keep one frame of so many. The video runs that many times as fast."""
+    env: str = ""
+    """Another environment with the same spaces, played with -T and --high_len of its preset."""
+    updates: CountOrZero = 0
+    """PPO updates of the trained master; 0 for W of the run, or U if it had no warm-up."""
+    N: Annotated[CountOrZero, alias("-N")] = 0
+    """Episodes per rollout while the master learns; 0 for that of the run."""
+    T: Annotated[CountOrZero, alias("-T")] = 0
+    """Env steps per episode; 0 for that of the run, or of --env."""
+    master_lr: NonNegative = 0.0
+    """Learning rate of the master; 0 for that of the run."""
     device: str = "cpu"
     """Torch device."""
 

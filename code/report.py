@@ -30,7 +30,7 @@ EARLIER_PORT = {  # env -> task -> return that the earlier port reports; None: m
     "MovementBandits-v0": {None: 27.0, "0": 25.0, "1": 30.0},
     "AntBandits-v1": {None: -0.155, "0": -0.155, "1": -0.155},
 }
-RETURN_RANGE = {"AntBandits-v1": (-0.25, -0.08)}  # of figures
+RETURN_RANGE = {"MovementBandits-v0": (0, 46), "AntBandits-v1": (-0.25, -0.08)}  # of figures
 MANY_RUNS = 5  # more than these are drawn as a band
 NO_VARIANT = {"compile", "seed", "out", "resume", "wandb_project"} | {*Config.changeable()} - {"tasks"}
 
@@ -219,7 +219,7 @@ def draw_learning_curve(runs: Sequence[Run], env: str, task: str | None) -> Figu
             axes.plot(x, rewards, color="C0", lw=0.7, alpha=0.5)
     axes.plot(steps, middle, color="C0", lw=2, label=f"median of {len(runs)} runs" if len(runs) > 1 else "1 run")
     if best := best_return(env):
-        axes.axhline(best, color="k", ls=":", label=f"best possible: {best:g}")
+        axes.axhline(best, color="k", ls=":", label=f"best possible: {best:.3g}")
     if (earlier := EARLIER_PORT.get(env, {}).get(task)) is not None:
         axes.axhline(earlier, color="C1", ls="--", label=f"earlier port: {earlier:g}")
     labels = {str(row["task"]): row["label"] for row in runs[0].results["test"]}

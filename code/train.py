@@ -41,7 +41,7 @@ def train(
             figures = update(agent.master, master_optimizer, rollout.master, rngs, cfg.master_ppo)
             if not cfg.num_sub_policies:  # flat policies have no joint period
                 agent.normaliser.update(rollout.obs)
-            log.trained(i, "warm-up", rollout.outcome, figures)
+            log.training_iteration_done(i, "warm-up", rollout.outcome, figures)
         evaluator.play(i, "trained")
         for u in range(cfg.U):  # joint period: θ and φ learn
             rngs = streams(i, f"joint {u}")
@@ -50,7 +50,7 @@ def train(
             figures = update(agent.master, master_optimizer, rollout.master, rngs, cfg.master_ppo)
             sub_figures = parallel.update(agent.sub_policies, sub_optimizer, rollout.sub_policies, rngs, cfg.sub_ppo(i))
             agent.normaliser.update(rollout.obs)
-            log.trained(i, "joint", rollout.outcome, figures, sub_figures)
+            log.training_iteration_done(i, "joint", rollout.outcome, figures, sub_figures)
         evaluator.play(i, "joint")
         log.outer_iteration_done(i, tasks)
 

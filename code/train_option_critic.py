@@ -1,6 +1,6 @@
 """Train option-critic or actor-critic, baselines of the paper: python train_option_critic.py --help.
 
-Its code is mlsh/baselines/option_critic.py.
+All of it is in mlsh/baselines/option_critic.py.
 """
 
 from mlsh.baselines.option_critic import main

@@ -1,4 +1,4 @@
-"""Train RL², the recurrent baseline of the paper: python train_rl2.py --help. Its code is mlsh/baselines/rl2.py."""
+"""Train RL², the recurrent baseline of the paper: python train_rl2.py --help. All of it is in mlsh/baselines/rl2.py."""
 
 from mlsh.baselines.rl2 import main
 from mlsh.errors import run_command

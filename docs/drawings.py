@@ -1,4 +1,4 @@
-"""The drawings of README and docs: python drawings.py FOLDER"""
+"""The diagrams of README and docs: python docs/drawings.py FOLDER"""
 
 import ast
 import subprocess

@@ -1,5 +1,4 @@
 import json
-import re
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +13,11 @@ from mlsh.config import Config
 from mlsh.envs import make_env
 from mlsh.errors import UserError
 from mlsh.models import Hierarchy
-from mlsh.rollout import collect
+from mlsh.rollout import RolloutSettings, collect
 from mlsh.runs.metrics import read_metrics
 from mlsh.sampling import Streams, balanced_tasks
 
-README = Path(__file__).parent.parent / "README.md"
-ENVIRONMENTS = README.parent / "docs" / "environments.md"
-CORRIDOR = README.parent / "examples" / "corridor.py"
+EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 def family(kind, num_envs=4, **more):
@@ -134,8 +131,13 @@ def test_images_keep_their_shape_and_type(kind, shape):
     for normalise in (True, False):
         agent = Hierarchy.build(Config(groups=2, normalise=normalise), env)
         assert bool(agent.sub_policies.trunk) == (kind == "Images")  # images this small are treated as vectors
-        rollout = collect(env, agent, Streams(0, range(2))(0, "test"), T=5, high_len=2, gamma=0.9, lam=0.9)
-        assert rollout.obs.dtype == torch.uint8 and rollout.low.obs.dtype == torch.uint8 or kind == "Maps" and normalise
+        rollout = collect(env, agent, Streams(0, range(2))(0, "test"), RolloutSettings(T=5, high_len=2))
+        assert (
+            rollout.obs.dtype == torch.uint8
+            and rollout.sub_policies.obs.dtype == torch.uint8
+            or kind == "Maps"
+            and normalise
+        )
         agent.normaliser.update(rollout.obs)
 
 
@@ -184,7 +186,7 @@ def test_copies_are_as_many_as_a_rollout_needs_and_bounded_in_tests(command, tmp
     for out in (tmp_path / "a", tmp_path / "b"):
         Counted.copies = Counted.most = 0
         code, _, err = command("train.py", *tiny, "--out", out)
-        assert code == 0 and "final test" in err, err
+        assert code == 0, err
         assert Counted.copies == 4 and 4 + 4 <= Counted.most <= 4 + 5  # the copies of training still exist
         results.append(json.loads((out / "results.json").read_text()))
     assert results[0]["test"] == results[1]["test"] and len(results[0]["test"]) == 2
@@ -244,7 +246,11 @@ def test_an_environment_that_fails_ends_the_run_in_one_line(command, tmp_path):
     tiny = [*TINY, "-W", 1, "-U", 0]
     code, _, err = command("train.py", *tiny, "--env", "foreign:Faulty-raises-v0", "--out", tmp_path / "a")
     assert code == 2 and "Traceback" not in err and "foreign.py" in err
-    assert "failed at step 4, task" in err and "ZeroDivisionError('its own')" in err and "has what was before" in err
+    assert (
+        "failed at step 4, task" in err
+        and "ZeroDivisionError('its own')" in err
+        and "the state before it is saved in" in err
+    )
     code, _, err = command("train.py", *tiny, "--env", "foreign:Faulty-nan-v0", "--out", tmp_path / "b")
     assert code == 2 and "Traceback" not in err and "an observation that is not finite at step 2" in err
     code, _, err = command(
@@ -288,51 +294,35 @@ def test_an_unknown_module_is_a_clear_error():
         make_env(Config(env="no_such_module:X-v0"), 1)
 
 
-def trains_as_written(command, tmp_path, monkeypatch, page, name, env_id, *flags):
-    """Train with the module that a page shows as `# name.py`. Returns the rows of metrics.csv."""
-    (example,) = re.findall(rf"```python\n(# {name}\.py.*?)```", page.read_text(), re.S)
-    (tmp_path / f"{name}.py").write_text(example)
-    return trains(command, tmp_path, monkeypatch, name, env_id, *flags)
-
-
-def trains(command, tmp_path, monkeypatch, name, env_id, *flags):
-    """Train with the module `name` in tmp_path. Returns the rows of metrics.csv."""
-    monkeypatch.syspath_prepend(tmp_path)
+def train_example(command, tmp_path, monkeypatch, name, env_id, *flags):
+    """Train briefly with the module `name` in examples/. Returns the rows of metrics.csv."""
+    monkeypatch.syspath_prepend(EXAMPLES)
     flags = ["--env", f"{name}:{env_id}", "--record", 0, *flags, "--out", tmp_path / "run"]
     code, _, err = command("train.py", *TINY, *flags)
     assert code == 0, err
     return read_metrics(tmp_path / "run")
 
 
-def test_the_example_trains(command, tmp_path, monkeypatch):
-    if CORRIDOR.exists():
-        (tmp_path / "corridor.py").write_text(CORRIDOR.read_text())
-        rows = trains(command, tmp_path, monkeypatch, "corridor", "Corridor-v0")
-    else:
-        rows = trains_as_written(command, tmp_path, monkeypatch, README, "corridor", "Corridor-v0")
-    assert {row["task"] for row in rows} == {"0", "1"}
-
-
 @pytest.mark.parametrize(("name", "env_id"), [("variants", "Lakes-v0"), ("variants", "Ants-v0"), ("rooms", "Rooms-v0")])
-def test_the_adapters_of_the_docs_train(command, tmp_path, monkeypatch, name, env_id):
+def test_the_adapters_among_the_examples_train(command, tmp_path, monkeypatch, name, env_id):
     if name == "rooms":
         pytest.importorskip("minigrid")
-    flags = [ENVIRONMENTS, name, env_id, "--test_episodes", 2]
-    rows = trains_as_written(command, tmp_path, monkeypatch, *flags)
+    rows = train_example(command, tmp_path, monkeypatch, name, env_id, "--test_episodes", 2)
     assert len(rows) == 4 and ("final_speed" in rows[0]) == (env_id == "Ants-v0")
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert ("held_out" in results) == (env_id != "Ants-v0")
 
 
-def test_the_original_classes_train_unchanged(command, tmp_path, monkeypatch):
+def test_the_original_classes_train_unchanged_on_the_old_gym(command, tmp_path, monkeypatch):
     """Uses a stand-in that has the old interfaces of the original classes."""
     pytest.importorskip("shimmy", reason="pip install -e .[gym]")
     (tmp_path / "test_envs").mkdir()
     for file, text in (("__init__", REGISTRATION), ("envs", ORIGINAL_CLASS)):
         (tmp_path / "test_envs" / f"{file}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
     for module in ("gym.envs.registration.register", "gym.utils.seeding.np_random"):
-        monkeypatch.setattr(module, None)  # the page replaces them; monkeypatch restores them afterwards
-    rows = trains_as_written(command, tmp_path, monkeypatch, ENVIRONMENTS, "originals", "Originals-v0")
+        monkeypatch.setattr(module, None)  # the example replaces them; monkeypatch restores them afterwards
+    rows = train_example(command, tmp_path, monkeypatch, "originals", "Originals-v0")
     assert {row["task"] for row in rows} <= {"0", "1"}
 
 

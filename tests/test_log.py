@@ -67,7 +67,7 @@ class FakeTracker:
 def log_outer_iteration(log, i, tasks=(1, 0), **final):
     log.evaluated("untrained", outcome([1, 3], [5, 5]))
     log.evaluated("trained", outcome([2, 4], [6, 6], **final))
-    log.trained(i, "joint", outcome([0, 0], [0, 0]), figures(2), figures(2))
+    log.training_iteration_done(i, "joint", outcome([0, 0], [0, 0]), figures(2), figures(2))
     log.evaluated("joint", outcome([3, 5], [7, 7]))
     log.outer_iteration_done(i, list(tasks))
 
@@ -174,7 +174,7 @@ def test_without_a_joint_iteration_the_columns_of_sub_policies_are_empty(cfg, fo
     log_outer_iteration(log, 0)
     for moment in MOMENTS:
         log.evaluated(moment, outcome([1, 1], [1, 1]))
-    log.trained(1, "warm-up", outcome([0, 0], [0, 0]), figures(2))
+    log.training_iteration_done(1, "warm-up", outcome([0, 0], [0, 0]), figures(2))
     log.outer_iteration_done(1, [0, 1])
     kl = [row["sub0_kl"] for row in read_metrics(folder)]
     assert kl == ["0", "0", "", ""]  # the figures of the outer iteration before are not repeated

@@ -1,4 +1,4 @@
-"""The adapter of docs/metaworld.md, where Meta-World is installed."""
+"""The adapter of examples/meta_world.py, where Meta-World is installed."""
 
 import json
 import re
@@ -9,23 +9,20 @@ import torch
 
 from mlsh.config import Config
 from mlsh.envs import make_env
-from test_gymnasium_tasks import README, trains_as_written
+from test_gymnasium_tasks import EXAMPLES, train_example
 
-pytest.importorskip("metaworld", reason="docs/metaworld.md says how it is installed")
-PAGE = README.parent / "docs" / "metaworld.md"
+pytest.importorskip("metaworld", reason="docs/guide/your-own-environment.md says how it is installed")
 
 
 @pytest.fixture
-def family(tmp_path, monkeypatch):
-    """family(env_id, num_envs, T): the batched environment, made with the page's module."""
-    (example,) = re.findall(r"```python\n(# meta_world\.py.*?)```", PAGE.read_text(), re.S)
-    (tmp_path / "meta_world.py").write_text(example)
-    monkeypatch.syspath_prepend(tmp_path)
+def family(monkeypatch):
+    """family(env_id, num_envs, T): the batched environment, made with the example."""
+    monkeypatch.syspath_prepend(EXAMPLES)
     return lambda env_id, num_envs, T: make_env(Config(env=f"meta_world:{env_id}", T=T), num_envs)
 
 
-def test_ml1_trains_as_written(command, tmp_path, monkeypatch):
-    rows = trains_as_written(command, tmp_path, monkeypatch, PAGE, "meta_world", "ML1-reach-v3", "--test_episodes", 2)
+def test_ml1_trains(command, tmp_path, monkeypatch):
+    rows = train_example(command, tmp_path, monkeypatch, "meta_world", "ML1-reach-v3", "--test_episodes", 2)
     assert all(row["final_success"] == row["final_success_once"] == "0" for row in rows)  # seven steps are too few
     assert all(0 <= float(row["task"]) < 50 and float(row["final_obj_to_target"]) > 0 for row in rows)
     results = json.loads((tmp_path / "run" / "results.json").read_text())

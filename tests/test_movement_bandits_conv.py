@@ -11,7 +11,7 @@ from mlsh.config import Config
 from mlsh.envs import best_return, make_env
 from mlsh.meta_test import load_agent
 from mlsh.models import Hierarchy
-from mlsh.rollout import collect
+from mlsh.rollout import RolloutSettings, collect
 from mlsh.runs import checkpoint
 from mlsh.sampling import Streams
 
@@ -101,9 +101,9 @@ def test_rendering_shows_the_world_and_not_the_cells():
 def test_images_are_stored_once():
     env = family(4)
     agent = Hierarchy.build(Config(groups=2), env)
-    rollout = collect(env, agent, Streams(0, range(2))(0, "test"), T=9, high_len=3, gamma=0.9, lam=0.9)
+    rollout = collect(env, agent, Streams(0, range(2))(0, "test"), RolloutSettings(T=9, high_len=3))
     assert rollout.obs.shape == (36, 768) and rollout.obs.dtype == rollout.master.obs.dtype == torch.uint8
-    assert rollout.low.obs.data_ptr() == rollout.obs.data_ptr()
+    assert rollout.sub_policies.obs.data_ptr() == rollout.obs.data_ptr()
     assert np.array_equal(rollout.obs[0].view(16, 16, 3), picture((200, 200), env.goals[0].tolist()))
 
 

@@ -70,7 +70,7 @@ def test_seeds_and_variants(command, tmp_path):
     assert of_c["env_steps_to_95"] == of_c["seconds_to_95"] == ""  # never
     path = tmp_path / "c" / "config.json"  # an earlier version called the epochs K
     path.write_text(path.read_text().replace('"epochs": 10', '"K": 3'))
-    assert cells(command("report.py", tmp_path / "c")[1])[-1][0] == "`-K 3 --groups 1 --normalise`"
+    assert cells(command("report.py", tmp_path / "c")[1])[-1][0] == "`--groups 1 -K 3 --normalise`"
 
 
 def test_a_best_return_for_each_task(command, tmp_path):

@@ -449,5 +449,5 @@ def test_to_say_that_nothing_terminates_changes_nothing(play, T):
 def test_an_environment_that_terminates_has_to_say_so(play, lifetime):
     env = Ladder(lifetime)
     env.terminates = False
-    with pytest.raises(EnvironmentFailed, match="Ladder has ended an episode before its limit"):
+    with pytest.raises(EnvironmentFailed, match="Ladder has ended an episode before its time limit"):
         play(env, agent_for(env, groups=1), Streams(1, range(1))(0, "x"), SETTINGS)

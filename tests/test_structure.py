@@ -1,4 +1,4 @@
-"""Imports run downwards only, and the drawings show them."""
+"""Imports run downwards only, and docs/drawings.py draws them."""
 
 import importlib.util
 import shutil
@@ -19,10 +19,11 @@ IMPORTS = drawings.imports()
 
 
 def importers(*packages):
+    """The modules that import anything from these packages."""
     return {module for module, names in IMPORTS.items() if any(name.startswith(packages) for name in names)}
 
 
-def test_there_is_no_circle():
+def test_there_is_no_import_cycle():
     TopologicalSorter(IMPORTS).prepare()
     with pytest.raises(CycleError):
         TopologicalSorter(IMPORTS | {"mlsh.errors": {"mlsh.runs.files"}}).prepare()
@@ -34,7 +35,7 @@ def test_nothing_imports_a_script():
     assert not scripts & set().union(*IMPORTS.values())
 
 
-def test_the_core_does_not_know_what_is_around_it():
+def test_the_algorithm_imports_no_sub_package_and_packages_import_downwards():
     for module in ("models", "networks", "normaliser", "ppo", "optim", "minibatches", "errors", "compiled"):
         sub_packages = ("mlsh.envs", "mlsh.baselines", "mlsh.runs", "mlsh.harness")
         assert not any(name.startswith(sub_packages) for name in IMPORTS[f"mlsh.{module}"]), module
@@ -55,6 +56,6 @@ def test_drawings(tmp_path):
     assert all(iio.imread(tmp_path / name).std() > 10 for name in names)
 
 
-def test_a_drawing_that_cannot_be_read_is_refused_in_one_line():
+def test_a_missing_folder_is_refused_in_one_line():
     run = subprocess.run([sys.executable, SCRIPT], capture_output=True, text=True)
     assert run.returncode == 2 and run.stderr.count("\n") == 1 and "PATH" in run.stderr

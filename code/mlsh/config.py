@@ -1,5 +1,6 @@
 """The settings of MLSH: one field per flag, with its constraint and the paper's symbol."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -28,7 +29,7 @@ from mlsh.settings import (
     at_least,
 )
 
-WORTH_COMPILING = 10_000  # minibatches per run; to learn from so many takes about as long as to compile
+WORTH_COMPILING = 10_000  # minibatches per run; learning from this many takes about as long as compiling
 
 
 @dataclass
@@ -70,7 +71,7 @@ class HierarchyPPOSettings(ClippedSettings):
     target_kl: NonNegative = 0.0
     """A sub-policy ends an update early if its KL divergence after an epoch exceeds this; 0 for no limit."""
     dual_clip: Annotated[float, Constraint(lambda x: x == 0 or 1 < x < math.inf, "use 0 or more than 1")] = 0.0
-    """Limit on the ratio of bad actions (Ye et al. 2020: 3). Below 1 + ε it acts as 1 + ε; 0 for no limit."""
+    """Largest ratio from which a bad action is learned (Ye et al. 2020: 3; at least 1 + ε); 0 for no limit."""
     bootstrap: bool = True
     """Bootstrap the master's value at the time limit. Otherwise the limit counts as a termination for the master."""
 
@@ -100,7 +101,7 @@ class FilmedRunFolderSettings(RunFolderSettings):
 @dataclass
 class CompiledHardwareSettings(HardwareSettings):
     compile: Literal["auto", "on", "off"] = "auto"
-    """Compile the PPO update, which takes about 20 s. auto compiles long runs, if there is a compiler."""
+    """Compile the PPO update (half a minute). auto: long runs, if there is a compiler. Results differ in rounding."""
 
 
 @dataclass
@@ -118,8 +119,6 @@ class Config(
     Examples:
         python train.py -W 60 -U 1 --env MovementBandits-v0
         python train.py --env AntBandits-v1 --seed 1 --out runs/ant-1
-
-    The defaults below are those of the environment that --env names.
     """
 
     KIND: ClassVar[str] = "mlsh"
@@ -170,7 +169,7 @@ class Config(
     def training_rollout(self, iteration: int) -> RolloutSettings:
         """As `rollout`, with the random decisions of an outer iteration."""
         explore = self.explore * self.faded(iteration) if self.num_sub_policies else 0.0
-        return self.rollout.with_exploration(explore)
+        return dataclasses.replace(self.rollout, explore=explore)
 
     @property
     def master_ppo(self) -> PPOSettings:
@@ -198,7 +197,7 @@ class Config(
         return self.sub_lr * self.sub_lr_decay**iteration
 
     def faded(self, iteration: int) -> float:
-        """The factor in [0, 1] that --fade leaves of --explore and --sub_entropy in an outer iteration."""
+        """The factor in [0, 1] by which --fade reduces --explore and --sub_entropy in an outer iteration."""
         return max(0.0, 1 - iteration / self.fade) if self.fade else 1.0
 
     @property

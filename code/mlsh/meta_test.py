@@ -23,6 +23,7 @@ from mlsh.runs import checkpoint
 from mlsh.sampling import Streams, Task, tasks_to_test
 from mlsh.settings import AdaptationSettings, RunSettings
 
+Adapted = list[tuple[Sequence[int], Hierarchy]]  # numbers of tasks, and an agent with a master for each
 Measures = dict[str, np.ndarray]  # `return`, and `final_NAME` for what the environment reports -> an array
 
 
@@ -136,8 +137,9 @@ def test_tasks(
     updates, best = cfg.W or cfg.U, env.optimal_returns(cfg.T)
     episodes = cfg.N * updates + cfg.test_episodes * (1 + cfg.num_sub_policies)
     with EnvPool(cfg, "final test", len(tasks) * cfg.T * episodes) as pool:
-        outcome, adapting = adapt_and_evaluate(agent, tasks, pool, updates)
-        of_subs, alone = evaluate_each_sub_policy(agent, tasks, pool)
+        adapted, adapting = adapt_in_chunks(agent, tasks, pool, updates)
+        outcome = evaluate_masters(adapted, tasks, pool, "test: play")
+        returns_alone, alone = evaluate_each_sub_policy(agent, tasks, pool)
     returns, final = outcome.episode_return.double(), outcome.final_means()  # [tasks, episodes]
     rows = [
         {
@@ -146,7 +148,7 @@ def test_tasks(
             "return": returns[j].mean().item(),
             "standard_error": returns[j].std().item() / cfg.test_episodes**0.5,
             "share": [round(x, 4) for x in outcome.share[j].tolist()],
-            "sub_policy_returns": [round(x, 4) for x in of_subs[j]],
+            "sub_policy_returns": [round(x, 4) for x in returns_alone[j]],
             **{name: means[j] for name, means in final.items()},
             **({"best_return": best[task]} if best else {}),
         }
@@ -155,38 +157,31 @@ def test_tasks(
     return rows, adapting + outcome.steps + alone
 
 
-def adapt_and_evaluate(agent: Hierarchy, tasks: Sequence[Task], pool: EnvPool, updates: int) -> tuple[Outcome, int]:
-    """Adapt to each task, as many at a time as the pool allows, and evaluate the masters.
-
-    Returns the `Outcome` of the evaluation episodes, and the env steps that adapting took.
-    """
-    cfg, outcomes, env_steps = pool.cfg, [], 0
+def adapt_in_chunks(agent: Hierarchy, tasks: Sequence[Task], pool: EnvPool, updates: int) -> tuple[Adapted, int]:
+    """Adapt to each task, as many at a time as the pool allows. Returns the agents, and the env steps taken."""
+    cfg, adapted, env_steps = pool.cfg, [], 0
     for chunk in pool.chunks(len(tasks), cfg.N):
         chosen = [tasks[j] for j in chunk]
         trained, taken = adapt(agent, pool.env(cfg.N * len(chunk), chosen), chosen, cfg, updates, chunk)
         pool.advance(taken)
-        outcomes.append(evaluate_masters(trained, chosen, pool, "test: play", chunk))
+        adapted.append((chunk, trained))
         env_steps += taken
-    return concatenate_groups(outcomes), env_steps
+    return adapted, env_steps
 
 
-def evaluate_masters(
-    agent: Hierarchy, tasks: Sequence[Task], pool: EnvPool, purpose: str, groups: Sequence[int] | None = None
-) -> Outcome:
-    """Play `cfg.test_episodes` evaluation episodes per task, one master each, as many at a time as the pool allows.
-
-    `groups`: the tasks' numbers among all, which select random streams.
-    """
-    cfg, outcomes, groups = pool.cfg, [], groups or range(len(tasks))
+def evaluate_masters(adapted: Adapted, tasks: Sequence[Task], pool: EnvPool, purpose: str) -> Outcome:
+    """Play `cfg.test_episodes` evaluation episodes per task, one master each, as many at a time as the pool allows."""
+    cfg, outcomes = pool.cfg, []
     for i, first in enumerate(range(0, cfg.test_episodes, pool.slots_at_once)):
         episodes = min(pool.slots_at_once, cfg.test_episodes - first)
         of_chunks = []
-        for chunk in pool.chunks(len(tasks), episodes):
-            env = pool.env(episodes * len(chunk), [tasks[j] for j in chunk])
-            part = agent._replace(master=agent.master.copies_of(chunk))
-            streams = Streams(cfg.seed, [groups[j] for j in chunk])
-            of_chunks.append(evaluate(env, part, streams(i, purpose), cfg.rollout))
-            pool.advance(episodes * len(chunk) * cfg.T)
+        for numbers, agent in adapted:
+            for chunk in pool.chunks(len(numbers), episodes):
+                chosen = [numbers[j] for j in chunk]
+                env = pool.env(episodes * len(chunk), [tasks[j] for j in chosen])
+                part = agent._replace(master=agent.master.copies_of(chunk))
+                of_chunks.append(evaluate(env, part, Streams(cfg.seed, chosen)(i, purpose), cfg.rollout))
+                pool.advance(episodes * len(chunk) * cfg.T)
         outcomes.append(concatenate_groups(of_chunks))
     return concatenate_slots(outcomes)
 
@@ -206,7 +201,8 @@ def evaluate_each_sub_policy(agent: Hierarchy, tasks: Sequence[Task], pool: EnvP
     if not K:
         return [[] for _ in tasks], 0
     each_k_times = [task for task in tasks for _ in range(K)]
-    outcome = evaluate_masters(with_constant_masters(agent, len(tasks)), each_k_times, pool, "test: alone")
+    constant: Adapted = [(range(len(tasks) * K), with_constant_masters(agent, len(tasks)))]
+    outcome = evaluate_masters(constant, each_k_times, pool, "test: alone")
     return outcome.episode_return.mean(1).view(len(tasks), K).tolist(), outcome.steps
 
 
@@ -216,16 +212,9 @@ def evaluate_each_sub_policy(agent: Hierarchy, tasks: Sequence[Task], pool: EnvP
 class Learner(Protocol):
     """Learns tasks with what a run has learned, one independent learner per task and seed."""
 
-    @property
-    def cfg(self) -> RunSettings: ...
-    @property
-    def slots(self) -> int: ...  # per learner
-    @property
-    def env_steps(self) -> int: ...  # per learner, at most
-
-    def __init__(
-        self, data: dict[str, Any], cfg: Any, env: VectorTasks, learners: int, settings: AdaptationSettings
-    ) -> None: ...
+    cfg: Any  # the settings that it learns with
+    slots: int  # per learner
+    env_steps: int  # per learner, at most
 
     def learn(self, tasks: list[Task], chunk: range, pool: EnvPool) -> tuple[np.ndarray, list[Outcome]]:
         """Learn each task with the learner of that number in `chunk`.
@@ -268,7 +257,8 @@ class MasterLearner:
             env_steps.append(env_steps[-1] + outcome.steps)
             if settings.eval_episodes:
                 env = pool.env(settings.eval_episodes * len(tasks), tasks, "evaluate")
-                outcome = evaluate(env, agent, streams(i, "evaluate: look"), cfg.rollout)
+                rngs = streams(i, "evaluate: look")  # the name is part of the random numbers
+                outcome = evaluate(env, agent, rngs, cfg.rollout)
             outcomes.append(outcome)
             if i < settings.updates:
                 training.learn(rollout)

@@ -17,7 +17,7 @@ from mlsh.normaliser import Normaliser
 
 
 class Policy(nn.Module):
-    """Actions of a space, and the distribution over them.
+    """A policy over an action space: its distribution, and sampling.
 
     A Discrete space gets a softmax policy, and a Box a Gaussian with a state-independent log standard deviation.
     Throughout, `params` are the parameters of that distribution: logits [..., A], or means and log standard deviations
@@ -121,7 +121,7 @@ class ActorCritic(Policy):
         return type(self)(n, *self._networks).to(self.device)
 
     def concatenated(self, states: Sequence[dict[str, Tensor]]) -> Self:
-        """A new ActorCritic with the members of several, which are given as state dicts, one after the other."""
+        """A new ActorCritic with the members of several others, in order; `states` are their state dicts."""
         state = {name: torch.cat([s[name].to(self.device) for s in states]) for name in states[0]}
         policy = self.like(len(state["policy_bias"]))
         policy.load_state_dict(state)

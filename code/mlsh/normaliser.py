@@ -12,9 +12,9 @@ Moments = tuple[int, Tensor, Tensor]  # number of observations, their mean and v
 class Normaliser(nn.Module):
     """Scales observations to (x − μ)/σ, clipped to ±5, by running statistics that only `update` changes.
 
-    Before the first update, and always if `enabled` is false, it returns observations unchanged. With several
-    processes, `gather(x)` must return a list of every process's `x`. Then each process computes the same statistics,
-    from the observations of all. With `size` 0, `enabled` must be false.
+    Before the first update, and always if `enabled` is false, it returns observations unchanged. With `size` 0,
+    `enabled` must be false. With several processes, `gather(x)` must return a list of every process's `x`. Then each
+    process computes the same statistics, from the observations of all.
     """
 
     mean: Tensor

@@ -1,4 +1,4 @@
-"""What there is to report of episodes that were played: returns, lengths, and who acted."""
+"""Results of played episodes: returns, lengths, and each sub-policy's share of the steps."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -55,7 +55,7 @@ class Outcome(NamedTuple):
 
 
 def complete_episodes(record: SlotRecord) -> tuple[Tensor, Tensor]:
-    """Mean return [E] and mean length [E] of each slot's complete episodes; without one, those of the steps it has."""
+    """Mean return [E] and length [E] of each slot's complete episodes; without one, those of its steps so far."""
     ended = record.ended
     before_an_end = ended.flip(0).cumsum(0).flip(0) > 0  # [T, E], steps of an episode that is complete
     counted = torch.where(before_an_end.any(0), before_an_end, True)

@@ -103,7 +103,7 @@ def from_first(call: Callable[[], T]) -> T:
 
 
 class AllSamples(NamedTuple):
-    """What each process needs to know of every process's samples: in rank order, the groups renumbered."""
+    """The labels and generators of all processes' samples, in rank order; groups are renumbered."""
 
     rngs: list[np.random.Generator]  # of all groups
     member: np.ndarray  # [S]

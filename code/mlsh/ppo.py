@@ -1,4 +1,4 @@
-"""Proximal policy optimisation of policies with several members. This module knows nothing of hierarchy."""
+"""Proximal policy optimisation of policies with several members. It does not depend on the hierarchy."""
 
 import math
 from collections.abc import Sequence
@@ -155,7 +155,7 @@ def update(
     coefficients = (settings.clip, settings.dual_clip, settings.value_coef, settings.entropy_coef)
     if policy.compiled:
         mark_any_size(batch)
-    index = on_device  # of the last epoch
+    index = on_device  # a placeholder, which every epoch replaces
     epoch_kl = torch.zeros(n, device=device)  # summed over the minibatches of an epoch
     for epoch in range(settings.epochs):
         if settings.target_kl and epoch:

@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple, Self
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from mlsh.slots import Actor, OnStep, SlotRecord, Slots, draw_seeds, play_episod
 
 Generators = Sequence[np.random.Generator]
 VALUES_AT_ONCE = 2**15  # observations whose values all sub-policies compute at a time
-BELIEVED = 0.1  # the part of the random decisions that the sub-policies learn from as if it existed, see `importance`
+BELIEVED = 0.1  # δ/ε: the sub-policies learn as if only this part of the random decisions were made, see `importance`
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,6 @@ class RolloutSettings:
     reward_scale: float = 1.0
     explore: float = 0.0  # probability that a decision is random
     bootstrap: bool = True  # whether a master's value is bootstrapped where an episode is truncated
-
-    def with_exploration(self, explore: float) -> Self:
-        return replace(self, explore=explore)
 
 
 class PolicyStep(NamedTuple):

@@ -74,7 +74,7 @@ class Settings:
 
     @classmethod
     def annotations_of(cls, name: str) -> tuple[Any, ...]:
-        """What stands beside the type in a field's Annotated."""
+        """The metadata of a field's `Annotated` type: its constraint and aliases."""
         return getattr(get_type_hints(cls, include_extras=True)[name], "__metadata__", ())
 
     @classmethod
@@ -109,19 +109,6 @@ def fields_of(settings: type) -> tuple[dataclasses.Field[Any], ...]:
     return dataclasses.fields(settings)
 
 
-def with_defaults(**defaults: Any) -> Callable[[type[S]], type[S]]:
-    """Class decorator, below @dataclass: change the defaults of inherited fields, and nothing else about them."""
-
-    def changed(cls: type[S]) -> type[S]:
-        inherited = get_type_hints(cls, include_extras=True)
-        cls.__annotations__ = {name: inherited[name] for name in defaults} | cls.__dict__.get("__annotations__", {})
-        for name, value in defaults.items():
-            setattr(cls, name, value)
-        return cls
-
-    return changed
-
-
 # Groups of flags that several commands share. `Config` and the baselines' settings inherit from them.
 
 
@@ -130,7 +117,7 @@ class TaskSettings(Settings):
     env: str = "MovementBandits-v0"
     """Gymnasium id of a task family. For `module:Id-v0` the module is imported first."""
     T: Annotated[Count, alias("-T")] = 50
-    """Env steps after which an episode is truncated. Without a preset: the environment's own limit."""
+    """Horizon: an episode is truncated after this many env steps. Without a preset: the environment's own limit."""
     seed: CountOrZero = 626
     """Seed of all randomness. The same seed, machine and number of threads give the same run, bit by bit."""
 
@@ -138,7 +125,7 @@ class TaskSettings(Settings):
 @dataclass
 class RewardSettings(Settings):
     gamma: Fraction = 0.99
-    """Discount factor γ, per decision for a master and per env step for everything else."""
+    """Discount factor γ per env step (masters: per decision)."""
     lam: Fraction = 0.95
     """λ of generalised advantage estimation."""
     reward_scale: Positive = 1.0
@@ -158,7 +145,7 @@ class ClippedSettings(RewardSettings):
 @dataclass
 class NetworkSettings(Settings):
     hidden: Count = 64
-    """Units in each hidden layer (paper: 64)."""
+    """Units per hidden layer, or of the GRU (paper: 64)."""
     log_std: Finite = 0.0
     """Initial log standard deviation of continuous actions."""
     normalise: bool = True
@@ -167,8 +154,8 @@ class NetworkSettings(Settings):
 
 @dataclass
 class RunFolderSettings(Settings):
-    out: Annotated[str, DESCRIBED] = ""
-    """Run folder. Default: a new folder in runs/, named after environment and time."""
+    out: str = ""
+    """Run folder. If empty: a new folder in runs/, named after environment and time."""
     resume: Annotated[bool, alias("-c"), tyro.conf.FlagCreatePairsOff] = False
     """Continue the run in --out from its checkpoint."""
     save_seconds: NonNegative = 5.0
@@ -178,9 +165,9 @@ class RunFolderSettings(Settings):
 @dataclass
 class TrackingSettings(Settings):
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """Log to wandb. auto: as $WANDB_MODE says; without it, online if you are logged in, otherwise offline."""
-    wandb_project: Annotated[str, DESCRIBED] = ""
-    """Project on wandb. Default: $WANDB_PROJECT, or mlsh."""
+    """Log to wandb. auto: as $WANDB_MODE says; without it, online if you are logged in, else offline."""
+    wandb_project: str = ""
+    """Project name on wandb. If empty: $WANDB_PROJECT, or mlsh."""
     tensorboard: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Also write TensorBoard event files into the run folder."""
 
@@ -208,18 +195,18 @@ class AdaptationSettings(Settings):
     seed: CountOrZero = 0
     """Seed of all randomness."""
     eval_episodes: CountOrZero = 0
-    """Evaluation episodes per master and update, not counted as env steps. With 0, returns are of training episodes."""
-    N: Annotated[CountOrZero, alias("-N"), DESCRIBED] = 0
-    """Episodes per rollout and master. Default: that of the run (RL²: 10 trials per seed)."""
-    T: Annotated[CountOrZero, alias("-T"), DESCRIBED] = 0
-    """Env steps per episode. Default: that of the run, or of the preset of --env."""
-    master_lr: Annotated[NonNegative, DESCRIBED] = 0.0
-    """Learning rate of the masters (option-critic: of the critic). Default: that of the run."""
-    master_minibatch: Annotated[CountOrZero, DESCRIBED] = 0
-    """Decisions per minibatch of a master. Default: that of the run."""
+    """Evaluation episodes per master and update; they count as no env steps. 0 reports training episodes."""
+    N: Annotated[CountOrZero, alias("-N")] = 0
+    """Episodes per rollout and master; 0 for that of the run (RL²: trials per seed; 0 for 10)."""
+    T: Annotated[CountOrZero, alias("-T")] = 0
+    """Env steps per episode; 0 for that of the run, or of --env."""
+    master_lr: NonNegative = 0.0
+    """Learning rate (option-critic: that of the critic); 0 for that of the run."""
+    master_minibatch: CountOrZero = 0
+    """Decisions per minibatch of a master; 0 for that of the run."""
 
     def given(self, *names: str) -> dict[str, Any]:
-        """Those of the fields that are not 0, which stands for the run's own value."""
+        """The named fields that are not 0; 0 means the run's own value."""
         return {name: x for name, x in self.only(*names).items() if x}
 
 
@@ -240,6 +227,10 @@ class RunSettings(TaskSettings, NetworkSettings, RunFolderSettings, TrackingSett
     GROUPS: ClassVar[dict[str, type[Settings]]]  # title of a group of flags in --help -> its fields
     REMOVED: ClassVar[tuple[str, ...]] = ("wandb_group", "wandb_name")  # $WANDB_RUN_GROUP and $WANDB_NAME do the same
     compile: ClassVar[str] = "off"  # `Config` makes it a field
+
+    def as_dict(self) -> dict[str, Any]:
+        """All settings by name, in the order of the groups."""
+        return self.only(*(field.name for group in self.GROUPS.values() for field in fields_of(group)))
 
     @classmethod
     def defaults(cls, env: str) -> Self:
@@ -284,7 +275,9 @@ def cli(what: Any, args: Sequence[str] | None = None, **options: Any) -> Any:
     Raises a one-line UserError for a command line that cannot be read; tyro itself prints a box of several lines.
     """
     args = current_names(sys.argv[1:] if args is None else args, getattr(what, "RENAMED", {}))
-    if not isinstance(what, type):  # tyro would call it, and so mix its own errors and output with the function's
+    if isinstance(what, type):
+        options.setdefault("description", cleandoc(what.__doc__ or ""))  # tyro leaves the examples out
+    else:  # tyro would call it, and so mix its own errors and output with the function's
         function = what
 
         @functools.wraps(function)
@@ -371,7 +364,8 @@ def describe(kind: type[RunSettings], default: RunSettings) -> str:
     general = kind()
     changed = [
         kind.flag(field.name)
-        for field in fields_of(kind)
+        for group in kind.GROUPS.values()
+        for field in fields_of(group)
         if field.name != "env" and getattr(default, field.name) != getattr(general, field.name)
     ]
     preset = f"Defaults that come from {default.env}: {', '.join(changed)}."

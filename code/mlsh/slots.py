@@ -13,14 +13,14 @@ OnStep = Callable[[], None]  # called after the reset, and after each env step
 
 
 class Transition(NamedTuple):
-    """One env step of E slots; stacked, [L, E, …]."""
+    """One env step of E slots."""
 
     obs: Tensor  # [E, obs], before the step
     action: Tensor  # [E] or [E, A]
     reward: Tensor  # [E], 0 in a slot whose only episode is over
-    following: Tensor  # [E, obs], what the step led to; `obs` again where the episode terminated
-    terminated: Tensor  # [E]
-    truncated: Tensor  # [E]
+    following: Tensor  # [E, obs], what the step led to; `obs` again where the episode terminated or was over
+    terminated: Tensor  # [E], meaningless where no episode was under way
+    truncated: Tensor  # [E], likewise
     alive: Tensor  # [E], whether an episode was under way
 
 
@@ -60,7 +60,8 @@ class Slots:
         self.begun = torch.zeros(env.num_envs, dtype=torch.long, device=env.device)  # the step its episode began at
         self.some_begin = True  # whether an episode begins at this step in any slot
         self.some_ended = False  # whether one ended with the step before
-        # Before this step no episode can end. So nothing is asked, and a GPU need not be waited for.
+        self._all_alive = True
+        # No episode can end before this step, so ends are not checked until then. A check would wait for a GPU.
         self._earliest_end = 1 if env.terminates else min(T, env.max_episode_steps or T)
         self._obs = self.obs.new_empty(T + 1, *self.obs.shape)
         self._steps: list[tuple[Tensor, ...]] = []
@@ -78,7 +79,7 @@ class Slots:
         self.t += 1
         self.some_begin = False
         self.some_ended = self.t >= self._earliest_end and bool((terminated | truncated).any())
-        if self.some_ended:  # what comes after a termination means nothing
+        if self.some_ended or not self._all_alive:  # what comes after an episode's end means nothing
             following = torch.where((alive & ~terminated)[:, None], following, obs)
         if "diverged" in info:
             self._diverged = self._diverged + (alive & (info["diverged"] > 0))
@@ -97,11 +98,12 @@ class Slots:
         self.some_begin = True
 
     def retire(self, transition: Transition) -> None:
-        """Leave the slots alone whose episode ended with this transition."""
+        """Stop playing in each slot whose episode ended with this transition."""
+        self._all_alive = False
         self.alive = self.alive & ~(transition.terminated | transition.truncated)
 
     def keep_final(self, info: dict[str, Tensor]) -> None:
-        """Keep the numbers [E] of the info, in each slot those of the last step of its episode."""
+        """Keep the info's tensors [E]; each slot keeps those of its episode's last step."""
         for name, x in info.items():
             if isinstance(x, Tensor) and x.shape == self.alive.shape:
                 self._final[name] = torch.where(self.alive, x, self._final.get(name, x))

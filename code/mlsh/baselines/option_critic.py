@@ -14,7 +14,7 @@ from mlsh.baselines.options import Losses, OptionCritic, OptionSettings, OptionS
 from mlsh.envs import find_preset, make_env
 from mlsh.envs.base import VectorTasks
 from mlsh.envs.pool import EnvPool
-from mlsh.errors import UserError, run_command
+from mlsh.errors import UserError
 from mlsh.normaliser import Normaliser
 from mlsh.optim import Adam
 from mlsh.outcome import Outcome
@@ -74,12 +74,7 @@ class OptionCriticLearning(RewardSettings):
 class OptionCriticConfig(OptionCriticAlgorithm, OptionCriticLearning, RunSettings):
     """Train option-critic on one task after another. With --num_options 1 it is an actor-critic.
 
-    Examples:
-        python train_option_critic.py --env FourroomsUnseen-v0 --out runs/oc
-        python train_option_critic.py --env FourroomsUnseen-v0 --num_options 1 --shared nothing --out runs/ac
-
-    -N, -T, --groups, --tasks, --normalise and --reward_scale come from the preset of MLSH for the environment that
-    --env names. So does --rollouts, which is W + U.
+    The defaults of -N, --groups, --tasks, --rollouts (W + U), -T, --normalise and --reward_scale are train.py's.
     """
 
     KIND: ClassVar[str] = "option-critic"
@@ -135,7 +130,7 @@ class OptionCriticLog(Log[OptionCriticConfig]):
         self._first: Outcome | None = None
         self._last: Outcome | None = None
 
-    def trained(self, i: int, outcome: Outcome) -> None:
+    def training_iteration_done(self, i: int, outcome: Outcome) -> None:
         """After a rollout of outer iteration `i`."""
         self._first, self._last = self._first or outcome, outcome
         self.env_steps += outcome.steps
@@ -232,7 +227,7 @@ def train(
         for j in range(cfg.rollouts):
             outcome, obs, losses = learn(env, agent, optimizers, streams(i, f"option-critic: rollout {j}"), cfg)
             agent.normaliser.update(obs)
-            log.trained(i, outcome)
+            log.training_iteration_done(i, outcome)
         log.outer_iteration_done(i, tasks, losses)
 
 
@@ -295,7 +290,3 @@ def main() -> None:
     with run.training(OptionCriticLog, **agent._asdict(), **saved) as log:
         train(cfg, env, agent, optimizers, streams, log, run.progress["iteration"])
         run.finish()
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -118,7 +118,7 @@ class OptionSteps(NamedTuple):
 
 
 class OptionActor(Actor):
-    """Plays by an agent's options; after every `n_steps` steps, and at the end, it passes them on to `learn`."""
+    """Plays an agent's options. It passes the steps to `learn` after every `n_steps` steps and at the rollout's end."""
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ from mlsh import parallel
 from mlsh.envs import find_preset, make_env
 from mlsh.envs.base import VectorTasks
 from mlsh.envs.pool import EnvPool
-from mlsh.errors import UserError, run_command
+from mlsh.errors import UserError
 from mlsh.models import Policy
 from mlsh.normaliser import Normaliser
 from mlsh.optim import all_finite
@@ -29,13 +29,13 @@ from mlsh.settings import (
     AdaptationSettings,
     ClippedSettings,
     Count,
+    CountOrZero,
     NonNegative,
     Positive,
     RunSettings,
     Settings,
     TaskSettings,
     alias,
-    with_defaults,
 )
 from mlsh.slots import Actor, Slots, Transition, draw_seeds, play_episodes
 
@@ -51,7 +51,6 @@ class TrialSettings(Settings):
 
 
 @dataclass
-@with_defaults(epochs=5, reward_scale=0.1)
 class RL2PPOSettings(ClippedSettings):
     lr: Positive = 1e-2
     """Adam's learning rate."""
@@ -62,7 +61,6 @@ class RL2PPOSettings(ClippedSettings):
 
 
 @dataclass
-@with_defaults(seed=0, epochs=5, reward_scale=0.1)
 class RL2Config(TrialSettings, RL2PPOSettings, RunSettings):
     """Train RL², a recurrent policy that plays trials of several episodes on one task.
 
@@ -72,6 +70,10 @@ class RL2Config(TrialSettings, RL2PPOSettings, RunSettings):
 
     The defaults are for MovementBandits. -T and --normalise come from the environment that --env names.
     """
+
+    seed: CountOrZero = 0
+    epochs: Annotated[Count, alias("-K")] = 5
+    reward_scale: Positive = 0.1
 
     KIND: ClassVar[str] = "rl2"
     LENGTH: ClassVar[str] = "iterations"
@@ -233,7 +235,8 @@ def play_trials(env: VectorTasks, policy: RecurrentPolicy, rng: np.random.Genera
         columns = torch.arange(env.num_envs, device=alive.device)
         fields = (inputs, action, log_prob, value, reward, alive)
         inputs, action, log_prob, value, reward, alive = (x[order, columns] for x in fields)
-    goes_on = torch.cat((alive[1:], torch.zeros_like(alive[:1])))  # over its episodes; a trial ends for good
+    # Credit crosses the episodes of a trial; nothing follows its end.
+    goes_on = torch.cat((alive[1:], torch.zeros_like(alive[:1])))
     following = torch.where(goes_on, torch.cat((value[1:], value[:1])), 0)
     advantage = gae(reward * cfg.reward_scale, value, following, goes_on, cfg.gamma, cfg.lam)
     returns = torch.stack([record.reward.sum(0) for record in records])
@@ -325,7 +328,7 @@ def train(
 
 
 class RL2Learner:
-    """Lets an RL² policy play on, with one episode in place of each update (see `meta_test.Learner`)."""
+    """Lets an RL² policy play on, with one episode instead of each update (see `meta_test.Learner`)."""
 
     def __init__(
         self, data: dict[str, Any], cfg: RL2Config, env: VectorTasks, learners: int, settings: AdaptationSettings
@@ -357,7 +360,3 @@ def main() -> None:
     with run.training(RL2Log, policy=policy, optimizer=optimizer) as log:
         train(cfg, env, policy, optimizer, streams, log, run.progress["iteration"])
         run.finish()
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -65,7 +65,7 @@ class VectorTasks(VectorEnv[torch.Tensor, torch.Tensor, torch.Tensor]):
     @property
     def all_tasks(self) -> list[int]:
         """The tasks of a finite family: those for training, then the held-out ones. Empty if tasks are sampled."""
-        return [*(self.train_tasks or ()), *(self.test_tasks or ())]
+        return [*self.train_tasks, *(self.test_tasks or ())] if self.train_tasks else []
 
     def sample_task(self, rng: np.random.Generator) -> Task:
         """Draw a task for training with the NumPy generator `rng`."""

@@ -129,8 +129,7 @@ class GymnasiumTasks(VectorTasks):
         """Take one step in every slot whose episode is not over; see `VectorTasks.step`.
 
         A slot whose episode is over keeps its observation and gets reward 0. A slot whose observation is NaN or
-        infinite is not stepped either, because its action would be NaN or infinite, too. `collect` later raises an
-        error for it.
+        infinite is not stepped either: its action would be NaN or infinite. `collect` raises an error for it.
 
         The info holds the numbers and bools that the environments reported at the last step of their episodes.
         """

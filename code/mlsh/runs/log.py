@@ -213,7 +213,7 @@ class MLSHLog(Log[Config]):
         outcome = self._evaluations[moment] = concatenate_groups(parallel.gather(outcome))
         self.env_steps += outcome.steps
 
-    def trained(
+    def training_iteration_done(
         self,
         i: int,
         phase: str,
