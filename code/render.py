@@ -34,11 +34,11 @@ class Args(Settings):
     task: str = "0"
     """Task: a number 0 … n−1 in a finite family, else JSON."""
     out: str = ""
-    """NAME.gif or NAME.mp4, for NAME-untrained and NAME-trained. If empty: task-TASK.gif beside the run."""
+    """NAME.gif or NAME.mp4, for NAME-untrained and NAME-trained. If empty: task-TASK.gif in the run folder."""
     episodes: Count = 1
     """Episodes per video."""
     every: Count = 1
-    """Keep one frame of so many. The video runs that many times as fast."""
+    """Keep only every n-th frame. The video then runs n times as fast."""
     env: str = ""
     """Another environment with the same spaces, played with -T and --high_len of its preset."""
     updates: CountOrZero = 0

@@ -101,7 +101,7 @@ class FilmedRunFolderSettings(RunFolderSettings):
 @dataclass
 class CompiledHardwareSettings(HardwareSettings):
     compile: Literal["auto", "on", "off"] = "auto"
-    """Compile the PPO update (half a minute). auto: long runs, if there is a compiler. Results differ in rounding."""
+    """Compile the PPO update (about 20 s). auto: long runs, if there is a compiler. Results differ in rounding."""
 
 
 @dataclass
