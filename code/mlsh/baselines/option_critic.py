@@ -74,7 +74,11 @@ class OptionCriticLearning(RewardSettings):
 class OptionCriticConfig(OptionCriticAlgorithm, OptionCriticLearning, RunSettings):
     """Train option-critic on one task after another. With --num_options 1 it is an actor-critic.
 
-    The defaults of -N, --groups, --tasks, --rollouts (W + U), -T, --normalise and --reward_scale are train.py's.
+    Examples:
+        python train_option_critic.py --env FourroomsUnseen-v0 --out runs/oc
+        python train_option_critic.py --env FourroomsUnseen-v0 --num_options 1 --shared nothing --out runs/ac
+
+    -N, --groups, --tasks, -T, --normalise and --reward_scale have the defaults of train.py. --rollouts is W + U there.
     """
 
     KIND: ClassVar[str] = "option-critic"
