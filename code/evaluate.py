@@ -60,7 +60,7 @@ class Args(AdaptationSettings):
     """Another environment with the same spaces, played with -T and --high_len of its preset."""
     tasks: tuple[str, ...] = ()
     """Tasks: numbers in a finite family, else JSON. If none are named: all, or --sample of them."""
-    held_out: bool = False
+    held_out: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Learn the held-out tasks instead of the training tasks."""
     sample: Count = 10
     """Number of tasks drawn from a continuous family. Equal tasks are learned once."""

@@ -195,9 +195,9 @@ class AdaptationSettings(Settings):
     seed: CountOrZero = 0
     """Seed of all randomness."""
     eval_episodes: CountOrZero = 0
-    """Evaluation episodes per master and update; they count as no env steps. 0 reports training episodes."""
+    """Evaluation episodes per master and update, not counted as env steps; 0 reports training episodes instead."""
     N: Annotated[CountOrZero, alias("-N")] = 0
-    """Episodes per rollout and master; 0 for that of the run (RL²: trials per seed; 0 for 10)."""
+    """Episodes per rollout and master; 0 for that of the run (RL²: for 10 trials per seed)."""
     T: Annotated[CountOrZero, alias("-T")] = 0
     """Env steps per episode; 0 for that of the run, or of --env."""
     master_lr: NonNegative = 0.0

@@ -47,7 +47,7 @@ class OptionCriticAlgorithm(Settings):
     tasks: Count = 10
     """Outer iterations. Each draws a task for every group."""
     rollouts: Count = 50
-    """Rollouts per task, of -T env steps in every slot. Learning goes on within them."""
+    """Rollouts per task, of -T env steps in every slot. The agent also learns within a rollout."""
     n_steps: Count = 10
     """Env steps between two gradient steps, and the largest number of rewards in a target."""
     num_options: Count = 4
