@@ -283,6 +283,20 @@ def test_training_reports_complete_episodes_and_evaluation_the_first():
     assert out.share.sum() == pytest.approx(1)
 
 
+class EndsOnce(Ladder):
+    """States the end of an episode at one step only; everything after it is NaN."""
+
+    def _step(self, actions):
+        observation, reward, _, info = super()._step(actions)
+        return observation, reward, self._elapsed == self.lifetime, info
+
+
+def test_a_slot_whose_evaluation_episode_is_over_stays_as_it_is():
+    env = EndsOnce([99, 2])
+    out = evaluate(env, agent_for(env, groups=1), Streams(1, [0])(2, "x"), SETTINGS)
+    assert out.episode_return.tolist() == [[28, 3]] and out.steps == 7 + 2
+
+
 @pytest.mark.parametrize("ends", [False, True])
 def test_a_group_does_not_depend_on_the_others(ends):
     cfg = Config(T=7)

@@ -35,6 +35,13 @@ def test_a_continuous_family_draws_each_groups_task_from_its_own_stream():
     assert balanced_tasks(env, Streams(0, [1]), 4, 3) == three[1:2]  # a process that plays the second group only
 
 
+def test_a_continuous_family_may_hold_out_a_list_of_tasks():
+    env = Endless([9, 9])
+    env.test_tasks = [[1.0, 1.0]]
+    env.set_task([[2.0, 3.0], [1.0, 1.0]])
+    assert env.task == [[2.0, 3.0], [1.0, 1.0]]
+
+
 def test_balanced_tasks():
     env = make_env(Config(env="MovementBandits4-v0"), 1)
     for groups, most, least in ((8, 2, 2), (6, 2, 1), (3, 1, 0)):
