@@ -1,5 +1,6 @@
 """Imports run downwards only, and docs/drawings.py draws them."""
 
+import ast
 import importlib.util
 import shutil
 import subprocess
@@ -43,6 +44,19 @@ def test_the_algorithm_imports_no_sub_package_and_packages_import_downwards():
     assert not {m for m in importers("mlsh.baselines", "mlsh.harness") if m.startswith("mlsh.runs")}
     around = {"mlsh.runs.checkpoint", "mlsh.runs.files", "mlsh.runs.tracking", "mlsh.settings"}
     assert not IMPORTS["train"] & around  # train.py is Algorithm 1
+
+
+def test_every_function_has_annotated_arguments_and_results():
+    missing = []
+    for path in sorted(CODE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                given = node.args
+                arguments = [*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg]
+                named = [x for x in arguments if x and x.arg not in ("self", "cls")]
+                if node.returns is None or any(x.annotation is None for x in named):
+                    missing.append(f"{path.relative_to(CODE)}:{node.lineno} {node.name}")
+    assert not missing, "\n".join(missing)
 
 
 def test_drawings(tmp_path):
