@@ -5,7 +5,7 @@ from gymnasium.spaces import Box, Discrete
 from mlsh.envs import make_env
 from mlsh.envs.base import VectorTasks
 from mlsh.envs.pool import EnvPool
-from mlsh.meta_test import adapt, evaluate_each_sub_policy, final_test
+from mlsh.meta_test import adapt, adapt_in_chunks, evaluate_each_sub_policy, final_test
 from mlsh.models import Hierarchy
 from mlsh.rollout import collect
 from mlsh.sampling import Streams
@@ -57,23 +57,20 @@ def test_final_test_reports_each_task(cfg):
     assert steps == 2 * cfg.T * (3 * cfg.N + cfg.test_episodes * (1 + cfg.num_sub_policies))
 
 
-def test_flat_policies_are_tested_alike_whether_all_fit_at_once_or_not(cfg, monkeypatch):
-    """Their normaliser learns with them: each chunk of tasks has its own, and the agent's stays as it is."""
+def test_the_normaliser_of_flat_policies_learns_in_each_chunk_of_tasks_alone(cfg):
+    """A task that is adapted to in a later chunk ends as if it had been the only one."""
     cfg.num_sub_policies, cfg.U, cfg.normalise = 0, 0, True
-    env = make_env(cfg, 1)
-    agent = Hierarchy.build(cfg, env)
+    agent = Hierarchy.build(cfg, make_env(cfg, 1))
     agent.normaliser.update(torch.randn(50, 6))
-    before, rows = weights(agent.normaliser), []
-    for slots in (100, cfg.N):
-        monkeypatch.setattr("mlsh.envs.pool.max_parallel_episodes", lambda cfg, n=slots: n)
-        rows.append(final_test(agent, env, cfg)["test"])
-        assert same(before, weights(agent.normaliser))
-    assert cfg.test_episodes > cfg.N  # so both the tasks and the episodes of a task are in several chunks
-    assert [row["task"] for row in rows[1]] == [0, 1]
-    for one, two in zip(*rows, strict=True):
-        assert one["label"] == two["label"]
-    monkeypatch.setattr("mlsh.envs.pool.max_parallel_episodes", lambda cfg: cfg.test_episodes)
-    assert final_test(agent, env, cfg)["test"] == rows[0]  # one task at a time, all its episodes at once
+    before = weights(agent.normaliser)
+    with EnvPool(cfg, "chunks", 1) as pool:
+        pool.slots_at_once = cfg.N  # one task at a time
+        adapted, _ = adapt_in_chunks(agent, [0, 1], pool, 2)
+    alone, _ = adapt(agent, make_env(cfg, cfg.N), [1], cfg, 2, range(1, 2))
+    assert [list(numbers) for numbers, _ in adapted] == [[0], [1]]
+    assert same(weights(adapted[1][1].normaliser), weights(alone.normaliser))
+    assert same(weights(adapted[1][1].master), weights(alone.master))
+    assert not same(before, weights(alone.normaliser)) and same(before, weights(agent.normaliser))
 
 
 class Guess(VectorTasks):
