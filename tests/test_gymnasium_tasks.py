@@ -1,4 +1,5 @@
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -320,6 +321,7 @@ def test_the_original_classes_train_unchanged_on_the_old_gym(command, tmp_path, 
     for file, text in (("__init__", REGISTRATION), ("envs", ORIGINAL_CLASS)):
         (tmp_path / "test_envs" / f"{file}.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "test_envs", raising=False)  # a test file of that name may have been collected
     for module in ("gym.envs.registration.register", "gym.utils.seeding.np_random"):
         monkeypatch.setattr(module, None)  # the example replaces them; monkeypatch restores them afterwards
     rows = train_example(command, tmp_path, monkeypatch, "originals", "Originals-v0")
