@@ -19,7 +19,7 @@ from mlsh.normaliser import Normaliser
 from mlsh.optim import Adam
 from mlsh.outcome import Outcome
 from mlsh.runs import checkpoint
-from mlsh.runs.log import Log, has_curves
+from mlsh.runs.log import Log, means_by_task
 from mlsh.runs.metrics import means_of
 from mlsh.runs.run import Run
 from mlsh.sampling import Streams, Task, balanced_tasks
@@ -153,10 +153,7 @@ class OptionCriticLog(Log[OptionCriticConfig]):
             {"group": g, "task": task, **{name: x[g].item() for name, x in values.items()}, **losses}
             for g, task in enumerate(tasks)
         ]
-        charts, of_tasks = means_of(rows, (*returns, *self._shares)), {}
-        for task in dict.fromkeys(filter(has_curves, tasks)):
-            of_task = means_of([row for row in rows if row["task"] == task], returns)
-            of_tasks |= {f"{task}_{name}": x for name, x in of_task.items()}
+        charts, of_tasks = means_of(rows, (*returns, *self._shares)), means_by_task(rows, returns)
         summary = f"joint reward {charts['joint_reward']:.2f}"
         self._end_outer_iteration(i, rows, summary, of_tasks, charts=charts, losses=losses, tasks=of_tasks)
 

@@ -21,7 +21,7 @@ from mlsh.optim import all_finite
 from mlsh.outcome import Outcome
 from mlsh.ppo import PPOSettings, Samples, figure_sums, figures_of, gae, samples_of, surrogate, total_loss
 from mlsh.runs import checkpoint
-from mlsh.runs.log import LOSSES, Log, has_curves
+from mlsh.runs.log import LOSSES, Log, means_by_task
 from mlsh.runs.run import Run
 from mlsh.sampling import Streams, Task, balanced_tasks
 from mlsh.settings import (
@@ -293,7 +293,7 @@ class RL2Log(Log[RL2Config]):
         for task in {str(t): t for t in tasks}.values():
             returns = trials.episode_return[:, [t == task for t in tasks]].mean(1).tolist()
             rows.append({"task": task, **dict(zip(self._episodes, returns, strict=True)), **losses})
-        of_tasks = {f"{r['task']}_{name}": r[name] for r in rows if has_curves(r["task"]) for name in self._episodes}
+        of_tasks = means_by_task(rows, self._episodes)
         last = trials.episode_return[-1].mean().item()
         self._log_training_episodes(last, trials.steps / trials.episode_return.numel())
         self._advance_bar(f"iteration {i + 1}/{self.run.length}")
