@@ -75,7 +75,8 @@ class Slots:
         self._obs[self.t] = obs
         new_obs, reward, terminated, truncated, info = self.env.step(action)
         following = new_obs.flatten(1)
-        reward = torch.where(alive, reward, 0)
+        if not self._all_alive:
+            reward = torch.where(alive, reward, 0)
         self.t += 1
         self.some_begin = False
         self.some_ended = self.t >= self._earliest_end and bool((terminated | truncated).any())
