@@ -78,7 +78,7 @@ folder.mkdir(exist_ok=True)
 with open(folder / "steps", "a+") as steps:
     steps.seek(0)
     for step in range(len(steps.readlines()), 20):
-        while step == 10 and not (folder.parent / "go").exists():
+        while step == 10 and not (folder.parent / f"{folder.name}.go").exists():
             time.sleep(0.01)
         print(step, os.getpid(), os.getppid(), file=steps, flush=True)
         time.sleep(0.01)
@@ -106,13 +106,21 @@ def test_processes_share_jobs_and_take_over_those_of_the_dead(tmp_path, capfd):
     processes = [multiprocessing.get_context("fork").Process(target=share, daemon=True) for _ in range(4)]
     for process in processes:
         process.start()
-    deadline = time.monotonic() + 60
-    while not begun() and time.monotonic() < deadline:
-        time.sleep(0.05)
+
+    def wait_until(done):
+        deadline = time.monotonic() + 60
+        while not done() and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    wait_until(begun)
     owners = [int(job[0][2]) for job in steps()]
-    os.kill(owners[0], signal.SIGKILL)  # the first job goes on alone
+    os.kill(owners[0], signal.SIGKILL)  # the first job goes on alone, and longer than all others
     os.killpg(owners[1], signal.SIGKILL)  # the second one dies, too
-    (tmp_path / "go").touch()
+    for job in jobs[1:]:
+        (tmp_path / f"{job.name}.go").touch()
+    wait_until(lambda: len(list(tmp_path.glob("*/results.json"))) == 5)
+    time.sleep(3)
+    (tmp_path / "job-0.go").touch()
     for process in processes:
         process.join(60)
     assert sorted(owners) == sorted(process.pid for process in processes)

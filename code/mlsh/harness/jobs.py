@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
+from mlsh.envs.memory import available_cores
 from mlsh.errors import UserError
 from mlsh.runs.files import write_whole, writing
 
@@ -30,7 +31,7 @@ class Job(NamedTuple):
 
 
 class JobRunner:
-    """Runs jobs in `folder`, as many at a time as this process has cores.
+    """Runs jobs in `folder`, as many at a time as this process may use cores.
 
     Several processes may do this with the same jobs, also on several machines: a lock on each job shares them out.
     """
@@ -47,8 +48,7 @@ class JobRunner:
         process has died. Raises a UserError if a job fails, or if its folder belongs to another command. After an error
         or an interrupt the other jobs of this process save their checkpoints and stop.
         """
-        affinity = getattr(os, "sched_getaffinity", None)  # Linux only
-        with ThreadPoolExecutor(len(affinity(0)) if affinity else os.cpu_count()) as pool:
+        with ThreadPoolExecutor(available_cores()) as pool:
             try:
                 futures, waiting = {}, list(dict.fromkeys(jobs))
                 while waiting or futures:
