@@ -90,7 +90,7 @@ class Run(Generic[SettingsType]):
         Yields `make_log(run)`. However training ends, the outer iterations that are done are saved.
         """
         self._components = components
-        self.folder = parallel.from_first(lambda: make_run_folder(self.cfg))
+        self.folder = parallel.from_first(lambda: make_run_folder(self.cfg, continued=bool(self._saved)))
         self._path = self.folder / "checkpoint.pt"
         if self._saved:
             saved = parallel.from_first(lambda: self._load(self._path))  # again, now that no other run can change it
@@ -178,27 +178,52 @@ class Run(Generic[SettingsType]):
         self._last_save = time.monotonic()
 
 
-def make_run_folder(cfg: RunSettings) -> Path:
+def make_run_folder(cfg: RunSettings, continued: bool) -> Path:
     """Make and lock the folder of --out, or a new one in runs/, and return it.
 
-    Raises a UserError if it has files in it and is not to be continued, if another run has locked it, or if it cannot
-    be made. The lock ends with this process.
+    Raises a UserError if it has files in it and the run is not `continued`, if another run has locked it, or if it
+    cannot be made. The lock ends with this process.
     """
-    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    kind = "" if cfg.KIND == "mlsh" else f"{cfg.KIND}-"
-    folder = Path(cfg.out or f"runs/{kind}{cfg.env.split(':')[-1]}-{stamp}")
+    folder = Path(cfg.out)
     try:
-        usable = not folder.exists() or folder.is_dir() and {x.name for x in folder.iterdir()} <= INTERRUPTED_START
-        if not cfg.resume and not usable:
-            raise UserError(f"--out {folder} is not empty; continue it with -c or name another folder")
+        if not cfg.out:
+            folder = new_folder(cfg)
+        refuse_files_in(folder, continued)
         (folder / "videos").mkdir(parents=True, exist_ok=True)
         LOCKS.append(FileLock(folder / ".lock"))
         LOCKS[-1].acquire(timeout=0)
+        refuse_files_in(folder, continued)  # again, now that no other run can add any
     except Timeout:
         raise UserError(f"another run is writing to {folder}; wait for it or name another with --out") from None
     except OSError as error:
         raise UserError(f"cannot make the run folder {folder} ({error.strerror}); name another with --out") from None
     return folder
+
+
+def new_folder(cfg: RunSettings) -> Path:
+    """Make a folder in runs/, named after environment and time, and numbered if other runs begin in the same second."""
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    kind = "" if cfg.KIND == "mlsh" else f"{cfg.KIND}-"
+    folder = first = Path(f"runs/{kind}{cfg.env.split(':')[-1]}-{stamp}")
+    first.parent.mkdir(exist_ok=True)
+    others = 0
+    while True:
+        try:
+            folder.mkdir()  # succeeds in one process only, also on a network file system
+            return folder
+        except FileExistsError:
+            others += 1
+            folder = Path(f"{first}-{others + 1}")
+
+
+def refuse_files_in(folder: Path, continued: bool) -> None:
+    """Raise a UserError if there are files that a run which begins in this folder could overwrite."""
+    if folder.exists() and not continued:
+        names = [path.name for path in folder.iterdir()] if folder.is_dir() else [folder.name]
+        if not all(name in INTERRUPTED_START or name.startswith("events.out.tfevents") for name in names):
+            if "checkpoint.pt" in names:
+                raise UserError(f"--out {folder} is not empty; continue it with -c or name another folder")
+            raise UserError(f"--out {folder} is not empty and has no checkpoint to continue; name another folder")
 
 
 def redirect_home(folder: Path) -> None:
