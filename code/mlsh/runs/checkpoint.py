@@ -54,13 +54,9 @@ def load(path: Path | str, kinds: Collection[type[RunSettings]]) -> dict[str, An
     elif not os.path.exists(path) and str(path) in shipped_names():  # noqa: PTH110
         path = PRETRAINED / f"{path}.pt"
     if not os.path.isfile(path):  # noqa: PTH113
-<<<<<<< HEAD
         names = ", ".join(shipped_names())
         remedy = f"give a run folder or a checkpoint.pt, or one of {names}, which come with the package"
-        raise UserError(f"there is no checkpoint at {path}; {remedy}")
-=======
-        raise NoCheckpoint(f"there is no checkpoint at {path}; give a run folder or a checkpoint.pt")
->>>>>>> cluster
+        raise NoCheckpoint(f"there is no checkpoint at {path}; {remedy}")
     try:
         data = upgraded(read(path))
         check(data)

@@ -4,13 +4,14 @@ import contextlib
 import datetime
 import functools
 import json
+import math
 import os
 import platform
 import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -34,8 +35,9 @@ class Tracker(Protocol):
     """Where values go besides metrics.csv: wandb or TensorBoard."""
 
     def log(self, values: Mapping[str, Any], env_steps: int) -> None: ...
-    def log_video(self, names: Sequence[str], path: Path, env_steps: int) -> None: ...
-    def finish(self, results: Mapping[str, Any], summary: Mapping[str, Any], env_steps: int) -> None: ...
+    def log_image(self, name: str, path: Path, env_steps: int) -> None: ...
+    def keep_best(self, snapshot: Mapping[str, Any]) -> None: ...
+    def finish(self, results: Mapping[str, Any], final_test: Mapping[str, Any], env_steps: int) -> None: ...
     def close(self) -> None: ...
 
 
@@ -96,9 +98,10 @@ class Run(Generic[SettingsType]):
             saved = parallel.from_first(lambda: self._load(self._path))  # again, now that no other run can change it
             checkpoint.restore(saved, **components)
             self.progress = {name: saved[name] for name in self.progress}
-        self._take_snapshot()
         self.trackers = []
         parallel.from_first(self._start_trackers)  # a tracker that fails here ends the run before it has any file
+        self._take_snapshot()
+        self._highest = -math.inf  # trained reward since the start of this process
         self._save()  # shows at once whether the disk has room
         self._write_config()
         self._announce()
@@ -123,8 +126,16 @@ class Run(Generic[SettingsType]):
             raise
         parallel.stop()
 
-    def end_iteration(self, **progress: Any) -> None:
-        """Take note of the progress after an outer iteration, and save a checkpoint if one is due."""
+    def end_iteration(self, trained_reward: float, **progress: Any) -> None:
+        """Take note of the progress after an outer iteration, and save a checkpoint if one is due.
+
+        The trained reward is that of the sub-policies with which the iteration began. If it is the highest so far, the
+        trackers get their checkpoint as the best one.
+        """
+        if trained_reward > self._highest:
+            self._highest = trained_reward
+            for tracker in self.trackers:
+                tracker.keep_best(self._snapshot)
         self.progress |= progress
         if len(compiled.FAILED) > self._compile_failures:
             self._write_config()
@@ -145,12 +156,14 @@ class Run(Generic[SettingsType]):
         if self.cfg.wandb_mode != "disabled":
             from mlsh.runs.tracking import WandbTracker
 
-            run_id = self.progress["run_id"]
-            self.trackers.append(WandbTracker(self.cfg, self.folder, run_id, describe_machine()))
+            tracker = WandbTracker(self.cfg, self.folder, self.progress["run_id"], describe_machine())
+            self.progress["run_id"] = tracker.run_id
+            self.trackers.append(tracker)
         if self.cfg.tensorboard:
             from mlsh.runs.events import TensorBoardTracker
 
-            self.trackers.append(TensorBoardTracker(self.folder, self.progress["env_steps"]))
+            settings = {"kind": self.cfg.KIND, **self.cfg.as_dict(), **describe_machine()}
+            self.trackers.append(TensorBoardTracker(self.folder, self.progress["env_steps"], settings))
 
     def _announce(self) -> None:
         """Print what is trained, where the files go, and what it runs on."""
