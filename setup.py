@@ -8,6 +8,7 @@ setup(
     python_requires=">=3.11",
     package_dir={"": "code"},
     packages=find_packages("code"),
+    package_data={"mlsh.harness": ["page.html"]},
     install_requires=[
         "torch>=2.6",
         "numpy>=2.0",
@@ -24,6 +25,7 @@ setup(
         "matplotlib>=3.9",
         "scipy>=1.15",
         "tabulate>=0.9",
+        "jinja2>=3.1",
     ],
     extras_require={
         "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.9", "pyright[nodejs]>=1.1"],
