@@ -28,7 +28,15 @@ setup(
         "jinja2>=3.1",
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.9", "pyright[nodejs]>=1.1"],
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "hypothesis>=6.100",
+            "ruff>=0.9",
+            "pyright[nodejs]>=1.1",
+            "nbclient>=0.10",
+            "ipykernel>=6.29",
+        ],
         "gym": ["shimmy>=2.0", "gym==0.26.2"],  # for environments of the old Gym; Shimmy's own extra needs NumPy 1
         "metaworld": ["metaworld==3.1.1"],  # needs MuJoCo 3.3.0, see docs/guide/your-own-environment.md
     },
