@@ -158,10 +158,10 @@ def main() -> None:
         raise UserError("name a run folder or a checkpoint")
     for run in args.runs:
         checkpoint.load(run, LEARNERS)  # refuse what is no checkpoint before anything is written
-    runs = [run.resolve() for run in args.runs]
+    runs = [run.resolve() if run.exists() else run for run in args.runs]  # a shipped checkpoint is only a name
     runs = [run.parent if run.name == "checkpoint.pt" else run for run in runs]
     names = names_of(runs)
-    out = Path(args.out or (runs[0].parent if runs[0].is_file() else runs[0]))
+    out = Path(args.out or (runs[0] if runs[0].is_dir() else runs[0].parent))
     if (out / "adaptation.csv").exists():
         raise UserError(f"{out} already holds an adaptation.csv; name another folder with --out, or move the file away")
     make_folder(out)

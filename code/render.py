@@ -24,7 +24,7 @@ class Args(Settings):
 
     Examples:
         python render.py runs/mb-0 --task 1 --out x.gif
-        python render.py ../assets/AntBandits-v1.pt --task 0 --episodes 2 --out ant.mp4
+        python render.py AntBandits-v1 --task 0 --episodes 2 --out ant.mp4
     """
 
     RENAMED: ClassVar[dict[str, str]] = {"hlr": "master_lr"}

@@ -21,6 +21,29 @@ def test_single_env_passes_gymnasiums_checker(env_id):
     check_env(gym.make(f"mlsh:{env_id}").unwrapped, skip_render_check=env_id.startswith("Ant"))
 
 
+def test_a_task_can_be_chosen_from_outside():
+    env = gym.make("mlsh:MovementBandits4-v0", task=2)
+    assert env.unwrapped.task == 2
+    env.reset(seed=0)
+    right = env.unwrapped._vector._right_goal[0] / 400
+    obs, _ = env.reset(seed=0, options={"task": 3})
+    assert env.unwrapped.task == 3
+    assert not torch.equal(env.unwrapped._vector._right_goal[0] / 400, right)
+    np.testing.assert_allclose(env.unwrapped._vector._right_goal[0] / 400, obs[8:])
+    env.reset(seed=0)
+    assert env.unwrapped.task == 3  # until another is chosen
+    for choose in (lambda: gym.make("mlsh:MovementBandits4-v0", task=4), lambda: env.reset(options={"task": 4})):
+        with pytest.raises(ValueError, match="there is no task 4; use one of 0, 1, 2, 3"):
+            choose()
+    sampled = gym.make("mlsh:Allwalk-v0", task=[0.25, 0.75])
+    assert sampled.unwrapped.task == [0.25, 0.75]
+    many = batched("MovementBandits-v0", 6)
+    many.reset(seed=0, options={"task": [1, 0]})
+    assert many.unwrapped.task == [1, 1, 1, 0, 0, 0]
+    vector = gym.make_vec("mlsh:MovementBandits-v0", num_envs=2, vectorization_mode="sync", task=1)
+    assert vector.get_attr("unwrapped")[1].task == 1
+
+
 @pytest.mark.parametrize(("env_id", "goals"), [("MovementBandits-v0", 2), ("MovementBandits4-v0", 4)])
 def test_movement_bandits_constants(env_id, goals):
     env = batched(env_id, 500)

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import CODE
 from mlsh.baselines.option_critic import OptionCriticConfig
 from mlsh.baselines.rl2 import RL2Config
 from mlsh.config import Config
@@ -84,6 +83,6 @@ def test_a_run_is_reported(command):
 
 
 def test_the_shipped_checkpoint_is_read():
-    data = checkpoint.load(CODE.parent / "assets" / "AntBandits-v1.pt", [Config])
+    data = checkpoint.load("AntBandits-v1", [Config])  # it was written by version 0.2
     env = make_env(data["config"], 1)
     assert load_agent(data, env).normaliser.count == data["normaliser"]["count"] > 0

@@ -47,7 +47,8 @@ class AllwalkVector(PointWorld):
     Truncated after 50 steps, never terminated.
 
     ## Arguments
-    `max_episode_steps`; `render_mode`, "human" or "rgb_array". Batched view only: `num_envs` and `device`.
+    `max_episode_steps`; `render_mode`, "human" or "rgb_array". Single view only: `task`. Batched view only:
+    `num_envs` and `device`.
 
     Pictures are 520 × 520 pixels, y upwards, with a border around [0, 400]². The agent is black, the goal orange.
     """

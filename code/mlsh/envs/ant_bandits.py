@@ -80,8 +80,8 @@ class AntBanditsVector(MujocoTasks):
     Truncated after 1000 steps of 50 ms. Terminated only if the simulation diverges.
 
     ## Arguments
-    `max_episode_steps`; `render_mode`, "human" or "rgb_array". Batched view only: `num_envs`, `device`, and
-    `sim_threads`, 0 or None for all cores.
+    `max_episode_steps`; `render_mode`, "human" or "rgb_array". Single view only: `task`. Batched view only:
+    `num_envs`, `device`, and `sim_threads`, 0 or None for all cores.
     """
 
     metadata = MujocoTasks.metadata | {"render_fps": 20}

@@ -65,8 +65,8 @@ class AntMovementVector(HeavyAnts):
     Truncated after 600 steps of 25 ms. Terminated only if the simulation diverges.
 
     ## Arguments
-    `max_episode_steps`; `render_mode`, "human" or "rgb_array". Batched view only: `num_envs`, `device`, and
-    `sim_threads`, 0 or None for all cores.
+    `max_episode_steps`; `render_mode`, "human" or "rgb_array". Single view only: `task`. Batched view only:
+    `num_envs`, `device`, and `sim_threads`, 0 or None for all cores.
     """
 
     train_tasks = [0, 1]

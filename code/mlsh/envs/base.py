@@ -99,9 +99,11 @@ class VectorTasks(VectorEnv[torch.Tensor, torch.Tensor, torch.Tensor]):
         """Begin new episodes in all slots, or only where `options["reset_mask"]` (bool [E]) is true.
 
         `seed` is an int, or a list with one int per block, or None to continue with the current random generators.
-        Returns the observations of all slots and an empty info. Raises ValueError if the seeds do not divide the slots
-        equally.
+        `options["task"]` sets the task as `set_task` does. Returns the observations of all slots and an empty info.
+        Raises ValueError if the seeds do not divide the slots equally, and as `set_task` does.
         """
+        if options and "task" in options:
+            self.set_task(options["task"])
         if seed is not None:
             seeds = list(seed) if isinstance(seed, (list, tuple)) else [seed]
             self._block_size(len(seeds), "seeds")
@@ -170,7 +172,8 @@ class VectorTasks(VectorEnv[torch.Tensor, torch.Tensor, torch.Tensor]):
 class SingleEnv(gym.Env[np.ndarray, Any]):
     """One episode of a `VectorTasks` as an ordinary Gymnasium environment on NumPy arrays.
 
-    A subclass names the batched class as `vector_class`. Keyword arguments go to its constructor.
+    A subclass names the batched class as `vector_class`. Keyword arguments go to its constructor, except `task`: the
+    task of the episodes, as `set_task` or `reset(options={"task": …})` set it. Default: the first training task.
     """
 
     vector_class: type[VectorTasks]
@@ -178,8 +181,10 @@ class SingleEnv(gym.Env[np.ndarray, Any]):
     def __init_subclass__(cls) -> None:
         cls.metadata = {k: v for k, v in cls.vector_class.metadata.items() if k != "autoreset_mode"}
 
-    def __init__(self, render_mode: str | None = None, **kwargs: Any) -> None:
+    def __init__(self, render_mode: str | None = None, task: Task | None = None, **kwargs: Any) -> None:
         self._vector = self.vector_class(num_envs=1, render_mode=render_mode, **kwargs)
+        if task is not None:
+            self.set_task(task)
         self.render_mode = render_mode
         self.observation_space = self._vector.single_observation_space
         self.action_space = self._vector.single_action_space
@@ -207,7 +212,9 @@ class SingleEnv(gym.Env[np.ndarray, Any]):
     ) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
         self._vector._rngs = [self.np_random]
-        observation, info = self._vector.reset(options=options)
+        if options and "task" in options:
+            self.set_task(options["task"])
+        observation, info = self._vector.reset()
         if self.render_mode == "human":
             self._vector.render()
         return observation[0].numpy(), info

@@ -79,7 +79,7 @@ class FourroomsVector(GridWorld):
 
     ## Arguments
     `goals`, one cell per task; `held_out`, those goals that are held out of training; `max_episode_steps`;
-    `render_mode`, "human" or "rgb_array". Batched view only: `num_envs` and `device`.
+    `render_mode`, "human" or "rgb_array". Single view only: `task`. Batched view only: `num_envs` and `device`.
 
     Pictures are 400 × 400 pixels. Walls are grey, the agent is a black disc, the goal orange.
     """

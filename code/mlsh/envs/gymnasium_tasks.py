@@ -3,14 +3,14 @@
 import contextlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
-from gymnasium.spaces.utils import flatdim
+from gymnasium.spaces.utils import flatdim, flatten_space
 from gymnasium.wrappers import FlattenObservation
 
 from mlsh.envs.base import Frames, Info, StepResult, Task, VectorTasks
@@ -63,15 +63,9 @@ class GymnasiumTasks(VectorTasks):
                 raise RenderingUnavailable(str(error)) from None
             raise
         first = self.envs[0]
-        if not isinstance(first.action_space, (Box, Discrete)):
-            raise UserError(f"its action space is {first.action_space}; use Discrete or Box")
-        self._native_action_space = first.action_space
+        self._native_actions = ActionMap(first.action_space)
         self.single_observation_space = first.observation_space
-        self.single_action_space = (
-            Box(-1, 1, (math.prod(first.action_space.shape),))
-            if isinstance(first.action_space, Box)
-            else Discrete(int(first.action_space.n))
-        )
+        self.single_action_space = self._native_actions.policy_space
         self.metadata = VectorTasks.metadata | {"render_fps": first.metadata.get("render_fps") or 30}
         self._task_envs = [find_task_layer(env) for env in self.envs]
         protocol = find_protocol(self._task_envs[0])
@@ -91,7 +85,9 @@ class GymnasiumTasks(VectorTasks):
         # one step now, so that an environment that cannot be played is refused before the run begins
         self.task_label(self.task[0])
         self._begin_episode(0, 0)
-        self._observations[0] = first.step(self._native_action(np.zeros(self.single_action_space.shape or ())))[0]
+        self._observations[0] = first.step(
+            self._native_actions(np.zeros((1, *(self.single_action_space.shape or ()))))[0]
+        )[0]
 
     def sample_task(self, rng: np.random.Generator) -> Task:
         if self.train_tasks:
@@ -135,10 +131,10 @@ class GymnasiumTasks(VectorTasks):
         """
         self._elapsed += 1
         reward, terminated, truncated = (np.zeros(self.num_envs, kind) for kind in (float, bool, bool))
-        for e, action in enumerate(actions.cpu().numpy()):
+        for e, action in enumerate(self._native_actions(actions.cpu().numpy())):
             if not self._finished[e]:
                 try:
-                    result = self.envs[e].step(self._native_action(action))
+                    result = self.envs[e].step(action)
                     self._observations[e], reward[e], terminated[e], truncated[e], info = result
                     if terminated[e] or truncated[e]:
                         self._record_info(e, info)
@@ -165,17 +161,6 @@ class GymnasiumTasks(VectorTasks):
     def _failure(self, e: int, error: Exception) -> EnvironmentFailed:
         return EnvironmentFailed.from_exception(f"at step {self._elapsed[e]}, task {self.task[e]}", error)
 
-    def _native_action(self, action: np.ndarray) -> Any:
-        """Convert a policy's action to one of the environment's own action space."""
-        space = self._native_action_space
-        if isinstance(space, Discrete):
-            return int(space.start + action)
-        low, high = space.low.astype(float), space.high.astype(float)
-        bounded = np.isfinite(low) & np.isfinite(high)
-        low, high = np.where(bounded, low, -1), np.where(bounded, high, 1)
-        scaled = (low + high) / 2 + action.reshape(space.shape) * (high - low) / 2
-        return np.clip(scaled, space.low, space.high).astype(space.dtype)
-
     def render(self) -> Frames:
         """Return one frame per slot. Raises RenderingUnavailable if the environment fails to render."""
         try:
@@ -190,6 +175,35 @@ class GymnasiumTasks(VectorTasks):
     def close_extras(self, **kwargs: Any) -> None:
         for env in self.envs:
             env.close()
+
+
+class ActionMap:
+    """Maps a policy's actions to those of an environment's own action space, a Box or a Discrete space.
+
+    `policy_space` is the action space of the policy. Raises UserError for a space of another kind.
+    """
+
+    def __init__(self, space: gym.Space[Any]) -> None:
+        if isinstance(space, Box):
+            low, high = space.low.astype(float), space.high.astype(float)
+            bounded = np.isfinite(low) & np.isfinite(high)
+            low, high = np.where(bounded, low, -1), np.where(bounded, high, 1)
+            self._centre, self._range = (low + high) / 2, high - low
+            self.policy_space = Box(-1, 1, (math.prod(space.shape),))
+        elif isinstance(space, Discrete):
+            self.policy_space = Discrete(int(space.n))
+        else:
+            raise UserError(f"its action space is {space}; use Discrete or Box")
+        self._space = space
+
+    def __call__(self, actions: np.ndarray) -> Sequence[Any] | np.ndarray:
+        """Map actions [B] or [B, A] to B elements of the environment's action space."""
+        space = self._space
+        if isinstance(space, Discrete):
+            return (space.start + actions.astype(np.int64)).tolist()
+        scaled = self._centre + actions.reshape(-1, *space.shape) * self._range / 2
+        with np.errstate(invalid="ignore"):  # a slot whose observation is NaN is not stepped
+            return np.clip(scaled, space.low, space.high).astype(space.dtype)
 
 
 def find_task_layer(env: gym.Env) -> Any:
@@ -220,17 +234,21 @@ def environment_errors(where: str) -> Iterator[None]:
 
 
 def flatten_observations(env: gym.Env) -> gym.Env:
-    """Return the environment with observations as vectors, or unchanged if they are a Box with three dimensions.
+    """Return the environment with the observations that policies see; see `flat_space`."""
+    return env if flat_space(env.observation_space) is env.observation_space else FlattenObservation(env)
+
+
+def flat_space(space: gym.Space[Any]) -> gym.Space[Any]:
+    """Return the space of observations as vectors. A Box with three dimensions may be an image and stays as it is.
 
     Raises UserError for observations that cannot be flattened or contain no numbers.
     """
-    space = env.observation_space
     for name, leaf in leaf_spaces(space):
         if not isinstance(leaf, (Box, Discrete, MultiBinary, MultiDiscrete)):
             raise UserError(f"its observation{name} is {leaf!r:.100}, which cannot be made a vector; leave it out")
     if not flatdim(space):
         raise UserError(f"its observation space {space} contains no numbers; give it at least one")
-    return env if isinstance(space, Box) and len(space.shape) == 3 else FlattenObservation(env)
+    return space if isinstance(space, Box) and len(space.shape) == 3 else flatten_space(space)
 
 
 def leaf_spaces(space: gym.Space, name: str = "") -> Iterator[tuple[str, gym.Space]]:

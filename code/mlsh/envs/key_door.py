@@ -48,7 +48,8 @@ class KeyDoorVector(MovementBanditsVector):
     Truncated after 100 steps, never terminated.
 
     ## Arguments
-    `max_episode_steps`; `render_mode`, "human" or "rgb_array". Batched view only: `num_envs` and `device`.
+    `max_episode_steps`; `render_mode`, "human" or "rgb_array". Single view only: `task`. Batched view only:
+    `num_envs` and `device`.
 
     Pictures are 520 × 520 pixels, y upwards, with a border around [0, 400]². The agent is black, goal 0 orange and goal
     1 blue. The key is a smaller yellow point, which the agent carries once it has it. A step pays within the black

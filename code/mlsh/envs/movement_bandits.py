@@ -56,7 +56,8 @@ class MovementBanditsVector(PointWorld):
     Truncated after 50 steps, never terminated.
 
     ## Arguments
-    `num_goals`; `max_episode_steps`; `render_mode`, "human" or "rgb_array". Batched view only: `num_envs` and `device`.
+    `num_goals`; `max_episode_steps`; `render_mode`, "human" or "rgb_array". Single view only: `task`. Batched view
+    only: `num_envs` and `device`.
 
     Pictures are 520 × 520 pixels, y upwards, with a border around [0, 400]². The agent is black. Goals 0, 1, 2 and 3
     are orange, blue, yellow and pink. A step pays within the black circle around the right goal.

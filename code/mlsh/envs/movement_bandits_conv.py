@@ -48,7 +48,8 @@ class MovementBanditsConvVector(MovementBanditsVector):
     Truncated after 50 steps, never terminated.
 
     ## Arguments
-    `max_episode_steps`; `render_mode`, "human" or "rgb_array". Batched view only: `num_envs` and `device`.
+    `max_episode_steps`; `render_mode`, "human" or "rgb_array". Single view only: `task`. Batched view only:
+    `num_envs` and `device`.
 
     Pictures show the world and not the cells, as in `MovementBandits-v0`.
     """

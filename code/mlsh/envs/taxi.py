@@ -108,7 +108,8 @@ class TaxiVector(GridWorld):
     Terminated by the drop-off, truncated after 1500 steps. `info["delivered"]` says which.
 
     ## Arguments
-    `max_episode_steps`; `render_mode`, "human" or "rgb_array". Batched view only: `num_envs` and `device`.
+    `max_episode_steps`; `render_mode`, "human" or "rgb_array". Single view only: `task`. Batched view only:
+    `num_envs` and `device`.
 
     Pictures are 400 × 400 pixels. Walls are grey, the taxi is a black disc, the goal orange. The pick-up place is blue,
     and so is the passenger on board.

@@ -18,6 +18,7 @@ from mlsh.runs.files import write_whole
 from mlsh.settings import RunSettings
 
 FORMAT = 3
+PRETRAINED = Path(__file__).parents[1] / "pretrained"  # checkpoints that come with the package
 FIELDS = {"config": dict, "iteration": int, "env_steps": int, "train_env_steps": int, "seconds": float, "run_id": str}
 
 Component = nn.Module | torch.optim.Optimizer
@@ -42,7 +43,7 @@ def save(data: dict[str, Any], path: Path) -> None:
 
 
 def load(path: Path | str, kinds: Collection[type[RunSettings]]) -> dict[str, Any]:
-    """Read a checkpoint, given as a file or as its run folder, with tensors on the CPU.
+    """Read a checkpoint, given as a file, its run folder or the name of a shipped one, with tensors on the CPU.
 
     `kinds` are the classes of settings that the caller can use; "config" in the result is an instance of one of them.
     Raises a UserError if there is no checkpoint, if it is damaged, or if it belongs to a run of another kind.
@@ -50,8 +51,11 @@ def load(path: Path | str, kinds: Collection[type[RunSettings]]) -> dict[str, An
     path = Path(path)
     if os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises for a name that is too long)
         path = path / "checkpoint.pt"
+    elif not os.path.exists(path) and str(path) in shipped_names():  # noqa: PTH110
+        path = PRETRAINED / f"{path}.pt"
     if not os.path.isfile(path):  # noqa: PTH113
-        remedy = "give a run folder or a checkpoint.pt, or leave out -c if the run was killed before its first save"
+        names = ", ".join(shipped_names())
+        remedy = f"give a run folder or a checkpoint.pt, or one of {names}, which come with the package"
         raise UserError(f"there is no checkpoint at {path}; {remedy}")
     try:
         data = upgraded(read(path))
@@ -68,6 +72,11 @@ def load(path: Path | str, kinds: Collection[type[RunSettings]]) -> dict[str, An
         wanted = " or ".join(kind.KIND for kind in kinds)
         raise UserError(f"{path} belongs to a run of kind {data['kind']!r:.20}; give one of kind {wanted}")
     return data
+
+
+def shipped_names() -> list[str]:
+    """Return the names of the checkpoints that come with the package."""
+    return sorted(file.stem for file in PRETRAINED.glob("*.pt"))
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -142,4 +151,6 @@ def restore(data: Mapping[str, Any], **components: Component) -> None:
                     raise ValueError(f"{name} is for parameters of other shapes")
     except Exception as error:  # a checkpoint from elsewhere may fail in any way
         env = data["config"].env
-        raise UserError(f"the checkpoint does not fit {env}: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(
+            f"the checkpoint of a run on {env} does not fit this environment: {' '.join(str(error).split())[:200]}"
+        ) from None
