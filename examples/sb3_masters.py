@@ -12,6 +12,7 @@ import numpy as np
 import tyro
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 import mlsh
@@ -78,21 +79,40 @@ def evaluate(model: BaseAlgorithm, normalised: VecNormalize, env: gym.Env[Any, A
     return float(np.mean(returns))
 
 
+class Evaluation(BaseCallback):
+    """Evaluates the master before its first env step, then after every `args.every` env steps."""
+
+    def __init__(self, args: Args, seed: int) -> None:
+        super().__init__()
+        self.curve: list[tuple[int, float]] = []  # env steps learned from, mean return
+        self._args, self._seed, self._env = args, seed, make_env(args)
+        self.high_len: int = self._env.get_wrapper_attr("high_len")
+
+    def _on_step(self) -> bool:
+        decisions = self.num_timesteps - 1  # at this point, PPO has learned from all decisions before the last one
+        if decisions * self.high_len % self._args.every == 0:
+            self._evaluate(decisions * self.high_len)
+        return True
+
+    def _on_training_end(self) -> None:
+        self._evaluate(self.num_timesteps * self.high_len)
+
+    def _evaluate(self, env_steps: int) -> None:
+        normalised = self.model.get_vec_normalize_env()
+        assert normalised
+        returns = evaluate(self.model, normalised, self._env, self._args.episodes, seed=10**6 * (self._seed + 1))
+        self.curve.append((env_steps, returns))
+        print(f"{self._args.algorithm}, seed {self._seed}: {env_steps:,} env steps, return {returns:.2f}", flush=True)
+
+
 def train(args: Args, seed: int) -> list[tuple[int, float]]:
     """Train one master; return the env steps learned from and the mean return at each evaluation."""
+    evaluation = Evaluation(args, seed)
     normalised = VecNormalize(DummyVecEnv([lambda: make_env(args)]), gamma=0.99)
-    test_env = make_env(args)
-    high_len: int = test_env.get_wrapper_attr("high_len")
     kind = {"PPO": PPO, "DQN": DQN}[args.algorithm]
     model = kind("MlpPolicy", normalised, seed=seed, device="cpu", **SETTINGS[args.algorithm])
-    curve = []
-    for i in range(args.env_steps // args.every + 1):
-        if i:
-            model.learn(args.every // high_len, reset_num_timesteps=False)
-        returns = evaluate(model, normalised, test_env, args.episodes, 1_000_000 * (seed + 1) + 1000 * i)
-        curve.append((model.num_timesteps * high_len, returns))
-        print(f"{args.algorithm}, seed {seed}: {curve[-1][0]:,} env steps, return {returns:.2f}", flush=True)
-    return curve
+    model.learn(args.env_steps // evaluation.high_len, callback=evaluation)
+    return evaluation.curve
 
 
 def main() -> None:

@@ -1,4 +1,3 @@
-import os
 import runpy
 
 import gymnasium as gym
@@ -12,6 +11,7 @@ from conftest import CODE
 from mlsh.config import Config
 from mlsh.envs import make_env, opengl
 from mlsh.envs.ant_bandits import build_model
+from mlsh.envs.memory import available_cores
 from mlsh.envs.mujoco_tasks import MujocoTasks
 from mlsh.errors import RenderingUnavailable
 from mlsh.models import Hierarchy
@@ -162,7 +162,7 @@ def test_result_does_not_depend_on_the_number_of_threads():
 
 
 def test_sim_threads_is_a_flag():
-    for flag, threads in ((1, 1), (2, 2), (0, os.cpu_count())):
+    for flag, threads in ((1, 1), (2, 2), (0, available_cores())):
         env = make_env(Config(env="AntBandits-v1", sim_threads=flag), 64)
         assert len(env._data) == threads
         env.close()

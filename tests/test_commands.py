@@ -175,8 +175,15 @@ def test_continuing_without_metrics_and_with_another_wandb_part(command, tmp_pat
     assert len(parts) == 2 and f"offline-run-*-{run_id}" in err
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_a_signal_saves_and_the_run_continues(tmp_path, sent):
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
+        (signal.SIGUSR1, 128 + signal.SIGUSR1),
+    ],
+)
+def test_a_signal_saves_and_the_run_continues(tmp_path, sent, code):
     flags = [*TINY, "--compile", "off", "--tasks", "1000000", "--out", str(tmp_path)]
     flags[flags.index("disabled")] = "offline"
     run = subprocess.Popen([sys.executable, "train.py", *flags], cwd=CODE, stderr=subprocess.PIPE, text=True)
@@ -186,7 +193,7 @@ def test_a_signal_saves_and_the_run_continues(tmp_path, sent):
         _, err = run.communicate(timeout=60)
     finally:
         run.kill()  # if it did not listen
-    assert run.returncode == 130 and "Traceback" not in err
+    assert run.returncode == code and "Traceback" not in err
     done = checkpoint.load(tmp_path, [Config])["iteration"]
     assert done >= 3 and (tmp_path / "curves.png").exists() and f"saved after {done} of" in err
     go_on = [sys.executable, "train.py", "-c", "--out", str(tmp_path), "--tasks", str(done + 1), "--wandb", "disabled"]

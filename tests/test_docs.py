@@ -18,7 +18,16 @@ ROOT = CODE.parent
 FOLDERS = ("code", "mlsh", "docs", "examples", "tests", "benchmarks")
 OTHERS = {
     "pip": {"--index-url", "--extra-index-url", "--no-deps"},
-    "torchrun": {"--master-addr", "--master-port", "--nnodes", "--node-rank", "--nproc-per-node", "--standalone"},
+    "torchrun": {
+        "--nnodes",
+        "--nproc-per-node",
+        "--rdzv-backend",
+        "--rdzv-id",
+        "--rdzv-endpoint",
+        "--signals-to-handle",
+    },
+    "sbatch": {"--array", "--time", "--nodes", "--ntasks-per-node", "--cpus-per-task", "--signal", "--requeue"},
+    "sbatch's log": {"--open-mode"},
     "tensorboard": {"--logdir"},
     "wandb": {"--entity"},
     "ruff": {"--check"},

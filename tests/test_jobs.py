@@ -1,8 +1,10 @@
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -26,9 +28,13 @@ def test_jobs_are_skipped_continued_or_restarted(tmp_path, capsys):
     rows = read_metrics(tmp_path / "a")
     (tmp_path / "a" / "results.json").unlink()  # as if stopped in the final test
     assert starts() == 1 and read_metrics(tmp_path / "a") == rows  # clock times too: nothing was trained again
+    for path in (tmp_path / "a").glob("*.*"):  # as if stopped before the first save
+        path.unlink()
+    assert starts() == 1 and len(read_metrics(tmp_path / "a")) == len(rows)
     (tmp_path / "a" / "results.json").unlink()
-    (tmp_path / "a" / "checkpoint.pt").unlink()  # as if stopped before the first save
-    assert starts() == 1 and read_metrics(tmp_path / "a") != rows
+    (tmp_path / "a" / "checkpoint.pt").unlink()
+    with pytest.raises(UserError, match="is not empty and has no checkpoint"):  # nothing is removed
+        starts()
     with pytest.raises(UserError, match="a belongs to another command"):
         JobRunner(tmp_path).run([Job("a", f"{COMMAND} --seed 1")])
 
@@ -62,3 +68,65 @@ def test_an_interrupt_stops_the_jobs_after_they_have_saved(tmp_path):
     run.communicate(timeout=60)
     done = len(read_metrics(tmp_path / "a"))
     assert run.returncode and done >= 4 and (tmp_path / "a" / "curves.png").exists()  # drawn when it stopped
+
+
+STAND_IN = """
+import os, pathlib, sys, time
+folder = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
+assert "-c" in sys.argv and not (folder / "results.json").exists()
+folder.mkdir(exist_ok=True)
+with open(folder / "steps", "a+") as steps:
+    steps.seek(0)
+    for step in range(len(steps.readlines()), 20):
+        while step == 10 and not (folder.parent / f"{folder.name}.go").exists():
+            time.sleep(0.01)
+        print(step, os.getpid(), os.getppid(), file=steps, flush=True)
+        time.sleep(0.01)
+(folder / "results.json").write_text("{}")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="pins processes to one core each")
+def test_processes_share_jobs_and_take_over_those_of_the_dead(tmp_path, capfd):
+    """Four processes; one is killed alone and one together with its job. Every step is done exactly once, in order."""
+    (tmp_path / "stand_in.py").write_text(STAND_IN)
+    jobs = [Job(f"job-{i}", f"{tmp_path}/stand_in.py") for i in range(6)]
+
+    def share():
+        os.setsid()
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        JobRunner(tmp_path).run(jobs)
+
+    def steps():
+        return [[line.split() for line in path.read_text().splitlines()] for path in sorted(tmp_path.glob("*/steps"))]
+
+    def begun():
+        return [len(job) for job in steps()] == [10] * 4  # each process has one job, which waits half-way
+
+    processes = [multiprocessing.get_context("fork").Process(target=share, daemon=True) for _ in range(4)]
+    for process in processes:
+        process.start()
+
+    def wait_until(done):
+        deadline = time.monotonic() + 60
+        while not done() and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    wait_until(begun)
+    owners = [int(job[0][2]) for job in steps()]
+    os.kill(owners[0], signal.SIGKILL)  # the first job goes on alone, and longer than all others
+    os.killpg(owners[1], signal.SIGKILL)  # the second one dies, too
+    for job in jobs[1:]:
+        (tmp_path / f"{job.name}.go").touch()
+    wait_until(lambda: len(list(tmp_path.glob("*/results.json"))) == 5)
+    time.sleep(3)
+    (tmp_path / "job-0.go").touch()
+    for process in processes:
+        process.join(60)
+    assert sorted(owners) == sorted(process.pid for process in processes)
+    assert sorted(process.exitcode for process in processes) == [-9, -9, 0, 0]
+    done = steps()
+    assert [[int(step) for step, _, _ in job] for job in done] == [[*range(20)]] * 6
+    assert [len({pid for _, pid, _ in job}) for job in done] == [1, 2, 1, 1, 1, 1]
+    assert {int(parent) for _, _, parent in done[1][10:]} <= set(owners[2:])
+    assert capfd.readouterr().out.count("stand_in.py") == 7

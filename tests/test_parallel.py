@@ -113,12 +113,29 @@ def test_the_final_test_of_flat_policies_needs_one_process_only(tmp_path):
 
 @pytest.mark.slow
 def test_what_the_first_process_refuses_ends_all(tmp_path):
+    used = tmp_path / "used"
+    used.mkdir()
+    (used / "thesis.txt").touch()
     for flags, reason in (
         (["--groups", 1], "2 processes for 1 task groups; use --groups 2 or more"),
         (["--gamma", 2], "--gamma is 2.0"),
-        (["-c"], "no checkpoint"),
+        (["-c", "--out", used], "is not empty and has no checkpoint"),
     ):
-        run = start(torchrun(2), *TINY, *flags, "--out", tmp_path / "new")
+        run = start(torchrun(2), *TINY, "--out", tmp_path / "new", *flags)
         _, err = run.communicate(timeout=100)
         assert run.returncode != 0 and reason in err
         assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.slow
+def test_a_warning_that_torchrun_passes_on_saves_and_the_same_command_continues(tmp_path):
+    launcher = [*torchrun(2), "--signals-to-handle", "SIGTERM,SIGINT,SIGUSR1"]
+    flags = [*FLAGS, "--tasks", 10**6, "--record", 0, "-c", "--out", tmp_path]
+    run = start(launcher, *flags)
+    wait_for_rows(run, tmp_path, 8)
+    run.send_signal(signal.SIGUSR1)
+    _, err = run.communicate(timeout=100)
+    done = checkpoint.load(tmp_path, [Config])["iteration"]
+    assert run.returncode == 1 and f"saved after {done} of" in err  # torchrun's own code
+    finish(start(launcher, *flags, "--tasks", done + 1))
+    assert len(read_metrics(tmp_path)) == 4 * (done + 1)

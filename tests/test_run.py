@@ -8,14 +8,16 @@ import shlex
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from conftest import CODE, TINY, wait_for_rows, wait_until
 from mlsh import errors
+from mlsh.baselines.rl2 import RL2Config
 from mlsh.config import Config
 from mlsh.envs.memory import available_memory
-from mlsh.runs import checkpoint
+from mlsh.runs import checkpoint, run
 from mlsh.runs.metrics import read_metrics
 from mlsh.runs.run import Run
 from soak import result, same, soak
@@ -84,7 +86,7 @@ def test_training_continues_when_the_process_of_wandb_is_killed(tmp_path):
     wait_for_rows(run, tmp_path, len(read_metrics(tmp_path)) + 40)
     run.terminate()
     _, err = run.communicate(timeout=100)
-    assert run.returncode == 130 and "wandb failed and is off from here on" in err and "Traceback" not in err
+    assert run.returncode == 143 and "wandb failed and is off from here on" in err and "Traceback" not in err
 
 
 def test_two_runs_in_one_folder_are_refused(command, tmp_path):
@@ -99,6 +101,53 @@ def test_two_runs_in_one_folder_are_refused(command, tmp_path):
         run.communicate()
     done = checkpoint.load(tmp_path, [Config])["iteration"]  # a killed run leaves the folder unlocked
     assert command("train.py", "-c", "--out", tmp_path, "--tasks", done + 1)[0] == 0
+
+
+def test_runs_of_the_same_second_have_folders_of_their_own(tmp_path, monkeypatch):
+    class Clock(run.datetime.datetime):
+        @classmethod
+        def now(cls):
+            return cls(2018, 4, 30)
+
+    monkeypatch.setattr(run.datetime, "datetime", Clock)
+    monkeypatch.chdir(tmp_path)
+    with ThreadPoolExecutor(8) as pool:
+        folders = [*pool.map(lambda _: run.make_run_folder(Config(), continued=False), range(200))]
+    names = {f"MovementBandits-v0-20180430-000000{n}" for n in ("", *(f"-{i}" for i in range(2, 201)))}
+    assert {str(folder) for folder in folders} == {f"runs/{name}" for name in names}
+    while run.LOCKS:
+        run.LOCKS.pop().release()
+    other = run.make_run_folder(RL2Config(env="corridor:Corridor-v0"), continued=False)
+    assert str(other) == "runs/rl2-Corridor-v0-20180430-000000"
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "train.py --tasks 1 -W 1 -U 1 -N 2 --test_episodes 2 --compile auto --tensorboard --no_normalise --convolve",
+        pytest.param("train_rl2.py --iterations 1 -N 2 --normalise=False --tensorboard=True", marks=pytest.mark.slow),
+        pytest.param("train_option_critic.py --iterations 1 -N 2 --tensorboard=False", marks=pytest.mark.slow),
+    ],
+)
+def test_the_same_command_with_c_starts_a_run_and_continues_it(command, tmp_path, typed):
+    script, *flags = typed.split()
+    out = tmp_path / "new"
+    flags += ["--env", "MovementBandits-v0", "-T", 7, "--wandb", "disabled", "-c", "--out", out]
+    code, _, err = command(script, *flags)
+    assert code == 0 and "(1 done)" not in err, err
+    code, _, err = command(script, *flags)
+    assert code == 0 and "1 (1 done)" in err, err
+    (out / "checkpoint.pt").rename(out / "thesis.pt")
+    code, _, err = command(script, *flags)
+    assert code == 2 and f"{out} is not empty and has no checkpoint to continue; name another folder" in err
+
+
+def test_c_starts_again_what_was_killed_as_it_began(command, tmp_path):
+    for name in ("videos", "wandb"):
+        (tmp_path / name).mkdir()
+    for name in (".lock", "checkpoint.pt.tmp", "events.out.tfevents.1.host.1.0"):
+        (tmp_path / name).touch()
+    assert command("train.py", *SMALL, "-c", "--out", tmp_path)[0] == 0
 
 
 @pytest.mark.slow

@@ -1,17 +1,22 @@
 import dataclasses
+from typing import Annotated
 
 import pytest
+import tyro
+import yaml
+from wandb.sdk.launch.sweeps import utils as sweeps
 
+from conftest import CODE
 from mlsh.baselines.option_critic import OptionCriticConfig
 from mlsh.baselines.rl2 import RL2Config
 from mlsh.config import Config
-from mlsh.errors import UserError
+from mlsh.errors import NoCheckpoint, UserError
 from mlsh.settings import cli
 from mlsh.settings import parse as parse_kind
 
 
 def nothing_saved(folder):
-    raise UserError(f"there is no checkpoint at {folder}")
+    raise NoCheckpoint(f"there is no checkpoint at {folder}")
 
 
 def parse(argv, load=nothing_saved):
@@ -85,8 +90,44 @@ def test_continuing_takes_the_checkpoints_configuration():
         parse("-c --out there --tasks 3".split(), lambda _: saved_run)
     with pytest.raises(UserError, match="add --out"):
         parse(["-c"])
-    with pytest.raises(UserError, match="no checkpoint"):
-        parse("-c --out there".split())
+    cfg, saved = parse("-c --out there --env AntBandits-v1 -W 3".split())  # there is nothing yet
+    preset = Config.defaults("AntBandits-v1")
+    assert saved is None and cfg == dataclasses.replace(preset, W=3, resume=True, out="there")
+
+
+def test_an_automatic_setting_is_what_the_run_has_found():
+    for found in ("on", "off"):
+        saved_run = {"config": dataclasses.replace(Config(), compile=found), "iteration": 4}
+        assert parse("-c --out there --compile auto".split(), lambda _, run=saved_run: run)[0].compile == found
+
+
+def test_truth_values_are_read_as_the_sweeps_of_wandb_send_them():
+    def of(typed, **saved):
+        run = {"config": dataclasses.replace(Config(), **saved), "iteration": 0}
+        cfg, _ = parse(typed.split(), lambda _: run)
+        return cfg.normalise, cfg.tensorboard, cfg.resume
+
+    assert of("--normalise=True --tensorboard=true --resume=False") == (True, True, False)
+    assert of("--normalise=False --tensorboard=false") == (False, False, False)
+    assert of("--resume=True --out x --tensorboard=False --wandb_project=True", tensorboard=True)[1:] == (False, True)
+    assert of("-c --out x --tensorboard", tensorboard=True)[1:] == (True, True)
+    assert parse(["--wandb_project=True"])[0].wandb_project == "True"
+
+
+def test_truth_values_are_read_by_every_kind_of_command():
+    @dataclasses.dataclass
+    class Args:
+        plain: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+        pair: bool = True
+
+    def function(pair: bool = True, name: str = ""):
+        return pair, name
+
+    assert cli(Args, args=["--plain=True", "--pair=False"]) == Args(True, False)
+    assert cli(Args, args=["--plain=False", "--pair=True"]) == Args(False, True)
+    assert cli(function, args=["--pair=False", "--name=True"])() == (False, "True")
+    with pytest.raises(UserError, match="--pair=maybe|maybe"):
+        cli(Args, args=["--pair=maybe"])
 
 
 def test_help_explains_every_flag(capsys):
@@ -183,3 +224,16 @@ def test_a_function_is_called_by_who_asked_for_its_flags(capfd):
         cli(greet, args=["--whom", "you", "--times", "2"])()
     with pytest.raises(UserError, match="--times: invalid literal"):
         cli(greet, args=["--whom", "you", "--times", "x"])
+
+
+def test_the_command_of_a_sweep_is_read():
+    sweep = yaml.safe_load((CODE / "sweep.yaml").read_text())
+    for end in (0, -1):
+        values = {
+            name: x["value"] if "value" in x else x.get("values", [x.get("min"), x.get("max")])[end]
+            for name, x in sweep["parameters"].items()
+        }
+        sent = sweeps.create_sweep_command_args({"args": {name: {"value": x} for name, x in values.items()}})["args"]
+        assert f"--normalise={values['normalise']}" in sent
+        assert parse(sent)[0].only(*values) == values
+    assert (CODE / sweep["program"]).exists() and sweep["metric"]["name"] == "charts/trained_reward"

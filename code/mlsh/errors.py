@@ -15,7 +15,7 @@ import torch
 
 OWN_CODE = (str(Path(__file__).parent), str(Path(gymnasium.__file__).parent))
 STANDARD_LIBRARY = ("<", str(Path(signal.__file__).parent))  # "<" begins names such as <frozen importlib>
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]  # not on Windows
 SAME_SIGNAL_SECONDS = 3.0  # torchrun sends two signals for one Ctrl-C
 last_signal = -SAME_SIGNAL_SECONDS
 
@@ -25,6 +25,10 @@ class UserError(Exception):
 
     The message is one line with what happened and the remedy. The command prints it and exits with code 2.
     """
+
+
+class NoCheckpoint(UserError):
+    """There is no checkpoint where one was looked for."""
 
 
 class EnvironmentFailed(UserError):
@@ -50,25 +54,26 @@ class RenderingUnavailable(UserError):
 
 
 def ignore_signals() -> None:
-    """Ignore SIGINT and SIGTERM from now on, so that a last save is not cut short."""
+    """Ignore the signals that end a run from now on, so that a last save is not cut short."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
-    """Handle a signal: raise KeyboardInterrupt, unless another signal did so in the last `SAME_SIGNAL_SECONDS`."""
+    """Raise KeyboardInterrupt(number) for a signal, unless another one did so in the last `SAME_SIGNAL_SECONDS`."""
     global last_signal
     if time.monotonic() > last_signal + SAME_SIGNAL_SECONDS:
         last_signal = time.monotonic()
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(number)
 
 
 def run_command(main: Callable[[], None]) -> None:
     """Run `main()` as the whole program of a command, and turn errors into one line and an exit code.
 
     Exit code 2, without a traceback: a UserError, too little memory, or a FloatingPointError (a reward, an observation
-    or a weight has become NaN or infinite, and learning from it would spoil the run). Exit code 130: Ctrl-C or
-    SIGTERM, which reach `main` as KeyboardInterrupt. Exit code 1: the reader of standard output has gone.
+    or a weight has become NaN or infinite, and learning from it would spoil the run). Exit code 128 + the signal's
+    number, as a shell has it: 130 for Ctrl-C, 143 for SIGTERM and, on Linux, 138 for SIGUSR1, with which SLURM warns of
+    a job's end. They reach `main` as KeyboardInterrupt. Exit code 1: the reader of standard output has gone.
     """
     torch.set_flush_denormal(True)  # gradients of a saturated master are denormal, and slow a CPU down many times
     for number in SIGNALS:  # explicitly, because a shell starts its background jobs with SIGINT ignored
@@ -87,5 +92,5 @@ def run_command(main: Callable[[], None]) -> None:
     except BrokenPipeError:  # as with `| head`; the interpreter must not flush into the closed pipe at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except KeyboardInterrupt as stop:
+        sys.exit(128 + int(*stop.args or [signal.SIGINT]))

@@ -18,7 +18,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar,
 import torch
 import tyro
 
-from mlsh.errors import UserError
+from mlsh.errors import NoCheckpoint, UserError
 
 
 class Constraint(NamedTuple):
@@ -157,7 +157,7 @@ class RunFolderSettings(Settings):
     out: str = ""
     """Run folder. If empty: a new folder in runs/, named after environment and time."""
     resume: Annotated[bool, alias("-c"), tyro.conf.FlagCreatePairsOff] = False
-    """Continue the run in --out from its checkpoint."""
+    """Continue the run in --out from its checkpoint, or start it if there is nothing yet."""
     save_seconds: NonNegative = 5.0
     """Minimum number of seconds between two checkpoints. They are written after outer iterations."""
 
@@ -168,7 +168,7 @@ class TrackingSettings(Settings):
     """Log to wandb. auto: as $WANDB_MODE says; without it, online if you are logged in, else offline."""
     wandb_project: str = ""
     """Project name on wandb. If empty: $WANDB_PROJECT, or mlsh."""
-    tensorboard: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    tensorboard: bool = False
     """Also write TensorBoard event files into the run folder."""
 
 
@@ -275,6 +275,7 @@ def cli(what: Any, args: Sequence[str] | None = None, **options: Any) -> Any:
     Raises a one-line UserError for a command line that cannot be read; tyro itself prints a box of several lines.
     """
     args = current_names(sys.argv[1:] if args is None else args, getattr(what, "RENAMED", {}))
+    args = without_truth_values(args, what)
     if isinstance(what, type):
         options.setdefault("description", cleandoc(what.__doc__ or ""))  # tyro leaves the examples out
     else:  # tyro would call it, and so mix its own errors and output with the function's
@@ -311,6 +312,34 @@ def current_names(argv: Sequence[str], renamed: dict[str, str]) -> list[str]:
     return [current(word) for word in argv]
 
 
+def without_truth_values(argv: Sequence[str], what: Any) -> list[str]:
+    """The command line for `what`, with --flag and --no_flag for --flag=True and --flag=False, which wandb sends."""
+    paired = bool_flags(what)
+
+    def plain(word: str) -> list[str]:
+        flag, _, value = word.partition("=")
+        name = flag.removeprefix("--").replace("-", "_")
+        if not flag.startswith("--") or name not in paired or value.lower() not in ("true", "false"):
+            return [word]
+        if value.lower() == "true":
+            return [f"--{name}"]
+        return [f"--no_{name}"] if paired[name] else []
+
+    return [new for word in argv for new in plain(word)]
+
+
+def bool_flags(what: Any) -> dict[str, bool]:
+    """For each bool flag of a dataclass, of the groups in it, or of a function: whether --no_… turns it off."""
+    found = {}
+    for name, hint in get_type_hints(what, include_extras=True).items():
+        kind = getattr(hint, "__origin__", hint)
+        if kind is bool:
+            found[name] = tyro.conf.FlagCreatePairsOff not in getattr(hint, "__metadata__", ())
+        elif dataclasses.is_dataclass(kind):
+            found |= bool_flags(kind)
+    return found
+
+
 def parse_grouped(kind: type[RunSettings], argv: Sequence[str], default: RunSettings, description: str) -> Any:
     """Read flags into a `kind`; --help shows one box per group, in the order of `kind.GROUPS`."""
     groups = []
@@ -329,25 +358,30 @@ def parse(
 ) -> tuple[Any, dict[str, Any] | None]:
     """Read the command line `argv` into valid settings of a `kind`.
 
-    With -c the defaults are those of the checkpoint that `load(run folder)` returns. A flag that contradicts it is a
-    UserError, except for the flags in `kind.changeable()`. Returns the settings, and the checkpoint's dict or None.
+    With -c the defaults are those of the checkpoint that `load(run folder)` returns, unless it raises NoCheckpoint. A
+    flag that contradicts the checkpoint is a UserError, except for the flags in `kind.changeable()`. Returns the
+    settings, and the checkpoint's dict or None.
     """
+    argv = without_truth_values(argv, kind)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--env", nargs="?", default=kind.env, const=kind.env)  # tyro refuses a flag without its value
     first.add_argument("--out", nargs="?", default="", const="")
     first.add_argument("-c", "--resume", action="store_true")
     known, _ = first.parse_known_args(argv)
-    if not known.resume:
-        default = kind.defaults(known.env)
-        cfg = parse_grouped(kind, argv, default, describe(kind, default))
+    if known.resume and not known.out:
+        raise UserError("-c continues the run in --out; add --out FOLDER")
+    saved = None
+    if known.resume:
+        with contextlib.suppress(NoCheckpoint):
+            saved = load(known.out)
+    default = dataclasses.replace(saved["config"], resume=False) if saved else kind.defaults(known.env)
+    cfg = parse_grouped(kind, argv, default, describe(kind, default))
+    if not saved:
         cfg.validate()
         return cfg, None
-    if not known.out:
-        raise UserError("-c continues the run in --out; add --out FOLDER")
-    saved = load(known.out)
-    default = dataclasses.replace(saved["config"], resume=False)
-    cfg = parse_grouped(kind, argv, default, describe(kind, default))
     for name, value in default.as_dict().items():
+        if getattr(cfg, name) == "auto" and name not in kind.changeable():
+            setattr(cfg, name, value)  # what the run has found
         if name not in (*kind.changeable(), "resume", "out") and getattr(cfg, name) != value:
             allowed = ", ".join(f"--{name}" for name in kind.changeable())
             flag = f"{kind.flag(name)} {getattr(cfg, name)}"

@@ -24,7 +24,6 @@ from mlsh.meta_test import adapt, load_agent, transferred, with_constant_masters
 from mlsh.models import Hierarchy
 from mlsh.rollout import play
 from mlsh.runs import checkpoint
-from mlsh.runs.files import writing
 from mlsh.sampling import Streams
 from mlsh.settings import cli
 from mlsh.slots import play_episodes
@@ -80,7 +79,7 @@ def draw_primitives(study: Study, figure: str, runs: Sequence[str]) -> None:
         draw_paths(axes, (xy - xy[0]).flatten(1, 2), active.flatten(1, 2), K)
         axes.set(title=f"{run}, {cfg.T * one.dt:g} s", xlabel="m")
         axes.grid(alpha=0.3)
-    with writing(study.figures):
+    with study.drawing():
         picture.savefig(study.figures / figure, dpi=110)
 
 
@@ -99,7 +98,7 @@ def draw_masters(
         axes = picture.add_subplot(rows, columns, j + 1, title=one.task_label(task))
         draw_walls(axes, one.world(task))
         draw_paths(axes, xy[:, j], active[:, j], agent.sub_policies.n)
-    with writing(study.figures):
+    with study.drawing():
         picture.savefig(study.figures / figure, dpi=110)
 
 

@@ -153,9 +153,11 @@ class OptionCriticLog(Log[OptionCriticConfig]):
             {"group": g, "task": task, **{name: x[g].item() for name, x in values.items()}, **losses}
             for g, task in enumerate(tasks)
         ]
-        charts, of_tasks = means_of(rows, (*returns, *self._shares)), means_by_task(rows, returns)
-        summary = f"joint reward {charts['joint_reward']:.2f}"
-        self._end_outer_iteration(i, rows, summary, of_tasks, charts=charts, losses=losses, tasks=of_tasks)
+        means, of_tasks = means_of(rows, (*returns, *self._shares)), means_by_task(rows, returns)
+        charts = {"trained_reward": means.pop("joint_reward"), "untrained_reward": means.pop("pretrain_reward")}
+        summary = f"joint reward {charts['trained_reward']:.2f}"
+        sections = {"charts": charts, "training": means, "losses": losses, "tasks": of_tasks}
+        self._end_outer_iteration(i, rows, summary, of_tasks, **sections)
 
 
 def make_optimizers(agent: OptionCritic, cfg: OptionCriticConfig) -> tuple[Adam, Adam]:

@@ -294,10 +294,12 @@ class RL2Log(Log[RL2Config]):
             returns = trials.episode_return[:, [t == task for t in tasks]].mean(1).tolist()
             rows.append({"task": task, **dict(zip(self._episodes, returns, strict=True)), **losses})
         of_tasks = means_by_task(rows, self._episodes)
-        last = trials.episode_return[-1].mean().item()
+        first, last = (trials.episode_return[e].mean().item() for e in (0, -1))
+        charts = {"trained_reward": last, "untrained_reward": first}
         self._log_training_episodes(last, trials.steps / trials.episode_return.numel())
         self._advance_bar(f"iteration {i + 1}/{self.run.length}")
-        self._end_outer_iteration(i, rows, f"last episode {last:.2f}", of_tasks, losses=losses, tasks=of_tasks)
+        sections = {"charts": charts, "losses": losses, "tasks": of_tasks}
+        self._end_outer_iteration(i, rows, f"last episode {last:.2f}", of_tasks, **sections)
 
 
 def train(

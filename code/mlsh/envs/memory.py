@@ -1,4 +1,4 @@
-"""How much memory this process may use."""
+"""How much memory and how many cores this process may use."""
 
 import contextlib
 import math
@@ -21,3 +21,9 @@ def available_memory() -> float:
 
         limits.append(resource.getrlimit(resource.RLIMIT_AS)[0])
     return min(limit for limit in limits if limit > 0)  # −1 means no limit
+
+
+def available_cores() -> int:
+    """Return the number of cores that this process may use, which a job scheduler or `taskset` may limit."""
+    limited = getattr(os, "sched_getaffinity", None)  # Linux only
+    return len(limited(0)) if limited else os.cpu_count() or 1

@@ -12,6 +12,7 @@ import torch
 from gymnasium.envs.mujoco.mujoco_rendering import MujocoRenderer
 
 from mlsh.envs.base import Frames, Info, VectorTasks
+from mlsh.envs.memory import available_cores
 from mlsh.envs.opengl import REMEDY, choose_opengl
 from mlsh.errors import RenderingUnavailable
 
@@ -52,7 +53,7 @@ class MujocoTasks(VectorTasks):
         self.model = model
         model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET  # an automatic reset would hide a divergence
         # the processes of torchrun share the cores
-        cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        cores = available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         threads = min(sim_threads or max(cores, 1), num_envs)
         # without this MuJoCo writes MUJOCO_LOG.TXT into the working directory
         mujoco.set_mju_user_warning(lambda message: None)

@@ -14,7 +14,6 @@ from tabulate import tabulate
 from mlsh.envs import best_return
 from mlsh.harness.jobs import Job
 from mlsh.harness.study import AdaptationMethod, Setting, Study, read_adaptation, training_curve
-from mlsh.runs.files import writing
 from mlsh.runs.plots import draw_bands, draw_map, interval, last_tenth, steps_to_level
 
 SOLVED, PASSED, LEARNED, SEPARATED = 0.95, 0.97, 0.9, 0.685  # fractions of the best possible return
@@ -67,7 +66,7 @@ def compare_training(study: Study, figure: str, panels: Mapping[str, slice], col
         cells = [mean_with_interval(x, study.decimals) for x in ends]
         counted = f"{learned.sum()} of {len(runs)}"
         rows.append([method, f"{study.chosen_rate[method]:g}", *cells, counted, f"{steps[-1]:.1f} M"])
-    with writing(study.figures):
+    with study.drawing():
         draw_bands(study.figures / figure, lines, "million env steps")
     learned_title = f"runs with {[*columns][-1]} ≥ {LEARNED:.0%} of the best"
     print_table(["method", "learning rate", *columns, learned_title, "env steps"], rows)
@@ -119,7 +118,7 @@ def compare_adaptation(
             fraction = f"{last_tenth(of_learners).mean():.0%}"
             rows.append([label, name, title, median_and_range(steps), *counts, *ends, fraction])
             median_steps[label, setting, title] = float(np.median(steps))
-    with writing(study.figures):
+    with study.drawing():
         draw_bands(study.figures / figure, lines, "env steps on the task", symlog=2 * study.horizon)
     steps_title = f"env steps to {SOLVED:.0%} of the best: median (lowest to highest)"
     counts_titles = [f"learners that reach {SOLVED:.0%}", f"learners that end at ≥ {LEARNED:.0%}"]
@@ -165,7 +164,7 @@ def tabulate_adaptation(study: Study, runs: Mapping[str, FixedAdaptation], figur
             cells = [f"{name} {x.mean():.4g} ({x.min():.4g} to {x.max():.4g})" for name, x in ends.items()]
             rows.append([label, task, len(ends["return"]), f"{env_steps[-1]:,.0f}", "; ".join(cells)])
     if figure:
-        with writing(study.figures):
+        with study.drawing():
             draw_bands(study.figures / figure, lines, "env steps on the task", symlog=2 * study.horizon)
     print_table(["runs", "task", "learners", "env steps", "at the end: mean (lowest to highest)"], rows)
 
@@ -224,7 +223,7 @@ def sweep_two_settings(
     percent = {x: [100 * over_tasks(final_fractions(study, job)) for job in jobs[x]] for x in cells}
     rows, columns = ([*dict.fromkeys(x[axis] for x in cells)] for axis in (0, 1))
     mean = np.array([[np.mean(percent[row, column]) for column in columns] for row in rows])
-    with writing(study.figures):
+    with study.drawing():
         draw_map(study.figures / figure, mean, rows, columns, column_label, row_label, title)
     table = [[row, *(" / ".join(f"{x:.0f}" for x in percent[row, column]) for column in columns)] for row in rows]
     print_table([row_label, *(f"{column_prefix} {column}" for column in columns)], table)

@@ -1,5 +1,6 @@
 """A study as data: methods, seeds and analyses; and how to read what its runs have written."""
 
+import contextlib
 import csv
 import math
 import os
@@ -11,10 +12,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from filelock import FileLock
 
 from mlsh.errors import UserError
 from mlsh.harness.jobs import CODE, Job, JobRunner
-from mlsh.runs.files import make_folder
+from mlsh.runs.files import make_folder, writing
 from mlsh.runs.metrics import read_metrics
 from mlsh.runs.plots import curve, last_tenth
 
@@ -56,6 +58,12 @@ class Study:
         for analysis in self.analyses:
             analysis(self)
         print(f"\n{self.name}: done in {(time.monotonic() - begun) / 60:.0f} minutes; finished runs were not repeated")
+
+    @contextlib.contextmanager
+    def drawing(self) -> Iterator[None]:
+        """Context in which to write figures. If several processes share the study, one of them writes at a time."""
+        with FileLock(self.folder / "figures.lock"), writing(self.figures):
+            yield
 
     def _choose_learning_rates(self) -> None:
         candidates = self.learning_rates if len(self.learning_rates) > 1 else ()

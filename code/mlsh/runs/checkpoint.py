@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from mlsh.errors import UserError
+from mlsh.errors import NoCheckpoint, UserError
 from mlsh.runs.files import write_whole
 from mlsh.settings import RunSettings
 
@@ -46,7 +46,7 @@ def load(path: Path | str, kinds: Collection[type[RunSettings]]) -> dict[str, An
     """Read a checkpoint, given as a file, its run folder or the name of a shipped one, with tensors on the CPU.
 
     `kinds` are the classes of settings that the caller can use; "config" in the result is an instance of one of them.
-    Raises a UserError if there is no checkpoint, if it is damaged, or if it belongs to a run of another kind.
+    Raises NoCheckpoint if there is none, and a UserError if it is damaged or belongs to a run of another kind.
     """
     path = Path(path)
     if os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises for a name that is too long)
@@ -56,7 +56,7 @@ def load(path: Path | str, kinds: Collection[type[RunSettings]]) -> dict[str, An
     if not os.path.isfile(path):  # noqa: PTH113
         names = ", ".join(shipped_names())
         remedy = f"give a run folder or a checkpoint.pt, or one of {names}, which come with the package"
-        raise UserError(f"there is no checkpoint at {path}; {remedy}")
+        raise NoCheckpoint(f"there is no checkpoint at {path}; {remedy}")
     try:
         data = upgraded(read(path))
         check(data)

@@ -104,9 +104,9 @@ class Log(Generic[SettingsType]):
         A task without curves of its own shares the name videos/MOMENT with the others.
         """
         moment, _, task = name.partition("-video-")
-        names = (name, f"videos/{name}") if task.isdecimal() and has_curves(int(task)) else (f"videos/{moment}",)
+        shown = name if task.isdecimal() and has_curves(int(task)) else moment
         for tracker in self.run.trackers:
-            tracker.log_video(names, path, self.env_steps)
+            tracker.log_image(f"videos/{shown}", path, self.env_steps)
 
     def close(self, results: Mapping[str, Any] | None = None) -> None:
         """Draw curves.png, write and print `results` if there are any, and close everything.
@@ -162,22 +162,23 @@ class Log(Generic[SettingsType]):
 
     def _log_training_episodes(self, episodic_return: float, episodic_length: float) -> None:
         """Track means over the episodes just learned from, named as in CleanRL; "reward" is the earlier port's name."""
-        charts = {"episodic_return": episodic_return, "episodic_length": episodic_length}
-        self._track({"reward": episodic_return}, charts=charts | {"SPS": self.env_steps / self.seconds})
+        training = {"episodic_return": episodic_return, "episodic_length": episodic_length}
+        self._track({"reward": episodic_return}, training=training | {"SPS": self.env_steps / self.seconds})
 
     def _end_outer_iteration(
         self, i: int, rows: Sequence[Row], summary: str, values: Mapping[str, Any], **sections: Mapping[str, Any]
     ) -> None:
         """After outer iteration `i`: write `rows` to metrics.csv, track values as `_track` does, and save if due.
 
-        `rows` lack the iteration and the counts, which are added here. `summary` is shown in the progress bar.
+        `rows` lack the iteration and the counts, which are added here. `summary` is shown in the progress bar. The
+        section `charts` has `trained_reward`, by which the best checkpoint is found.
         """
         counts = {"env_steps": self.env_steps, "train_env_steps": self.train_env_steps, "seconds": self.seconds}
         if self._metrics is not None:
             self._metrics.write([{"iteration": i, **row, **counts} for row in rows])
         self._track(values, **sections)
         self._summary = summary
-        self.run.end_iteration(iteration=i + 1, **counts)
+        self.run.end_iteration(sections["charts"]["trained_reward"], iteration=i + 1, **counts)
 
 
 class MLSHLog(Log[Config]):
@@ -254,14 +255,16 @@ class MLSHLog(Log[Config]):
             | {name: values[g] for name, values in of_group.items()}
             for g, task in enumerate(tasks)
         ]
-        charts = means_of(rows, (*rewards, *final))
+        means = means_of(rows, (*rewards, *final))
         of_tasks = means_by_task(rows, (*rewards, *final, *self._shares))
-        port = {name: charts[name] for name in rewards}  # names of the earlier port
+        port = {name: means[name] for name in rewards}  # names of the earlier port
         port |= {name: x for name, x in of_tasks.items() if name.endswith("_reward")}
+        charts = {"trained_reward": means.pop("trained_reward"), "untrained_reward": means.pop("pretrain_reward")}
         losses = sub_policies | {name: sum(values) / len(values) for name, values in masters.items()}
         summary = f"trained reward {charts['trained_reward']:.2f}"
-        charts |= {"diverged": sum(diverged), **self._faded(i)}
-        self._end_outer_iteration(i, rows, summary, port, charts=charts, losses=losses, tasks=of_tasks)
+        training = {**means, "diverged": sum(diverged), **self._faded(i)}
+        sections = {"charts": charts, "training": training, "losses": losses, "tasks": of_tasks}
+        self._end_outer_iteration(i, rows, summary, port, **sections)
         self._forget()
 
     def _faded(self, i: int) -> dict[str, float]:
@@ -289,17 +292,18 @@ def final_test_tables(results: Mapping[str, Any]) -> dict[str, list[Row]]:
 
 
 def summarise_final_test(results: Mapping[str, Any]) -> dict[str, float]:
-    """Return the numbers of the final test for wandb's summary, by name.
+    """Return the numbers of the final test by name, for wandb and TensorBoard.
 
     These are each measure's mean over the tasks, the standard error of the mean return, and the return on each task for
-    which `has_curves` is true.
+    which `has_curves` is true. The names begin with "test/", and those of held-out tasks with "test/held_out_".
     """
     summary: dict[str, float] = {}
     for table, rows in final_test_tables(results).items():
+        prefix = "test/" if table == "test" else f"test/{table}_"
         final = dict.fromkeys(name for row in rows for name in row if name.startswith("final_"))
-        summary |= {f"{table}_{name}": x for name, x in means_of(rows, ("return", *final)).items()}
-        summary[f"{table}_standard_error"] = sum(row["standard_error"] ** 2 for row in rows) ** 0.5 / len(rows)
+        summary |= {f"{prefix}{name}": x for name, x in means_of(rows, ("return", *final)).items()}
+        summary[f"{prefix}standard_error"] = sum(row["standard_error"] ** 2 for row in rows) ** 0.5 / len(rows)
         for row in rows:
             if has_curves(row["task"]):
-                summary |= {f"{row['task']}_{table}_{name}": row[name] for name in ("return", "standard_error")}
+                summary |= {f"{prefix}{row['task']}_{name}": row[name] for name in ("return", "standard_error")}
     return summary

@@ -4,13 +4,14 @@ import contextlib
 import datetime
 import functools
 import json
+import math
 import os
 import platform
 import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -34,8 +35,9 @@ class Tracker(Protocol):
     """Where values go besides metrics.csv: wandb or TensorBoard."""
 
     def log(self, values: Mapping[str, Any], env_steps: int) -> None: ...
-    def log_video(self, names: Sequence[str], path: Path, env_steps: int) -> None: ...
-    def finish(self, results: Mapping[str, Any], summary: Mapping[str, Any], env_steps: int) -> None: ...
+    def log_image(self, name: str, path: Path, env_steps: int) -> None: ...
+    def keep_best(self, snapshot: Mapping[str, Any]) -> None: ...
+    def finish(self, results: Mapping[str, Any], final_test: Mapping[str, Any], env_steps: int) -> None: ...
     def close(self) -> None: ...
 
 
@@ -90,15 +92,16 @@ class Run(Generic[SettingsType]):
         Yields `make_log(run)`. However training ends, the outer iterations that are done are saved.
         """
         self._components = components
-        self.folder = parallel.from_first(lambda: make_run_folder(self.cfg))
+        self.folder = parallel.from_first(lambda: make_run_folder(self.cfg, continued=bool(self._saved)))
         self._path = self.folder / "checkpoint.pt"
         if self._saved:
             saved = parallel.from_first(lambda: self._load(self._path))  # again, now that no other run can change it
             checkpoint.restore(saved, **components)
             self.progress = {name: saved[name] for name in self.progress}
-        self._take_snapshot()
         self.trackers = []
         parallel.from_first(self._start_trackers)  # a tracker that fails here ends the run before it has any file
+        self._take_snapshot()
+        self._highest = -math.inf  # trained reward since the start of this process
         self._save()  # shows at once whether the disk has room
         self._write_config()
         self._announce()
@@ -123,8 +126,16 @@ class Run(Generic[SettingsType]):
             raise
         parallel.stop()
 
-    def end_iteration(self, **progress: Any) -> None:
-        """Take note of the progress after an outer iteration, and save a checkpoint if one is due."""
+    def end_iteration(self, trained_reward: float, **progress: Any) -> None:
+        """Take note of the progress after an outer iteration, and save a checkpoint if one is due.
+
+        The trained reward is that of the sub-policies with which the iteration began. If it is the highest so far, the
+        trackers get their checkpoint as the best one.
+        """
+        if trained_reward > self._highest:
+            self._highest = trained_reward
+            for tracker in self.trackers:
+                tracker.keep_best(self._snapshot)
         self.progress |= progress
         if len(compiled.FAILED) > self._compile_failures:
             self._write_config()
@@ -145,12 +156,14 @@ class Run(Generic[SettingsType]):
         if self.cfg.wandb_mode != "disabled":
             from mlsh.runs.tracking import WandbTracker
 
-            run_id = self.progress["run_id"]
-            self.trackers.append(WandbTracker(self.cfg, self.folder, run_id, describe_machine()))
+            tracker = WandbTracker(self.cfg, self.folder, self.progress["run_id"], describe_machine())
+            self.progress["run_id"] = tracker.run_id
+            self.trackers.append(tracker)
         if self.cfg.tensorboard:
             from mlsh.runs.events import TensorBoardTracker
 
-            self.trackers.append(TensorBoardTracker(self.folder, self.progress["env_steps"]))
+            settings = {"kind": self.cfg.KIND, **self.cfg.as_dict(), **describe_machine()}
+            self.trackers.append(TensorBoardTracker(self.folder, self.progress["env_steps"], settings))
 
     def _announce(self) -> None:
         """Print what is trained, where the files go, and what it runs on."""
@@ -178,27 +191,52 @@ class Run(Generic[SettingsType]):
         self._last_save = time.monotonic()
 
 
-def make_run_folder(cfg: RunSettings) -> Path:
+def make_run_folder(cfg: RunSettings, continued: bool) -> Path:
     """Make and lock the folder of --out, or a new one in runs/, and return it.
 
-    Raises a UserError if it has files in it and is not to be continued, if another run has locked it, or if it cannot
-    be made. The lock ends with this process.
+    Raises a UserError if it has files in it and the run is not `continued`, if another run has locked it, or if it
+    cannot be made. The lock ends with this process.
     """
-    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    kind = "" if cfg.KIND == "mlsh" else f"{cfg.KIND}-"
-    folder = Path(cfg.out or f"runs/{kind}{cfg.env.split(':')[-1]}-{stamp}")
+    folder = Path(cfg.out)
     try:
-        usable = not folder.exists() or folder.is_dir() and {x.name for x in folder.iterdir()} <= INTERRUPTED_START
-        if not cfg.resume and not usable:
-            raise UserError(f"--out {folder} is not empty; continue it with -c or name another folder")
+        if not cfg.out:
+            folder = new_folder(cfg)
+        refuse_files_in(folder, continued)
         (folder / "videos").mkdir(parents=True, exist_ok=True)
         LOCKS.append(FileLock(folder / ".lock"))
         LOCKS[-1].acquire(timeout=0)
+        refuse_files_in(folder, continued)  # again, now that no other run can add any
     except Timeout:
         raise UserError(f"another run is writing to {folder}; wait for it or name another with --out") from None
     except OSError as error:
         raise UserError(f"cannot make the run folder {folder} ({error.strerror}); name another with --out") from None
     return folder
+
+
+def new_folder(cfg: RunSettings) -> Path:
+    """Make a folder in runs/, named after environment and time, and numbered if other runs begin in the same second."""
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    kind = "" if cfg.KIND == "mlsh" else f"{cfg.KIND}-"
+    folder = first = Path(f"runs/{kind}{cfg.env.split(':')[-1]}-{stamp}")
+    first.parent.mkdir(exist_ok=True)
+    others = 0
+    while True:
+        try:
+            folder.mkdir()  # succeeds in one process only, also on a network file system
+            return folder
+        except FileExistsError:
+            others += 1
+            folder = Path(f"{first}-{others + 1}")
+
+
+def refuse_files_in(folder: Path, continued: bool) -> None:
+    """Raise a UserError if there are files that a run which begins in this folder could overwrite."""
+    if folder.exists() and not continued:
+        names = [path.name for path in folder.iterdir()] if folder.is_dir() else [folder.name]
+        if not all(name in INTERRUPTED_START or name.startswith("events.out.tfevents") for name in names):
+            if "checkpoint.pt" in names:
+                raise UserError(f"--out {folder} is not empty; continue it with -c or name another folder")
+            raise UserError(f"--out {folder} is not empty and has no checkpoint to continue; name another folder")
 
 
 def redirect_home(folder: Path) -> None:

@@ -2,64 +2,105 @@
 
 import contextlib
 import dataclasses
+import io
 import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
+import torch
 import wandb
 from tqdm import tqdm
 
 from mlsh.errors import UserError
-from mlsh.settings import RunSettings
 
 CODE = Path(__file__).parents[2]
+
+
+class TrackedSettings(Protocol):
+    """The settings that a wandb run needs; those of training runs and of evaluate.py have them."""
+
+    KIND: ClassVar[str]
+    env: str
+    wandb_project: str
+
+    @property
+    def wandb_mode(self) -> str: ...
+    def as_dict(self) -> dict[str, Any]: ...
 
 
 class WandbTracker:
     """A run on wandb. If wandb fails, the error is printed once and all later calls do nothing.
 
     The step on wandb is the number of env steps. A continued run repeats the steps that it lost, and wandb ignores
-    what it already has.
+    what it already has. Names without a section, which are those of the earlier port, get no charts of their own.
     """
 
-    def __init__(self, cfg: RunSettings, folder: Path, run_id: str, machine: Mapping[str, Any]) -> None:
+    def __init__(self, cfg: TrackedSettings, folder: Path, run_id: str, machine: Mapping[str, Any]) -> None:
         """Start the wandb run as `start_wandb` does, and upload the code. `machine`: see `run.describe_machine`."""
         self._folder = folder
         self._run = start_wandb(cfg, folder, run_id, machine)
+        self.run_id: str = self._run.id if self._run else run_id  # wandb chooses it in a sweep
+        self._hidden: set[str] = set()
+        self._best: Mapping[str, Any] | None = None
         self._attempt(save_code)
 
     def log(self, values: Mapping[str, Any], env_steps: int) -> None:
         """Log values by name at a number of env steps."""
-        self._attempt(lambda run: run.log({**values, "env_steps": env_steps}, step=env_steps))
+        self._attempt(self._log, values, env_steps)
 
-    def log_video(self, names: Sequence[str], path: Path, env_steps: int) -> None:
-        """Log the GIF at `path` under each of the names."""
-        self._attempt(lambda _: self.log({name: wandb.Video(str(path), format="gif") for name in names}, env_steps))
+    def _log(self, run: Any, values: Mapping[str, Any], env_steps: int) -> None:
+        for name in {name for name in values if "/" not in name} - self._hidden:
+            self._hidden.add(name)
+            run.define_metric(name, step_metric="env_steps", hidden=True)
+        run.log({**values, "env_steps": env_steps}, step=env_steps)
 
-    def finish(self, results: Mapping[str, Any], summary: Mapping[str, Any], env_steps: int) -> None:
-        """Log the summary and the curves, upload checkpoint and results as an artifact, and end the wandb run.
+    def log_image(self, name: str, path: Path, env_steps: int) -> None:
+        """Log the film (.gif) or picture at `path`."""
+        media = wandb.Video(str(path), format="gif") if path.suffix == ".gif" else wandb.Image(str(path))
+        self._attempt(self._log, {name: media}, env_steps)
+
+    def keep_best(self, snapshot: Mapping[str, Any]) -> None:
+        """Keep a checkpoint's data, to be uploaded at the end as the best one so far."""
+        self._best = snapshot
+
+    def finish(self, results: Mapping[str, Any], final_test: Mapping[str, Any], env_steps: int) -> None:
+        """Log the final test and the curves, upload checkpoints and results as artifacts, and end the wandb run.
 
         `results` is empty for a run that was interrupted: then there is no results.json.
         """
-        self._attempt(self._finish, results, summary, env_steps)
+        self.log(final_test, env_steps)
+        self.log_image("test/curves", self._folder / "curves.png", env_steps)
+        self._attempt(self._upload, results)
+        self.close()
 
     def close(self) -> None:
-        """End the wandb run without a summary."""
+        """End the wandb run."""
         self._attempt(lambda run: run.finish())
-
-    def _finish(self, run: Any, results: Mapping[str, Any], summary: Mapping[str, Any], env_steps: int) -> None:
-        run.summary.update(summary)
-        self.log({"curves": wandb.Image(str(self._folder / "curves.png"))}, env_steps)
-        artifact = wandb.Artifact(f"checkpoint-{run.id}", type="model")
-        for name in ("checkpoint.pt", "results.json") if results else ("checkpoint.pt",):
-            artifact.add_file(str(self._folder / name))
-        run.log_artifact(artifact)
-        run.finish()
         self._run = None
+
+    def _upload(self, run: Any, results: Mapping[str, Any]) -> None:
+        """Upload the best checkpoint, if there is one, and then the last one with the results."""
+        if self._best:
+            content = io.BytesIO()
+            torch.save(self._best, content)
+            best = self._artifact(run, self._best)
+            with best.new_file("checkpoint.pt", mode="wb") as file:
+                file.write(content.getbuffer())
+            run.log_artifact(best, aliases=["best"])
+        path = self._folder / "checkpoint.pt"
+        last = self._artifact(run, torch.load(path, weights_only=True))
+        for file in (path, self._folder / "results.json") if results else (path,):
+            last.add_file(str(file))
+        run.log_artifact(last, aliases=["last", "latest"])
+
+    def _artifact(self, run: Any, data: Mapping[str, Any]) -> wandb.Artifact:
+        described = {name: data[name] for name in ("kind", "iteration", "env_steps")}
+        described |= {name: data["config"][name] for name in ("env", "seed")}
+        return wandb.Artifact(f"checkpoint-{run.id}", type="model", metadata=described)
 
     def _attempt(self, call: Callable[..., object], *args: Any) -> None:
         """Call `call(run, *args)`; at the first exception print it and switch wandb off."""
@@ -74,7 +115,7 @@ class WandbTracker:
             tqdm.write(f"wandb failed and is off from here on: {error}", file=sys.stderr)
 
 
-def start_wandb(cfg: RunSettings, folder: Path, run_id: str, machine: Mapping[str, Any]) -> wandb.Run | None:
+def start_wandb(cfg: TrackedSettings, folder: Path, run_id: str, machine: Mapping[str, Any]) -> wandb.Run | None:
     """Start the wandb run in the mode of `cfg.wandb_mode`, and print where to see it.
 
     "auto" never asks for a login. It goes offline if there is no login or wandb cannot be reached. Returns None if an
@@ -91,29 +132,30 @@ def start_wandb(cfg: RunSettings, folder: Path, run_id: str, machine: Mapping[st
         if wanted == "online":
             raise UserError(f"wandb is not online ({reason}); run `wandb login`, or use --wandb offline") from None
         if mode != "offline":
-            return start_wandb(dataclasses.replace(cfg, wandb="offline"), folder, run_id, machine)
+            return start_wandb(dataclasses.replace(cfg, wandb="offline"), folder, run_id, machine)  # type: ignore[type-var]
         print(f"wandb did not start, continuing without it: {reason}", file=sys.stderr)
         return None
     if run.offline:
         offline_runs = Path(run.dir).parent.parent
-        pattern = f"{shlex.quote(str(offline_runs))}/offline-run-*-{run_id}"  # the shell must see the star unquoted
+        pattern = f"{shlex.quote(str(offline_runs))}/offline-run-*-{run.id}"  # the shell must see the star unquoted
         print(f"wandb is offline; to upload this run: `wandb login`, then `wandb sync {pattern}`", file=sys.stderr)
     else:
         print(f"wandb: {run.url}", file=sys.stderr)
     return run
 
 
-def init_wandb(cfg: RunSettings, folder: Path, run_id: str, mode: Any, machine: Mapping[str, Any]) -> wandb.Run:
+def init_wandb(cfg: TrackedSettings, folder: Path, run_id: str, mode: Any, machine: Mapping[str, Any]) -> wandb.Run:
     """Call `wandb.init` with this run's names, settings and x axis."""
     run = wandb.init(
         project=cfg.wandb_project or os.environ.get("WANDB_PROJECT") or "mlsh",
         group=os.environ.get("WANDB_RUN_GROUP") or cfg.env.split(":")[-1],
         name=os.environ.get("WANDB_NAME") or folder.name,
-        id=run_id,
+        job_type=os.environ.get("WANDB_JOB_TYPE") or cfg.KIND,
+        id=os.environ.get("WANDB_RUN_ID") or run_id,
         resume="allow",
         dir=str(folder),
         mode=mode,
-        config={**cfg.as_dict(), **machine},
+        config={"kind": cfg.KIND, **cfg.as_dict(), **machine},
         settings=wandb.Settings(silent=True, console="wrap", init_timeout=30),
     )
     run.define_metric("env_steps")
