@@ -4,26 +4,28 @@ Needs `pip install stable-baselines3`.
 """
 
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
 import tyro
 from stable_baselines3 import DQN, PPO
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 import mlsh
 
+NUM_ENVS = 8
+# Chosen on seeds from 100 on
 SETTINGS: dict[str, dict[str, Any]] = {
-    "PPO": {"n_steps": 80, "batch_size": 40, "learning_rate": 1e-2},
+    "PPO": {"n_steps": 80 // NUM_ENVS, "batch_size": 40, "n_epochs": 4, "learning_rate": 1e-2},
     "DQN": {
         "learning_rate": 1e-3,
         "learning_starts": 40,
         "train_freq": 1,
-        "gradient_steps": 2,
+        "gradient_steps": 2 * NUM_ENVS,
         "target_update_interval": 50,
         "exploration_fraction": 0.5,
     },
@@ -53,30 +55,53 @@ class Args:
     """Env steps to learn from, per master."""
     every: int = 2_000
     """Env steps between two evaluations."""
-    episodes: int = 5
+    episodes: int = 8
     """Evaluation episodes, whose env steps are not counted."""
-    seeds: Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT [INT ...]")] = (0,)
+    seeds: tuple[int, ...] = (0,)
     """Seeds, one per master."""
     out: str = "sb3.csv"
     """CSV file with one row per seed and evaluation."""
 
 
-def make_env(args: Args) -> gym.Env[Any, Any]:
-    return mlsh.OptionActions(gym.make(f"mlsh:{args.env}", task=args.task), args.run, args.high_len or None)
+class GymnasiumVector(VecEnv):
+    """A vector environment of Gymnasium that resets within the same step, as Stable-Baselines3 expects one."""
+
+    def __init__(self, env: gym.vector.VectorEnv[Any, Any, Any], seed: int) -> None:
+        self._env, self._first_seed = env, seed  # first, since the next line reads attributes
+        super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
+
+    def reset(self) -> np.ndarray:
+        return self._env.reset(seed=self._first_seed)[0]
+
+    def step_async(self, actions: np.ndarray) -> None:
+        self._actions = actions
+
+    def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+        obs, rewards, terminated, truncated, infos = self._env.step(self._actions)
+        over = terminated | truncated  # the time limit counts as an end, since the goal is to be there before it
+        ends = zip(over, infos["final_obs"], strict=True)
+        return obs, rewards, over, [{"terminal_observation": final} if x else {} for x, final in ends]
+
+    def close(self) -> None:
+        self._env.close()
+
+    def env_is_wrapped(self, wrapper_class: type, indices: Any = None) -> list[bool]:
+        return [False] * self.num_envs
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        return [getattr(self._env, attr_name)] * self.num_envs
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        raise NotImplementedError
+
+    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+        raise NotImplementedError
 
 
-def evaluate(model: BaseAlgorithm, normalised: VecNormalize, env: gym.Env[Any, Any], episodes: int, seed: int) -> float:
-    """Mean return of episodes played by the model, in which PPO samples its actions and DQN is greedy."""
-    returns = []
-    for episode in range(episodes):
-        obs, _ = env.reset(seed=seed + episode)
-        total, over = 0.0, False
-        while not over:
-            action, _ = model.predict(normalised.normalize_obs(obs), deterministic=isinstance(model, DQN))
-            obs, reward, terminated, truncated, _ = env.step(action)
-            total, over = total + float(reward), terminated or truncated
-        returns.append(total)
-    return float(np.mean(returns))
+def make_env(args: Args, num_envs: int) -> mlsh.VectorOptionActions:
+    env: Any = gym.make_vec(f"mlsh:{args.env}", num_envs=num_envs)
+    env.set_task(args.task)
+    return mlsh.VectorOptionActions(env, args.run, args.high_len or None)
 
 
 class Evaluation(BaseCallback):
@@ -85,33 +110,44 @@ class Evaluation(BaseCallback):
     def __init__(self, args: Args, seed: int) -> None:
         super().__init__()
         self.curve: list[tuple[int, float]] = []  # env steps learned from, mean return
-        self._args, self._seed, self._env = args, seed, make_env(args)
-        self.high_len: int = self._env.get_wrapper_attr("high_len")
+        self._args, self._seed, self._env = args, seed, make_env(args, args.episodes)
 
     def _on_step(self) -> bool:
-        decisions = self.num_timesteps - 1  # at this point, PPO has learned from all decisions before the last one
-        if decisions * self.high_len % self._args.every == 0:
-            self._evaluate(decisions * self.high_len)
+        env_steps = (self.num_timesteps - NUM_ENVS) * self._env.high_len  # PPO has learned from all of these
+        if env_steps % self._args.every == 0:
+            self._evaluate(env_steps)
         return True
 
     def _on_training_end(self) -> None:
-        self._evaluate(self.num_timesteps * self.high_len)
+        self._evaluate(self.num_timesteps * self._env.high_len)
 
     def _evaluate(self, env_steps: int) -> None:
+        """Play one episode per slot, in which PPO samples its actions and DQN is greedy."""
         normalised = self.model.get_vec_normalize_env()
         assert normalised
-        returns = evaluate(self.model, normalised, self._env, self._args.episodes, seed=10**6 * (self._seed + 1))
-        self.curve.append((env_steps, returns))
-        print(f"{self._args.algorithm}, seed {self._seed}: {env_steps:,} env steps, return {returns:.2f}", flush=True)
+        obs, _ = self._env.reset(seed=10**6 * (self._seed + 1) + len(self.curve))
+        returns, alive = np.zeros(self._env.num_envs), np.ones(self._env.num_envs, bool)
+        while alive.any():
+            seen: Any = normalised.normalize_obs(obs)
+            actions, _ = self.model.predict(seen, deterministic=isinstance(self.model, DQN))
+            obs, rewards, terminated, truncated, _ = self._env.step(actions)
+            returns += np.where(alive, rewards, 0)
+            alive &= ~(terminated | truncated)
+        self.curve.append((env_steps, returns.mean()))
+        print(
+            f"{self._args.algorithm}, seed {self._seed}: {env_steps:,} env steps, return {returns.mean():.2f}",
+            flush=True,
+        )
 
 
-def train(args: Args, seed: int) -> list[tuple[int, float]]:
+def train(args: Args, seed: int) -> Sequence[tuple[int, float]]:
     """Train one master; return the env steps learned from and the mean return at each evaluation."""
     evaluation = Evaluation(args, seed)
-    normalised = VecNormalize(DummyVecEnv([lambda: make_env(args)]), gamma=0.99)
+    env = make_env(args, NUM_ENVS)
+    normalised = VecNormalize(GymnasiumVector(env, seed), gamma=0.99)
     kind = {"PPO": PPO, "DQN": DQN}[args.algorithm]
     model = kind("MlpPolicy", normalised, seed=seed, device="cpu", **SETTINGS[args.algorithm])
-    model.learn(args.env_steps // evaluation.high_len, callback=evaluation)
+    model.learn(args.env_steps // env.high_len, callback=evaluation)
     return evaluation.curve
 
 

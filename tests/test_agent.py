@@ -206,3 +206,44 @@ def test_a_shipped_name_is_a_run_for_every_command(command, tmp_path, monkeypatc
         "adaptation.png",
     }
     assert "MovementBandits-v0" in (tmp_path / "adaptation.csv").read_text()
+
+
+def test_vectors_of_options_play_as_single_ones(command, tmp_path):
+    """In Taxi, episodes end early. Slot by slot, the batch must play what single environments play."""
+    run = run_of(command, tmp_path, "TaxiFAMP-v0", "-T", 60)
+    agent = mlsh.load(run)
+    vector = mlsh.VectorOptionActions(gym.make_vec("mlsh:TaxiFAMP-v0", num_envs=6), agent, high_len=9)
+    obs, _ = vector.reset(seed=[0, 1, 2])  # two neighbouring slots per seed
+    assert isinstance(obs, np.ndarray) and vector.single_action_space == Discrete(4)
+    rng = np.random.default_rng(0)
+    ended_early = 0
+    for _ in range(400):
+        choice = rng.integers(4, size=6)
+        obs, rewards, terminated, truncated, infos = vector.step(choice)
+        over = terminated | truncated
+        assert np.array_equal(infos["_final_obs"], over)
+        np.testing.assert_array_equal(infos["final_obs"][~over], obs[~over])
+        assert (infos["steps"][~over] == 9).all() and (infos["steps"] >= 1).all()
+        # a delivery pays 2 and ends the episode, and every other step costs 0.1
+        expected = np.where(terminated, 2 - 0.1 * (infos["steps"] - 1), -0.1 * infos["steps"])
+        np.testing.assert_allclose(rewards, expected, atol=1e-5)
+        ended_early += (over & (infos["steps"] < 9)).sum()
+    assert ended_early
+
+    single = mlsh.OptionActions(
+        gym.make("mlsh:TaxiFAMP-v0", max_episode_steps=50), agent, high_len=9, deterministic=True
+    )
+    alone = mlsh.VectorOptionActions(
+        gym.make_vec("mlsh:TaxiFAMP-v0", num_envs=1, max_episode_steps=50), agent, high_len=9, deterministic=True
+    )
+    for seed in range(5):
+        np.testing.assert_array_equal(single.reset(seed=seed)[0], alone.reset(seed=seed)[0][0])
+        over = False
+        while not over:
+            k = rng.integers(4)
+            obs, reward, terminated, truncated, info = single.step(k)
+            _, rewards, *ends, infos = alone.step(np.array([k]))
+            over = terminated or truncated
+            np.testing.assert_array_equal(obs, infos["final_obs"][0])
+            assert (reward, terminated, truncated) == (pytest.approx(rewards[0]), ends[0][0], ends[1][0])
+            assert info["steps"] == infos["steps"][0]

@@ -3,6 +3,7 @@
 from mlsh import envs as envs
 from mlsh.agent import Agent as Agent
 from mlsh.agent import OptionActions as OptionActions
+from mlsh.agent import VectorOptionActions as VectorOptionActions
 from mlsh.agent import load as load
 
 __version__ = "0.3.0"

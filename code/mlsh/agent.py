@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from gymnasium.spaces import Box, Discrete, flatten
 from gymnasium.utils import RecordConstructorArgs
+from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space, iterate
 from torch import Tensor
 
 from mlsh.config import Config
 from mlsh.envs import find_id
-from mlsh.envs.base import SingleEnv
+from mlsh.envs.base import SingleEnv, VectorTasks
 from mlsh.envs.gymnasium_tasks import ActionMap, flat_space, leaf_spaces
 from mlsh.errors import UserError
 from mlsh.models import ActorCritic, Hierarchy
@@ -41,16 +42,19 @@ class Agent:
         sub_policies: The K networks, a `mlsh.models.ActorCritic`; K is `sub_policies.n`.
     """
 
-    def __init__(self, data: dict[str, Any], env: gym.Env[Any, Any]) -> None:
+    def __init__(self, data: dict[str, Any], env: gym.Env[Any, Any] | VectorTasks) -> None:
         """`data` is what `checkpoint.load` returns. `env` only provides the spaces."""
         self.config: Config = data["config"]
-        self.observation_space, self.action_space = env.observation_space, env.action_space
+        batched = isinstance(env, VectorTasks)
+        self.observation_space = env.single_observation_space if batched else env.observation_space
+        self.action_space = env.single_action_space if batched else env.action_space
         self._rng = np.random.default_rng()
         # as in training, actions for the package's own families are neither mapped nor clipped
-        self._native_actions = None if isinstance(env.unwrapped, SingleEnv) else ActionMap(env.action_space)
+        own = batched or isinstance(env.unwrapped, SingleEnv)
+        self._native_actions = None if own else ActionMap(self.action_space)
         spaces = PolicySpaces(
-            flat_space(env.observation_space),
-            self._native_actions.policy_space if self._native_actions else env.action_space,
+            flat_space(self.observation_space),
+            self._native_actions.policy_space if self._native_actions else self.action_space,
         )
         agent = Hierarchy.build(self.config, spaces)
         checkpoint.restore(data, sub_policies=agent.sub_policies, normaliser=agent.normaliser)
@@ -113,7 +117,7 @@ class Agent:
         return np.stack([np.asarray(flatten(space, item), np.float32) for item in items]), batched
 
 
-def load(run: Path | str, env: gym.Env[Any, Any] | None = None, device: str = "cpu") -> Agent:
+def load(run: Path | str, env: gym.Env[Any, Any] | VectorTasks | None = None, device: str = "cpu") -> Agent:
     """Load the sub-policies of a run of train.py.
 
     Args:
@@ -134,6 +138,17 @@ def load(run: Path | str, env: gym.Env[Any, Any] | None = None, device: str = "c
         return Agent(data, env)
     with contextlib.closing(gym.make(find_id(cfg.env), disable_env_checker=True)) as own:
         return Agent(data, own)
+
+
+def find_options(
+    env: gym.Env[Any, Any] | VectorTasks, run: Path | str | Agent, high_len: int | None
+) -> tuple[Agent, int]:
+    """The agent whose sub-policies are to be options, and the env steps of each. Arguments as for `OptionActions`."""
+    agent = run if isinstance(run, Agent) else load(run, env)
+    steps = agent.config.high_len if high_len is None else high_len
+    if steps < 1:
+        raise ValueError(f"high_len is {high_len}; use 1 or more")
+    return agent, steps
 
 
 class OptionActions(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
@@ -159,11 +174,8 @@ class OptionActions(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         """
         RecordConstructorArgs.__init__(self, run=run, high_len=high_len, deterministic=deterministic)
         super().__init__(env)
-        self.agent = run if isinstance(run, Agent) else load(run, env)
+        self.agent, self.high_len = find_options(env, run, high_len)
         self.action_space = Discrete(self.agent.sub_policies.n)
-        self.high_len = self.agent.config.high_len if high_len is None else high_len
-        if self.high_len < 1:
-            raise ValueError(f"high_len is {high_len}; use 1 or more")
         self._deterministic = deterministic
         self._rng = np.random.default_rng()
         self._obs: Any = None
@@ -183,3 +195,57 @@ class OptionActions(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
             total += float(reward)
             steps += 1
         return self._obs, total, terminated, truncated, {**info, "steps": steps}
+
+
+class VectorOptionActions(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
+    """`OptionActions` for a batched environment of this package, with NumPy arrays.
+
+    A slot whose episode ends waits until the options of the others end. Then its next episode begins within the same
+    step (`AutoresetMode.SAME_STEP`). `infos["final_obs"]` holds the observations before that, where
+    `infos["_final_obs"]` is true. `infos["steps"]` holds the env steps taken in each slot.
+    """
+
+    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
+
+    def __init__(
+        self, env: VectorTasks, run: Path | str | Agent, high_len: int | None = None, deterministic: bool = False
+    ) -> None:
+        """`env` is what `gymnasium.make_vec` returns. The other arguments are those of `OptionActions`."""
+        self.env, self.num_envs = env, env.num_envs
+        self.agent, self.high_len = find_options(env, run, high_len)
+        self._deterministic = deterministic
+        self._rng = np.random.default_rng()
+        self.single_observation_space, self.observation_space = env.single_observation_space, env.observation_space
+        self.single_action_space = Discrete(self.agent.sub_policies.n)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+
+    def reset(
+        self, *, seed: int | list[int] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """As `VectorTasks.reset`, to which seed and options go."""
+        if seed is not None:
+            self._rng = np.random.default_rng([*np.atleast_1d(seed), 1])
+        self._obs = self.env.reset(seed=seed, options=options)[0].numpy(force=True)
+        return self._obs, {}
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        rewards, steps = np.zeros(self.num_envs), np.zeros(self.num_envs, int)
+        terminated, truncated = np.zeros((2, self.num_envs), bool)
+        for _ in range(self.high_len):
+            alive = ~(terminated | truncated)
+            if not alive.any():
+                break
+            primitives = self.agent.act(self._obs, actions, self._deterministic, self._rng)
+            result = self.env.step(torch.from_numpy(primitives).to(self.env.device))
+            obs, reward, ended, cut = (x.numpy(force=True) for x in result[:4])
+            self._obs = np.where(alive.reshape(-1, *[1] * (obs.ndim - 1)), obs, self._obs)
+            rewards += np.where(alive, reward, 0)
+            steps += alive
+            terminated, truncated = terminated | alive & ended, truncated | alive & cut
+        final, over = self._obs, terminated | truncated
+        if over.any():
+            self._obs = self.env.reset(options={"reset_mask": over})[0].numpy(force=True)
+        return self._obs, rewards, terminated, truncated, {"steps": steps, "final_obs": final, "_final_obs": over}
+
+    def close_extras(self, **kwargs: Any) -> None:
+        self.env.close()
