@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from mlsh.config import Config
 from mlsh.envs import best_return
-from mlsh.errors import UserError, run_command
+from mlsh.errors import UserError, command
 from mlsh.harness.analyses import PASSED, SEPARATED, SOLVED, print_table
 from mlsh.runs.files import make_folder, write_whole, writing
 from mlsh.runs.metrics import read_metrics
@@ -240,6 +240,7 @@ def draw(runs: Sequence[Run], env: str, folder: Path, name: str) -> None:
             draw_learning_curve(runs, env, task).savefig(folder / f"{task}_trained_reward_{name}.png", dpi=110)
 
 
+@command
 def main() -> None:
     args = cli(Args, description=inspect.cleandoc(Args.__doc__ or ""))
     if not args.runs:
@@ -270,4 +271,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    main()

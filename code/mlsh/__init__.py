@@ -2,4 +2,4 @@
 
 from mlsh import envs as envs
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
