@@ -18,7 +18,16 @@ ROOT = CODE.parent
 FOLDERS = ("code", "mlsh", "docs", "examples", "tests", "benchmarks")
 OTHERS = {
     "pip": {"--index-url", "--extra-index-url", "--no-deps"},
-    "torchrun": {"--master-addr", "--master-port", "--nnodes", "--node-rank", "--nproc-per-node", "--standalone"},
+    "torchrun": {
+        "--master-addr",
+        "--master-port",
+        "--nnodes",
+        "--node-rank",
+        "--nproc-per-node",
+        "--no-python",
+        "--standalone",
+    },
+    "uv": {"--no-sources"},
     "tensorboard": {"--logdir"},
     "wandb": {"--entity"},
     "ruff": {"--check"},
