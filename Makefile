@@ -43,7 +43,7 @@ paper: $(STUDIES)
 drawings: .venv/installed
 	$(BIN)/python docs/drawings.py assets
 
-.venv/installed: requirements.txt setup.py
+.venv/installed: requirements.txt pyproject.toml setup.py
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -r requirements.txt
 	$(BIN)/python -m pip install --no-deps -e .

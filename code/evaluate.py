@@ -14,7 +14,7 @@ import tyro
 from tabulate import tabulate
 
 from mlsh.envs import make_env
-from mlsh.errors import UserError, run_command
+from mlsh.errors import UserError, command
 from mlsh.meta_test import LEARNERS, Measures, adaptation_curves, transferred
 from mlsh.runs import checkpoint
 from mlsh.runs.files import make_folder, write_whole, writing
@@ -151,6 +151,7 @@ def names_of(runs: list[Path]) -> list[str]:
     return names
 
 
+@command
 def main() -> None:
     args = cli(Args, description=f"{cleandoc(Args.__doc__ or '')}\n\n{COLUMNS}")
     args.validate()
@@ -171,4 +172,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    main()

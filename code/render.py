@@ -9,7 +9,7 @@ import tyro
 
 from mlsh.config import Config
 from mlsh.envs import make_env
-from mlsh.errors import UserError, run_command
+from mlsh.errors import UserError, command
 from mlsh.meta_test import adapt, load_agent, transferred
 from mlsh.runs import checkpoint
 from mlsh.runs.files import safe_name
@@ -53,6 +53,7 @@ class Args(Settings):
     """Torch device."""
 
 
+@command
 def main() -> None:
     args = cli(Args, description=cleandoc(Args.__doc__ or ""))
     args.validate()
@@ -79,4 +80,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    main()

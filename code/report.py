@@ -16,7 +16,7 @@ import tyro
 from matplotlib.figure import Figure
 
 from mlsh.envs import best_return
-from mlsh.errors import UserError, run_command
+from mlsh.errors import UserError, command
 from mlsh.harness.analyses import PASSED, SEPARATED, SOLVED, print_table
 from mlsh.harness.finished import Run, read_run
 from mlsh.harness.page import Table, write_page
@@ -211,6 +211,7 @@ def draw(runs: Sequence[Run], env: str) -> dict[str, Figure]:
     return figures | {f"{task}_": draw_learning_curve(runs, env, task) for task in tasks if len(tasks) <= 6}
 
 
+@command
 def main() -> None:
     args = cli(Args, description=inspect.cleandoc(Args.__doc__ or ""))
     if not args.runs:
@@ -245,4 +246,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    main()

@@ -4,7 +4,7 @@ from mlsh import parallel
 from mlsh.config import Config
 from mlsh.envs import make_env
 from mlsh.envs.base import VectorTasks
-from mlsh.errors import run_command
+from mlsh.errors import command
 from mlsh.meta_test import final_test
 from mlsh.models import Hierarchy
 from mlsh.optim import Adam
@@ -55,6 +55,7 @@ def train(
         log.outer_iteration_done(i, tasks)
 
 
+@command
 def main() -> None:
     run = Run(Config)
     cfg, groups = run.cfg, parallel.own_groups(run.cfg.groups)
@@ -75,4 +76,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    main()

@@ -253,7 +253,7 @@ def test_what_cannot_be_read_is_one_line_of_every_script(command, typed):
     script, *flags = typed.split()
     code, out, err = command(script, *flags)
     assert code == 2 and not out
-    assert err.startswith(f"{CODE / script}: error: ") and err.count("\n") == 1 and UNREADABLE[typed] in err
+    assert err.startswith(f"{(CODE / script).name}: error: ") and err.count("\n") == 1 and UNREADABLE[typed] in err
 
 
 def test_rendering_writes_beside_the_run_or_where_one_is(command, tmp_path, monkeypatch):

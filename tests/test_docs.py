@@ -20,6 +20,8 @@ OTHERS = {
     "pip": {"--index-url", "--extra-index-url", "--no-deps"},
     "torchrun": {
         "--nnodes",
+        "--no-python",
+        "--standalone",
         "--nproc-per-node",
         "--rdzv-backend",
         "--rdzv-id",
@@ -28,6 +30,7 @@ OTHERS = {
     },
     "sbatch": {"--array", "--time", "--nodes", "--ntasks-per-node", "--cpus-per-task", "--signal", "--requeue"},
     "sbatch's log": {"--open-mode"},
+    "uv": {"--no-sources"},
     "tensorboard": {"--logdir"},
     "wandb": {"--entity"},
     "ruff": {"--check"},

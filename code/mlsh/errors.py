@@ -1,5 +1,6 @@
 """Errors that a user can cause, and how a command reports them."""
 
+import functools
 import os
 import signal
 import sys
@@ -81,16 +82,21 @@ def run_command(main: Callable[[], None]) -> None:
     try:
         main()
     except (UserError, FloatingPointError) as error:
-        print(f"{sys.argv[0]}: error: {error}", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
         sys.exit(2)
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise
         reason = " ".join(str(error).split())
-        print(f"{sys.argv[0]}: error: {reason:.150}; use smaller -N, --groups or --hidden", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: error: {reason:.150}; use smaller -N, --groups or --hidden", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:  # as with `| head`; the interpreter must not flush into the closed pipe at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt as stop:
         sys.exit(128 + int(*stop.args or [signal.SIGINT]))
+
+
+def command(main: Callable[[], None]) -> Callable[[], None]:
+    """Decorate the main function of a command, so that calling it is `run_command(main)`."""
+    return functools.wraps(main)(functools.partial(run_command, main))

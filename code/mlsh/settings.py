@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from inspect import cleandoc
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar, get_type_hints
 
 import torch
@@ -287,10 +288,14 @@ def cli(what: Any, args: Sequence[str] | None = None, **options: Any) -> Any:
 
         what = deferred
 
+    program = Path(sys.argv[0]).name
+    if program.startswith("mlsh-"):  # the examples call the script of the same name
+        script = f"python {program.removeprefix('mlsh-')}.py"
+        options["description"] = options["description"].replace(script, program)
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
-            return tyro.cli(what, args=args, use_underscores=True, **options)
+            return tyro.cli(what, prog=program, args=args, use_underscores=True, **options)
     except SystemExit as stop:
         if not stop.code:  # --help
             raise

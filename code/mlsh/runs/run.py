@@ -12,14 +12,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from filelock import FileLock, Timeout
 
-from mlsh import compiled, parallel
+from mlsh import __version__, compiled, parallel
 from mlsh.envs.registry import check_memory
 from mlsh.errors import EnvironmentFailed, UserError, ignore_signals
 from mlsh.runs import checkpoint
@@ -248,7 +248,7 @@ def redirect_home(folder: Path) -> None:
 
 
 def git_commit() -> str | None:
-    """Return the git commit of this file, or None if it is in no repository."""
+    """Return the git commit of this file, or the one that pip or uv installed; None if there is neither."""
     here = Path(__file__)
 
     def git(*args: str) -> str:
@@ -260,7 +260,12 @@ def git_commit() -> str | None:
         git("ls-files", "--error-unmatch", here.name)
         return git("describe", "--always", "--dirty")
     except (OSError, subprocess.CalledProcessError):
+        pass
+    try:
+        source = distribution("mlsh").read_text("direct_url.json")  # of `pip install git+URL`
+    except PackageNotFoundError:  # only on the path
         return None
+    return json.loads(source or "{}").get("vcs_info", {}).get("commit_id")
 
 
 @functools.cache
@@ -272,7 +277,7 @@ def describe_machine() -> dict[str, Any]:
     return {
         "commit": git_commit(),
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in PACKAGES},
+        "packages": {"mlsh": __version__} | {name: version(name) for name in PACKAGES},
         "processor": names[0] if names else platform.processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
