@@ -8,6 +8,7 @@ setup(
     python_requires=">=3.11",
     package_dir={"": "code"},
     packages=find_packages("code"),
+    package_data={"mlsh.harness": ["page.html"]},
     install_requires=[
         "torch>=2.6",
         "numpy>=2.0",
@@ -24,9 +25,18 @@ setup(
         "matplotlib>=3.9",
         "scipy>=1.15",
         "tabulate>=0.9",
+        "jinja2>=3.1",
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.9", "pyright[nodejs]>=1.1"],
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "hypothesis>=6.100",
+            "ruff>=0.9",
+            "pyright[nodejs]>=1.1",
+            "nbclient>=0.10",
+            "ipykernel>=6.29",
+        ],
         "gym": ["shimmy>=2.0", "gym==0.26.2"],  # for environments of the old Gym; Shimmy's own extra needs NumPy 1
         "metaworld": ["metaworld==3.1.1"],  # needs MuJoCo 3.3.0, see docs/guide/your-own-environment.md
     },

@@ -3,26 +3,24 @@
 import csv
 import inspect
 import io
-import json
 import math
 import statistics
-import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
-from mlsh.config import Config
 from mlsh.envs import best_return
 from mlsh.errors import UserError, run_command
 from mlsh.harness.analyses import PASSED, SEPARATED, SOLVED, print_table
+from mlsh.harness.finished import Run, read_run
+from mlsh.harness.page import Table, write_page
 from mlsh.runs.files import make_folder, write_whole, writing
-from mlsh.runs.metrics import read_metrics
 from mlsh.runs.plots import curve
 from mlsh.settings import DESCRIBED, cli
 
@@ -32,12 +30,11 @@ EARLIER_PORT = {  # env -> task -> return that the earlier port reports; None: m
 }
 RETURN_RANGE = {"MovementBandits-v0": (0, 46), "AntBandits-v1": (-0.25, -0.08)}  # of figures
 MANY_RUNS = 5  # more than these are drawn as a band
-NO_VARIANT = {"compile", "seed", "out", "resume", "wandb_project"} | {*Config.changeable()} - {"tasks"}
 
 
 @dataclass
 class Args:
-    """Print tables of finished runs of train.py, and draw their learning curves.
+    """Print tables of finished runs of train.py, draw their learning curves, and write a page about them.
 
     If the best possible return is known, positive, and the same for all tasks, there are two tables: one row per run
     of the preset, and one row per variant (a set of flags that differ from the preset). Otherwise there is one row per
@@ -46,6 +43,7 @@ class Args:
     Examples:
         python report.py runs/mb-0 runs/mb-1
         python report.py runs/mb-* --figures ../assets --name mb --csv ../docs/results/movement-bandits.csv
+        python report.py runs/mb-0 --html mb-0.html
     """
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, DESCRIBED] = ()
@@ -56,19 +54,9 @@ class Args:
     """The NAME in the names of the figures. Default: the id of the environment."""
     csv: Annotated[str, DESCRIBED] = ""
     """CSV file with one row per run: returns, standard errors, shares, env steps, seconds. Default: no file."""
-
-
-class Run(NamedTuple):
-    """What a run folder holds."""
-
-    config: dict[str, Any]
-    results: dict[str, Any]
-    metrics: list[dict[str, str]]  # rows of metrics.csv
-
-    @property
-    def lowest_return(self) -> float:
-        """The return of the final test on the worst task."""
-        return min(row["return"] for row in self.results["test"])
+    html: Annotated[str, DESCRIBED] = ""
+    """HTML page with these tables, and for each run its learning curves, final test, films, settings, machine and
+    command. It needs no other file. Default: no page."""
 
 
 class Reached(NamedTuple):
@@ -79,33 +67,6 @@ class Reached(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.env_steps / 1e6:.1f} M ({self.seconds:.0f} s)" if math.isfinite(self.env_steps) else "never"
-
-
-def read_run(folder: Path) -> Run | None:
-    """Read a run folder. If the run has not finished its final test, say so and return None."""
-    if not folder.is_dir():
-        raise UserError(f"there is no run folder {folder}")
-    path = folder / "results.json"
-    results = json.loads(path.read_text()) if path.exists() else {}
-    if "test" not in results:
-        print(f"{folder} has no results of a final test of train.py and is left out", file=sys.stderr)
-        return None
-    config = Config.from_dict(json.loads((folder / "config.json").read_text())["config"])
-    return Run(config.as_dict(), results, read_metrics(folder))
-
-
-def variant(config: Mapping[str, Any]) -> str:
-    """The flags that differ from the environment's preset, as people type them."""
-    flags = []
-    for name, default in Config.defaults(config["env"]).as_dict().items():
-        value = config[name]
-        if name in NO_VARIANT or value == default:
-            continue
-        if isinstance(value, bool):
-            flags.append(f"--{name}" if value else f"--no_{name}")
-        else:
-            flags.append(f"{Config.flag(name)} {value}")
-    return " ".join(flags) or "preset"
 
 
 def first_above(run: Run, threshold: float) -> Reached:
@@ -127,28 +88,28 @@ def common_best_return(env: str, runs: Sequence[Run]) -> float | None:
     return best if best and best > 0 and not differs else None
 
 
-def print_tasks(runs: Sequence[Run]) -> None:
-    """Print one row per run and task."""
+def tabulate_tasks(runs: Sequence[Run]) -> Table:
+    """One row per run and task."""
     tests = [row for run in runs for row in run.results["test"]]
     finals = dict.fromkeys(name for row in tests for name in row if name.startswith("final_"))
     known = ["best_return"] if any("best_return" in row for row in tests) else []
     rows = []
-    for _, results, _ in runs:
-        for row in results["test"]:
+    for run in runs:
+        for row in run.results["test"]:
             cells = [f"{row['task']} ({row['label']})", f"{row['return']:.4f} ± {row['standard_error']:.4f}"]
             cells += [f"{row[name]:.4f}" if name in row else "" for name in known]
             cells += ["" if row.get(name) is None else f"{row[name]:.2f}" for name in finals]
             cells.append(" / ".join(f"{x:.2f}" for x in row["share"]))
             cells.append(" / ".join(f"{x:.3f}" for x in row["sub_policy_returns"]))
-            used = [f"{results['env_steps'] / 1e6:.1f} M", f"{results['seconds'] / 3600:.1f}"]
-            rows.append([results["seed"], *cells, *used])
+            used = [f"{run.results['env_steps'] / 1e6:.1f} M", f"{run.results['seconds'] / 3600:.1f}"]
+            rows.append([run.results["seed"], *cells, *used])
     header = ["seed", "task", "return ± standard error", *("best possible return" for _ in known)]
     header += [name.replace("_", " ") for name in finals]
-    print_table([*header, "shares", "return of each sub-policy alone", "env steps", "hours"], rows)
+    return Table([*header, "shares", "return of each sub-policy alone", "env steps", "hours"], rows)
 
 
-def print_seeds(runs: Sequence[Run], best: float) -> None:
-    """Print one row per run, and then how many runs have learned all tasks, and how fast."""
+def tabulate_seeds(runs: Sequence[Run], best: float) -> Table:
+    """One row per run, and then how many runs have learned all tasks, and how fast."""
     reached = [first_above(run, SOLVED * best) for run in runs]
     rows = []
     for run, at in zip(runs, reached, strict=True):
@@ -159,17 +120,17 @@ def print_seeds(runs: Sequence[Run], best: float) -> None:
         rows.append([run.results["seed"], *cells, at, used])
     returns = [f"return on task {row['task']} ({row['label']})" for row in runs[0].results["test"]]
     to_solved = f"to {SOLVED:.0%} of the best ({SOLVED * best:.1f})"
-    print_table(["seed", *returns, "shares", f"env steps {to_solved}", "env steps in total"], rows)
+    header = ["seed", *returns, "shares", f"env steps {to_solved}", "env steps in total"]
     lowest = [run.lowest_return for run in runs]
     passed = sum(x >= PASSED * best for x in lowest)
     median, worst = (Reached(*map(pick, zip(*reached, strict=True))) for pick in (statistics.median, max))
-    print(f"\n{passed} of {len(runs)} runs end at {PASSED:.0%} of the best ({PASSED * best:.1f}) or more on all tasks")
-    print(f"lowest return: {min(lowest):.2f}")
-    print(f"env steps {to_solved} on all tasks: median {median}, worst {worst}")
+    ends = f"{passed} of {len(runs)} runs end at {PASSED:.0%} of the best ({PASSED * best:.1f}) or more on all tasks"
+    speed = f"env steps {to_solved} on all tasks: median {median}, worst {worst}"
+    return Table(header, rows, [ends, f"lowest return: {min(lowest):.2f}", speed])
 
 
-def print_variants(variants: Mapping[str, Sequence[Run]], best: float) -> None:
-    """Print one row per variant: how many of its runs have learned all tasks."""
+def tabulate_variants(variants: Mapping[str, Sequence[Run]], best: float) -> Table:
+    """One row per variant: how many of its runs have learned all tasks."""
     rows = []
     for name, runs in variants.items():
         lowest = [run.lowest_return for run in runs]
@@ -177,7 +138,18 @@ def print_variants(variants: Mapping[str, Sequence[Run]], best: float) -> None:
         counts = [sum(x >= PASSED * best for x in lowest), sum(x > SEPARATED * best for x in lowest)]
         rows.append([f"`{name}`", len(runs), *counts, f"{statistics.mean(lowest):.1f}", f"{env_steps / 1e6:.1f} M"])
     counts = [f"all tasks ≥ {PASSED * best:.1f}", f"all tasks > {SEPARATED * best:.0f}"]
-    print_table(["variant", "runs", *counts, "mean return on the worst task", "env steps"], rows)
+    return Table(["variant", "runs", *counts, "mean return on the worst task", "env steps"], rows)
+
+
+def tabulate(runs: Sequence[Run], best: float | None) -> list[Table]:
+    """The tables of runs of one environment. `best` is what `common_best_return` returns."""
+    if not best:
+        return [tabulate_tasks(runs)]
+    variants: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        variants[run.variant].append(run)
+    seeds = [tabulate_seeds(variants["preset"], best)] if "preset" in variants else []
+    return [*seeds, tabulate_variants(variants, best)]
 
 
 def write_csv(path: Path, runs: Sequence[Run], best: float | None) -> None:
@@ -224,20 +196,19 @@ def draw_learning_curve(runs: Sequence[Run], env: str, task: str | None) -> Figu
         axes.axhline(earlier, color="C1", ls="--", label=f"earlier port: {earlier:g}")
     labels = {str(row["task"]): row["label"] for row in runs[0].results["test"]}
     title = "all tasks" if task is None else f"task {task} ({labels[task]})" if task in labels else f"task {task}"
-    axes.set(xlabel="million env steps", ylabel="trained reward", title=title)
+    axes.set(xlabel="million env steps", ylabel="trained reward")
+    axes.set_title(title, parse_math=False)
     axes.set_ylim(RETURN_RANGE.get(env))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right", fontsize=8)
     return figure
 
 
-def draw(runs: Sequence[Run], env: str, folder: Path, name: str) -> None:
-    """Write the figure of all tasks, and if there are at most six tasks, one figure for each."""
+def draw(runs: Sequence[Run], env: str) -> dict[str, Figure]:
+    """The learning curves of all tasks, and if there are at most six tasks, of each: {begin of the name: figure}."""
     tasks = sorted({row["task"] for row in runs[0].metrics})
-    with writing(folder):
-        draw_learning_curve(runs, env, None).savefig(folder / f"trained_reward_{name}.png", dpi=110)
-        for task in tasks if len(tasks) <= 6 else []:
-            draw_learning_curve(runs, env, task).savefig(folder / f"{task}_trained_reward_{name}.png", dpi=110)
+    figures = {"": draw_learning_curve(runs, env, None)}
+    return figures | {f"{task}_": draw_learning_curve(runs, env, task) for task in tasks if len(tasks) <= 6}
 
 
 def main() -> None:
@@ -249,24 +220,28 @@ def main() -> None:
         by_env[run.results["env"].split(":")[-1]].append(run)
     if not by_env:
         raise UserError("none of these runs has finished its final test; continue one with train.py -c")
-    if (args.figures or args.csv) and len(by_env) > 1:
-        raise UserError(f"these runs are of {', '.join(by_env)}; --figures and --csv take runs of one environment")
+    if (args.figures or args.csv or args.html) and len(by_env) > 1:
+        raise UserError(f"these runs are of {', '.join(by_env)}; --figures, --csv and --html take one environment")
     for env, runs in by_env.items():
         best = common_best_return(env, runs)
-        if not best:
-            print_tasks(runs)
-        else:
-            variants = defaultdict(list)
-            for run in runs:
-                variants[variant(run.config)].append(run)
-            if "preset" in variants:
-                print_seeds(variants["preset"], best)
-            print_variants(variants, best)
+        tables = tabulate(runs, best)
+        for table in tables:
+            print_table(table.header, table.rows)
+            if table.notes:
+                print("", *table.notes, sep="\n")
         if args.csv:
             write_csv(Path(args.csv), runs, best)
+        if not (args.figures or args.html):
+            continue
+        figures = draw(runs, env)
         if args.figures:
             make_folder(Path(args.figures))
-            draw(runs, env, Path(args.figures), args.name or env)
+            with writing(args.figures):
+                for prefix, figure in figures.items():
+                    path = Path(args.figures) / f"{prefix}trained_reward_{args.name or env}.png"
+                    figure.savefig(path, dpi=110)
+        if args.html:
+            write_page(Path(args.html), env, runs, tables, list(figures.values()), best)
 
 
 if __name__ == "__main__":

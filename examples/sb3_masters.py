@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 import mlsh
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "PPO": {"n_steps": 80, "batch_size": 40, "learning_rate": 3e-3},
+    "PPO": {"n_steps": 80, "batch_size": 40, "learning_rate": 1e-2},
     "DQN": {
         "learning_rate": 1e-3,
         "learning_starts": 40,

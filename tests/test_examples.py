@@ -6,8 +6,11 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 from conftest import CODE
 
+NOTEBOOK = CODE.parent / "examples" / "primitives.ipynb"
 BEST = 41  # of the 50 steps of an episode, the first nine cannot pay
 
 
@@ -28,3 +31,22 @@ def test_the_readme_shows_the_corridor_as_it_is():
     (shown,) = re.findall(r"```python\n(.*?)```", page, re.S)
     lines = shown.splitlines()
     assert len(lines) > 10 and all(line in example.splitlines() for line in lines)
+
+
+@pytest.mark.slow
+def test_the_notebook_learns_both_tasks():
+    """Its last cell asserts it."""
+    import nbclient
+    import nbformat
+
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    there = {"metadata": {"path": str(NOTEBOOK.parent)}}
+    nbclient.NotebookClient(notebook, timeout=1800, kernel_name="python3", resources=there).execute()
+
+
+def test_the_notebook_is_shown_with_figures_and_without_paths_of_a_machine():
+    outputs = [x for cell in json.loads(NOTEBOOK.read_text())["cells"] for x in cell.get("outputs", ())]
+    assert len([x for x in outputs if "image/png" in x.get("data", ())]) == 5
+    text = "".join(line for x in outputs for line in (*x.get("text", ()), *x.get("data", {}).get("text/plain", ())))
+    assert "task 1" in text and not re.search(r"(^|[\s'\"(])(/|[A-Z]:)\w", text)
+    assert not any("ename" in x for x in outputs) and NOTEBOOK.stat().st_size < 500_000

@@ -1,12 +1,16 @@
 """report.py as a user types it, on run folders made by hand."""
 
+import base64
 import csv
 import json
+import re
+from html.parser import HTMLParser
 
 import imageio.v3 as iio
 
 from conftest import CODE, TINY
 from mlsh.config import Config
+from mlsh.harness.finished import read_run
 
 
 def write_run(folder, seed, returns, trained, env="MovementBandits-v0", **flags):
@@ -120,6 +124,93 @@ def test_learning_curves_of_few_and_many_runs(tmp_path, monkeypatch):
     assert many.lines[-1].get_ydata()[0] == 27 and of_task.get_title() == "task 1 (red)"
 
 
+class Page(HTMLParser):
+    """A page's text, the tags that stand open, and what its images and links refer to."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.text, self.open, self.sources, self.links, self.ids = "", [], [], [], []
+        self.feed(path.read_text())
+        self.close()
+        assert not self.open
+        self.text = " ".join(self.text.split())
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        assert tag not in ("script", "link", "iframe")
+        self.sources += [attrs["src"]] if "src" in attrs else []
+        self.links += [attrs["href"]] if "href" in attrs else []
+        self.ids += [attrs["id"]] if "id" in attrs else []
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.text += f" {data}"
+
+
+def test_a_page_about_one_run(command, tmp_path):
+    flags = ["--out", tmp_path / "run", "--seed", 3, "--record", 1]
+    assert command("train.py", *TINY, *flags)[0] == 0
+    code, _, err = command("report.py", tmp_path / "run", "--html", tmp_path / "new" / "x.html")
+    assert code == 0, err
+    page, run = Page(tmp_path / "new" / "x.html"), read_run(tmp_path / "run")
+    assert "url(" not in (tmp_path / "new" / "x.html").read_text()
+    kinds = [source.partition(";base64,")[0] for source in page.sources]
+    tasks = {row["task"] for row in run.metrics}
+    assert kinds == ["data:image/svg+xml"] * (1 + len(tasks)) + ["data:image/gif"] * 3 * len(tasks)
+    last = [
+        (tmp_path / f"run/videos/00001-{key}-video-{min(tasks)}.gif") for key in ("pretrain", "warmup", "afterjoint")
+    ]
+    films = [base64.b64decode(source.partition(",")[2]) for source in page.sources[1 + len(tasks) :]]
+    assert films[:3] == [path.read_bytes() for path in last]
+    for row in run.results["test"]:
+        numbers = f"{row['task']} ({row['label']}) {row['return']:.4g} ± {row['standard_error']:.2g} 43.81 "
+        numbers += " / ".join(f"{x:.2f}" for x in row["share"]) + " "
+        assert numbers + " / ".join(f"{x:.4g}" for x in row["sub_policy_returns"]) in page.text
+    machine = run.machine
+    for fact in ("commit", "processor", "threads"):
+        assert machine[fact] is None or f"{fact} {machine[fact]}" in page.text
+    assert f"env steps {run.results['env_steps']:,} " in page.text and "version of torch 2" in page.text
+    changed, same = page.text.split("setting value preset of the environment ")[1].split(" gamma ")
+    assert changed.startswith("T 7 50 seed 3 626 N 2 40 W 2 60 ") and "clip 0.4 value_coef" in same
+    words = re.search(r"OMP_NUM_THREADS=1 python train.py (.+?) Final test", page.text)[1].split()
+    again = command("train.py", *words, "--wandb", "disabled", "--out", tmp_path / "again")
+    assert again[0] == 0 and read_run(tmp_path / "again").results["test"] == run.results["test"]
+
+
+def test_a_page_about_several_runs_with_special_characters(command, tmp_path):
+    """Held-out tasks, a task without a name of its own, many tasks, no films; and labels that are not markup."""
+    runs = [
+        write_run(tmp_path / f"<b>&{seed}", seed, (-0.125, -0.25), [[-0.2] * tasks], "AntBandits-v1")
+        for seed, tasks in ((0, 2), (1, 7))
+    ]
+    path = runs[0] / "results.json"
+    results = json.loads(path.read_text())
+    for row in results["test"]:
+        row["label"] = '<i>$a_$ & "b"'
+    results["held_out"] = [
+        results["test"][0] | {"task": [0.5, "<u>"], "return": 7.125, "share": [], "best_return": -3.5}
+    ]
+    path.write_text(json.dumps(results))
+    code, out, err = command("report.py", *runs, "--html", tmp_path / "x.html")
+    assert code == 0, err
+    page = Page(tmp_path / "x.html")
+    assert len(page.sources) == (1 + 2) + (1 + 2) + 1 and "film" not in page.text  # of both runs, and of each
+    assert page.links == ["#run-1", "#run-2"] == [f"#{name}" for name in page.ids]
+    assert "Runs: <b>&0 , <b>&1 ." in page.text
+    assert (
+        '0 (<i>$a_$ & "b") -0.125 ± 0.12' in page.text
+        and "[0.5, '<u>'] (<i>$a_$ & \"b\") 7.125 ± 0.12 -3.5" in page.text
+    )
+    assert "python train.py --env AntBandits-v1 --seed 0" in page.text
+    for cell in (cell for row in cells(out) for cell in row):
+        assert " ".join(cell.split()) in page.text
+
+
 def test_folders_without_a_finished_run(command, tmp_path):
     assert command("train.py", *TINY, "--out", tmp_path / "run")[0] == 0
     code, out, err = command("report.py", tmp_path / "run", tmp_path)
@@ -133,7 +224,9 @@ def test_folders_without_a_finished_run(command, tmp_path):
         ([], "name one or more run folders"),
         ([tmp_path], "none of these runs has finished its final test"),
         ([tmp_path / "no"], "there is no run folder"),
-        ([tmp_path / "run", ant, "--figures", tmp_path / "x"], "take runs of one environment"),
+        ([tmp_path / "run", ant, "--figures", tmp_path / "x"], "take one environment"),
+        ([tmp_path / "run", ant, "--html", tmp_path / "x"], "take one environment"),
+        ([ant, "--html", tmp_path / "ant"], "cannot write"),
     ):
         code, _, err = command("report.py", *words)
         assert code == 2 and reason in err and "Traceback" not in err

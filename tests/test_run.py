@@ -125,8 +125,8 @@ def test_runs_of_the_same_second_have_folders_of_their_own(tmp_path, monkeypatch
     "typed",
     [
         "train.py --tasks 1 -W 1 -U 1 -N 2 --test_episodes 2 --compile auto --tensorboard --no_normalise --convolve",
-        pytest.param("train_rl2.py --iterations 1 -N 2 --normalise=False --tensorboard=True", marks=pytest.mark.slow),
-        pytest.param("train_option_critic.py --iterations 1 -N 2 --tensorboard=False", marks=pytest.mark.slow),
+        pytest.param("train_rl2.py --iterations 1 -N 4 --normalise=False --tensorboard=True", marks=pytest.mark.slow),
+        pytest.param("train_option_critic.py --tasks 1 --rollouts 2 -N 2 --tensorboard=False", marks=pytest.mark.slow),
     ],
 )
 def test_the_same_command_with_c_starts_a_run_and_continues_it(command, tmp_path, typed):

@@ -109,7 +109,7 @@ def test_truth_values_are_read_as_the_sweeps_of_wandb_send_them():
 
     assert of("--normalise=True --tensorboard=true --resume=False") == (True, True, False)
     assert of("--normalise=False --tensorboard=false") == (False, False, False)
-    assert of("--resume=True --out x --tensorboard=False --wandb_project=True", tensorboard=True)[1:] == (False, True)
+    assert of("--resume=True --out x --tensorboard=False", tensorboard=True)[1:] == (False, True)
     assert of("-c --out x --tensorboard", tensorboard=True)[1:] == (True, True)
     assert parse(["--wandb_project=True"])[0].wandb_project == "True"
 

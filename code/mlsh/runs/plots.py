@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
@@ -95,6 +96,15 @@ def curve(
     return list(at.values()), [float(np.mean(values[i])) for i in at]
 
 
+def draw_rewards(axes: Axes, rows: Sequence[Mapping[str, Any]], task: str | None, rewards: Mapping[str, str]) -> None:
+    """Draw the curves of a run's rewards; the arguments are those of `curve` and `draw_curves`."""
+    styles = ("C7:", "C0-", "C1--", "C2-.")
+    for i, (reward, label) in enumerate(rewards.items()):
+        axes.plot(*curve(rows, task, reward), styles[i % len(styles)], label=label)
+    axes.set_xlabel("million env steps")
+    axes.grid(alpha=0.3)
+
+
 def draw_curves(path: Path, rows: Sequence[Mapping[str, Any]], rewards: Mapping[str, str]) -> None:
     """Write a figure of a run's rewards against env steps: a panel for each of up to six tasks, and one for all.
 
@@ -103,12 +113,9 @@ def draw_curves(path: Path, rows: Sequence[Mapping[str, Any]], rewards: Mapping[
     tasks = sorted({row["task"] for row in rows})
     panels = [*(tasks if len(tasks) <= 6 else []), None]
     figure = Figure(figsize=(4 * len(panels), 3.2), layout="constrained")
-    styles = ("C7:", "C0-", "C1--", "C2-.")
     for axes, task in zip(figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels, strict=True):
-        for i, (reward, label) in enumerate(rewards.items()):
-            axes.plot(*curve(rows, task, reward), styles[i % len(styles)], label=label)
-        axes.set(title="all tasks" if task is None else f"task {task}", xlabel="million env steps")
-        axes.grid(alpha=0.3)
+        draw_rewards(axes, rows, task, rewards)
+        axes.set_title("all tasks" if task is None else f"task {task}", parse_math=False)
     figure.axes[0].set_ylabel("mean episode return")
     figure.axes[0].legend()
     figure.savefig(path, dpi=110)
