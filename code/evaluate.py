@@ -3,11 +3,12 @@
 import csv
 import dataclasses
 import io
+import secrets
 from collections import defaultdict
 from dataclasses import dataclass
 from inspect import cleandoc
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import tyro
@@ -17,10 +18,11 @@ from mlsh.envs import make_env
 from mlsh.errors import UserError, command
 from mlsh.meta_test import LEARNERS, Measures, adaptation_curves, transferred
 from mlsh.runs import checkpoint
-from mlsh.runs.files import make_folder, write_whole, writing
+from mlsh.runs.files import make_folder, safe_name, write_whole, writing
 from mlsh.runs.plots import draw_bands, steps_to_fraction
+from mlsh.runs.run import start_trackers
 from mlsh.sampling import Streams, distinct, drawn_tasks, find_task
-from mlsh.settings import DESCRIBED, AdaptationSettings, Count, CountOrZero, cli
+from mlsh.settings import DESCRIBED, AdaptationSettings, Count, CountOrZero, TrackingSettings, cli
 
 COLUMNS = """Columns of the table, which shows mean returns over the seeds:
     after n             return after n updates of the master
@@ -37,7 +39,7 @@ UPDATES_SHOWN = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
 @dataclass
-class Args(AdaptationSettings):
+class Args(AdaptationSettings, TrackingSettings):
     """Learn tasks with the networks of finished runs, and write the return after every update.
 
     For an MLSH run, new masters are trained over the frozen sub-policies. A shared policy (--num_sub_policies 1) is
@@ -45,12 +47,15 @@ class Args(AdaptationSettings):
     an episode takes the place of an update, and --updates, --master_lr, --master_minibatch and --eval_episodes do not
     apply. Option-critic and actor-critic keep learning: their update is a rollout, and --master_lr is the critic's.
 
-    Prints a table, and writes adaptation.csv and adaptation.png.
+    Prints a table, and writes adaptation.csv and adaptation.png. With --wandb or --tensorboard, the curves of each run
+    are logged as a run of its own.
 
     Examples:
         python evaluate.py runs/mb-0
         python evaluate.py runs/mb-0 runs/mb-1 --tasks 0 --updates 50 --eval_episodes 20 --out runs/compared
     """
+
+    KIND: ClassVar[str] = "evaluate"
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, DESCRIBED] = ()
     """Run folders or checkpoints. Each is a line in the figure."""
@@ -70,6 +75,13 @@ class Args(AdaptationSettings):
     """Torch device."""
     sim_threads: CountOrZero = 0
     """Simulation threads of the MuJoCo families; 0 for all cores."""
+    wandb: Literal["auto", "online", "offline", "disabled"] = "disabled"
+    """Log to wandb. auto: as $WANDB_MODE says; without it, online if you are logged in, else offline."""
+    tensorboard: bool = False
+    """Also write TensorBoard event files, into the folder adaptation in --out."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return super().as_dict() | {"runs": [str(run) for run in self.runs]}
 
 
 class Adaptation(NamedTuple):
@@ -79,6 +91,8 @@ class Adaptation(NamedTuple):
     measures: Measures  # name -> [updates + 1, tasks, seeds]
     labels: list[str]  # of the tasks
     best: list[Any]  # best possible return per task; "" where it is not known
+    names: list[Any]  # of the tasks on wandb and TensorBoard: their numbers, or their places if they have none
+    env: str
 
 
 def evaluate(run: Path, args: Args) -> Adaptation:
@@ -96,7 +110,9 @@ def evaluate(run: Path, args: Args) -> Adaptation:
         raise UserError(f"--held_out: {cfg.env} holds no tasks out; give it test_tasks, or sample_test_task(rng)")
     labels, best = [f"task {task} ({env.task_label(task)})" for task in tasks], env.optimal_returns(cfg.T)
     curves = adaptation_curves(data, cfg, env, tasks, args)
-    return Adaptation(*curves, labels, [best[task] if best else "" for task in tasks])
+    best = [best[task] if best else "" for task in tasks]
+    names = [task if isinstance(task, int) else j for j, task in enumerate(tasks)]
+    return Adaptation(*curves, labels, best, names, cfg.env)
 
 
 def print_table(results: dict[str, Adaptation]) -> None:
@@ -104,19 +120,34 @@ def print_table(results: dict[str, Adaptation]) -> None:
     last = max(len(x.env_steps) for x in results.values()) - 1
     shown = sorted({last, *(n for n in UPDATES_SHOWN if n < last)})
     rows, reported = [], reported_names(results)
-    for name, (env_steps, measures, labels, _) in results.items():
+    for name, (env_steps, measures, labels, *_) in results.items():
         for j, label in enumerate(labels):
             returns = measures["return"][:, j]
-            mean = returns.mean(1)
+            mean, (*reached, area) = returns.mean(1), learning_speed(env_steps, returns)
             cells = [f"{mean[n]:.4g}" if n < len(mean) else "" for n in shown]
-            cells += [f"{steps_to_fraction(part, env_steps, returns):,.0f}" for part in (0.9, 0.95)]
-            cells.append(f"{np.trapezoid(mean, env_steps) / env_steps[-1]:.4g}" if env_steps[-1] else "")
+            cells += [f"{steps:,.0f}" for steps in reached]
+            cells.append(f"{area:.4g}" if env_steps[-1] else "")
             cells += [f"{measures[x][-1, j].mean():.4g}" if x in measures else "" for x in reported]
             rows.append([name, label, *cells])
     headers = ["run", "task", *(f"after {n}" for n in shown), "to 90 %", "to 95 %", "area", *reported]
     align = ["left", "left", *["right"] * (len(headers) - 2)]
     print(tabulate(rows, headers, "plain", disable_numparse=True, colalign=align))
     print(f"\n{COLUMNS}")
+
+
+class LearningSpeed(NamedTuple):
+    """The last columns of the table."""
+
+    to_90: float
+    to_95: float
+    area: float
+
+
+def learning_speed(env_steps: np.ndarray, returns: np.ndarray) -> LearningSpeed:
+    """How fast `returns` [n, seeds] rise over `env_steps` [n]."""
+    area = np.trapezoid(returns.mean(1), env_steps) / max(env_steps[-1], 1)
+    to_90, to_95 = (steps_to_fraction(part, env_steps, returns) for part in (0.9, 0.95))
+    return LearningSpeed(to_90, to_95, area)
 
 
 def reported_names(results: dict[str, Adaptation]) -> list[str]:
@@ -130,7 +161,7 @@ def write(results: dict[str, Adaptation], out: Path) -> None:
     writer = csv.writer(text)
     reported = reported_names(results)
     writer.writerow(["run", "task", "seed", "update", "env_steps", "return", "best_return", *reported])
-    for name, (env_steps, measures, labels, best) in results.items():
+    for name, (env_steps, measures, labels, best, *_) in results.items():
         for j, label in enumerate(labels):
             panels[label][name] = env_steps, measures["return"][:, j]
             for n, seed in np.ndindex(len(env_steps), measures["return"].shape[2]):
@@ -139,6 +170,27 @@ def write(results: dict[str, Adaptation], out: Path) -> None:
     with writing(out):
         draw_bands(out / "adaptation.png", panels, "env steps on the new task")
     write_whole(out / "adaptation.csv", text.getvalue())
+
+
+def track(results: dict[str, Adaptation], runs: list[Path], args: Args, out: Path) -> None:
+    """Log the curves of each run, and adaptation.png, as --wandb and --tensorboard say; ten tasks have their own."""
+    for (name, result), run in zip(results.items(), runs, strict=True):
+        of_run, folder = dataclasses.replace(args, runs=(run,), env=result.env), out / "adaptation" / safe_name(name)
+        make_folder(folder)
+        trackers, _ = start_trackers(of_run, folder, secrets.token_hex(4))
+        for n, env_steps in enumerate(result.env_steps):
+            values = {f"charts/{key}": x[n].mean() for key, x in result.measures.items()}
+            for j, task in enumerate(result.names[:10]):
+                values |= {f"tasks/{task}_{key}": x[n, j].mean() for key, x in result.measures.items()}
+            for tracker in trackers:
+                tracker.log({key: x for key, x in values.items() if not np.isnan(x)}, round(env_steps))
+        for j, task in enumerate(result.names[:10]):
+            speed = learning_speed(result.env_steps, result.measures["return"][:, j])._asdict()
+            for tracker in trackers:
+                tracker.log({f"test/{task}_{key}": x for key, x in speed.items()}, round(env_steps))
+        for tracker in trackers:
+            tracker.log_image("test/adaptation", out / "adaptation.png", round(result.env_steps[-1]))
+            tracker.close()
 
 
 def names_of(runs: list[Path]) -> list[str]:
@@ -169,6 +221,8 @@ def main() -> None:
     results = {name: evaluate(run, args) for name, run in zip(names, runs, strict=True)}
     print_table(results)
     write(results, out)
+    if args.tensorboard or args.wandb_mode != "disabled":
+        track(results, runs, args, out)
 
 
 if __name__ == "__main__":

@@ -82,9 +82,8 @@ def test_returns_are_of_the_master_after_so_many_updates(cfg, tmp_path, monkeypa
     parts = {"sub_policies": agent.sub_policies, "normaliser": agent.normaliser}
     checkpoint.save(checkpoint.snapshot(cfg, progress, **parts), tmp_path / "checkpoint.pt")
     for eval_episodes in (0, 4):
-        steps, measured, labels, best = evaluate(
-            tmp_path, Args(updates=2, seeds=2, seed=5, eval_episodes=eval_episodes)
-        )
+        args = Args(updates=2, seeds=2, seed=5, eval_episodes=eval_episodes)
+        steps, measured, labels, best, *_ = evaluate(tmp_path, args)
         returns = measured["return"]
         assert steps.tolist() == [0, 21, 42] and returns.shape == (3, 2, 2)
         assert labels[1] == "task 1 (blue)" and best == ["", ""]

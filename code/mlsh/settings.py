@@ -172,6 +172,23 @@ class TrackingSettings(Settings):
     tensorboard: bool = False
     """Also write TensorBoard event files into the run folder."""
 
+    @property
+    def wandb_mode(self) -> str:
+        """auto, online, offline or disabled, from --wandb and the environment variables of wandb."""
+        if self.wandb != "auto":
+            return self.wandb
+        if os.environ.get("WANDB_DISABLED", "").lower() not in ("", "0", "false", "no", "off"):
+            return "disabled"
+        mode = os.environ.get("WANDB_MODE") or "auto"
+        mode = {"run": "online", "dryrun": "offline"}.get(mode, mode)  # wandb's former names
+        if mode not in ("auto", "online", "offline", "disabled"):
+            raise UserError(f"$WANDB_MODE is {mode}: use online, offline or disabled, or unset it")
+        return mode
+
+    def validate(self) -> None:
+        super().validate()
+        self.wandb_mode  # noqa: B018  # raises for an unknown $WANDB_MODE
+
 
 @dataclass
 class HardwareSettings(Settings):
@@ -251,23 +268,6 @@ class RunSettings(TaskSettings, NetworkSettings, RunFolderSettings, TrackingSett
 
     def resolve(self) -> None:
         """Replace automatic values by definite ones when a run begins."""
-
-    @property
-    def wandb_mode(self) -> str:
-        """auto, online, offline or disabled, from --wandb and the environment variables of wandb."""
-        if self.wandb != "auto":
-            return self.wandb
-        if os.environ.get("WANDB_DISABLED", "").lower() not in ("", "0", "false", "no", "off"):
-            return "disabled"
-        mode = os.environ.get("WANDB_MODE") or "auto"
-        mode = {"run": "online", "dryrun": "offline"}.get(mode, mode)  # wandb's former names
-        if mode not in ("auto", "online", "offline", "disabled"):
-            raise UserError(f"$WANDB_MODE is {mode}: use online, offline or disabled, or unset it")
-        return mode
-
-    def validate(self) -> None:
-        super().validate()
-        self.wandb_mode  # noqa: B018  # raises for an unknown $WANDB_MODE
 
 
 def cli(what: Any, args: Sequence[str] | None = None, **options: Any) -> Any:

@@ -36,8 +36,9 @@ class JobRunner:
     Several processes may do this with the same jobs, also on several machines: a lock on each job shares them out.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, wandb: str = "disabled") -> None:
+        """`wandb` is a mode of --wandb for all jobs; there they are a group with the name of the folder."""
+        self._folder, self._wandb = folder, wandb
         self._running: set[subprocess.Popen[str]] = set()
         self._stopping = False
 
@@ -85,6 +86,7 @@ class JobRunner:
     def _run(self, job: Job, lock: FileLock) -> None:
         folder, note = self._folder / job.name, self._folder / f"{job.name}.command"
         words = [sys.executable, *job.command.split(), "--out", str(folder)]
+        words += [] if self._wandb == "disabled" else ["--wandb", self._wandb]  # overrides that of the command
         evaluates = "evaluate.py" in words
         last_file = folder / ("adaptation.csv" if evaluates else "results.json")
         if note.exists() and note.read_text() != job.command:
@@ -97,7 +99,7 @@ class JobRunner:
         process = subprocess.Popen(
             words if evaluates else [*words, "-c"],
             cwd=CODE,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            env={"WANDB_RUN_GROUP": self._folder.name, **os.environ, "OMP_NUM_THREADS": "1"},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

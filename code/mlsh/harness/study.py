@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from filelock import FileLock
@@ -43,15 +43,19 @@ class Study:
     def __post_init__(self) -> None:
         self.folder = self.figures = CODE / "runs" / self.name
         self.chosen_rate: dict[str, float] = {}  # method -> learning rate
+        self.wandb = "disabled"
 
-    def reproduce(self, figures: str = "") -> None:
+    def reproduce(
+        self, figures: str = "", wandb: Literal["auto", "online", "offline", "disabled"] = "disabled"
+    ) -> None:
         """Run the jobs that are not finished, then print all tables and draw all figures.
 
         Args:
             figures: Folder for the figures. Default: the folder of the runs.
+            wandb: Log the jobs to wandb, as a group with the study's name.
         """
         begun = time.monotonic()
-        self.figures = Path(figures or self.folder)
+        self.figures, self.wandb = Path(figures or self.folder), wandb
         make_folder(self.folder)
         make_folder(self.figures)
         self._choose_learning_rates()
@@ -104,7 +108,7 @@ class Study:
         return Job(f"{training.name}/{name}", f"evaluate.py {run_folder} {flags}")
 
     def run_jobs(self, *groups: Iterable[Job]) -> None:
-        JobRunner(self.folder).run(chain(*groups))
+        JobRunner(self.folder, self.wandb).run(chain(*groups))
 
 
 class Setting(NamedTuple):

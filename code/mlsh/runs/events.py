@@ -41,11 +41,10 @@ class TensorBoardTracker:
                 Summary(value=[Summary.Value(tag=name, image=image)]), env_steps
             )
 
-    def keep_best(self, snapshot: Mapping[str, Any]) -> None:
+    def keep_best(self, snapshot: Mapping[str, Any], trained_reward: float) -> None:
         pass
 
-    def finish(self, results: Mapping[str, Any], final_test: Mapping[str, Any], env_steps: int) -> None:
-        self.log(final_test, env_steps)
+    def finish(self, results: Mapping[str, Any], summary: Mapping[str, Any], env_steps: int) -> None:
         self.log_image("test/curves", self._folder / "curves.png", env_steps)
         self.close()
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +18,7 @@ from mlsh.errors import UserError
 from mlsh.outcome import Outcome, concatenate_groups
 from mlsh.progress import progress_bar
 from mlsh.runs.files import write_whole, writing
-from mlsh.runs.metrics import MetricsFile, Row, means_of, read_metrics
+from mlsh.runs.metrics import MetricsFile, Row, highest_mean, means_of, read_metrics
 from mlsh.runs.run import Run, SettingsType
 
 
@@ -84,6 +85,8 @@ class Log(Generic[SettingsType]):
         if parallel.FIRST:
             done = run.progress["iteration"]
             self._metrics = MetricsFile(run.folder, columns, done)
+            trained_reward = "trained_reward" if "trained_reward" in rewards else [*rewards][-1]
+            run.highest_reward = highest_mean(read_metrics(run.folder), trained_reward)
             description = "compiling" if self.cfg.compile == "on" else ""
             self._bar = progress_bar(run.length * iterations, done * iterations, description, leave=True)
         self._start = time.monotonic() - run.progress["seconds"]
@@ -124,8 +127,11 @@ class Log(Generic[SettingsType]):
         if results:
             write_whole(self.folder / "results.json", json.dumps(results, indent=2) + "\n")
             print_results(results, self.folder)
+        summary = summarise_final_test(results or {})
+        if summary:
+            self._track({}, test={re.sub("^([0-9]+_)?test_", r"\1", name): x for name, x in summary.items()})
         for tracker in self.run.trackers:
-            tracker.finish(results or {}, summarise_final_test(results or {}), self.env_steps)
+            tracker.finish(results or {}, summary, self.env_steps)
 
     def close_after_failed_write(self) -> None:
         """Close what is open without raising, when the disk takes no more."""
@@ -292,18 +298,17 @@ def final_test_tables(results: Mapping[str, Any]) -> dict[str, list[Row]]:
 
 
 def summarise_final_test(results: Mapping[str, Any]) -> dict[str, float]:
-    """Return the numbers of the final test by name, for wandb and TensorBoard.
+    """Return the numbers of the final test for wandb's summary, by name.
 
     These are each measure's mean over the tasks, the standard error of the mean return, and the return on each task for
-    which `has_curves` is true. The names begin with "test/", and those of held-out tasks with "test/held_out_".
+    which `has_curves` is true.
     """
     summary: dict[str, float] = {}
     for table, rows in final_test_tables(results).items():
-        prefix = "test/" if table == "test" else f"test/{table}_"
         final = dict.fromkeys(name for row in rows for name in row if name.startswith("final_"))
-        summary |= {f"{prefix}{name}": x for name, x in means_of(rows, ("return", *final)).items()}
-        summary[f"{prefix}standard_error"] = sum(row["standard_error"] ** 2 for row in rows) ** 0.5 / len(rows)
+        summary |= {f"{table}_{name}": x for name, x in means_of(rows, ("return", *final)).items()}
+        summary[f"{table}_standard_error"] = sum(row["standard_error"] ** 2 for row in rows) ** 0.5 / len(rows)
         for row in rows:
             if has_curves(row["task"]):
-                summary |= {f"{prefix}{row['task']}_{name}": row[name] for name in ("return", "standard_error")}
+                summary |= {f"{row['task']}_{table}_{name}": row[name] for name in ("return", "standard_error")}
     return summary

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -25,6 +26,14 @@ def means_of(rows: Sequence[Row], names: Iterable[str]) -> dict[str, float]:
     """Return the mean of each named column over the rows that have it; columns that no row has are left out."""
     known = {name: [row[name] for row in rows if row.get(name) is not None] for name in names}
     return {name: sum(x) / len(x) for name, x in known.items() if x}
+
+
+def highest_mean(rows: Sequence[dict[str, str]], column: str) -> float:
+    """Return the highest mean of a column over the rows of an outer iteration, or minus infinity without rows."""
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        values.setdefault(row["iteration"], []).append(float(row[column]))
+    return max((sum(x) / len(x) for x in values.values()), default=-math.inf)
 
 
 class MetricsFile:

@@ -4,7 +4,6 @@ import contextlib
 import datetime
 import functools
 import json
-import math
 import os
 import platform
 import secrets
@@ -14,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
 from filelock import FileLock, Timeout
@@ -36,9 +35,22 @@ class Tracker(Protocol):
 
     def log(self, values: Mapping[str, Any], env_steps: int) -> None: ...
     def log_image(self, name: str, path: Path, env_steps: int) -> None: ...
-    def keep_best(self, snapshot: Mapping[str, Any]) -> None: ...
-    def finish(self, results: Mapping[str, Any], final_test: Mapping[str, Any], env_steps: int) -> None: ...
+    def keep_best(self, snapshot: Mapping[str, Any], trained_reward: float) -> None: ...
+    def finish(self, results: Mapping[str, Any], summary: Mapping[str, Any], env_steps: int) -> None: ...
     def close(self) -> None: ...
+
+
+class TrackedSettings(Protocol):
+    """The settings that trackers need; those of training runs and of evaluate.py have them."""
+
+    KIND: ClassVar[str]
+    env: str
+    wandb_project: str
+    tensorboard: bool
+
+    @property
+    def wandb_mode(self) -> str: ...
+    def as_dict(self) -> dict[str, Any]: ...
 
 
 class ClosableLog(Protocol):
@@ -57,12 +69,14 @@ class Run(Generic[SettingsType]):
     """A training run, in this process and in the others that torchrun started.
 
     `kind` is its class of settings. `cfg` are the settings from the command line, or from the checkpoint with -c.
-    `progress` is what is done: outer iterations, env steps, seconds. Train in the context `training`. All errors that
-    a user can cause are raised as UserError.
+    `progress` is what is done: outer iterations, env steps, seconds. `highest_reward` is the highest trained reward so
+    far, which the log reads from metrics.csv. Train in the context `training`. All errors that a user can cause are
+    raised as UserError.
     """
 
     folder: Path
     trackers: list[Tracker]
+    highest_reward: float
     _log: ClosableLog
 
     def __init__(self, kind: type[SettingsType]) -> None:
@@ -101,7 +115,6 @@ class Run(Generic[SettingsType]):
         self.trackers = []
         parallel.from_first(self._start_trackers)  # a tracker that fails here ends the run before it has any file
         self._take_snapshot()
-        self._highest = -math.inf  # trained reward since the start of this process
         self._save()  # shows at once whether the disk has room
         self._write_config()
         self._announce()
@@ -132,10 +145,10 @@ class Run(Generic[SettingsType]):
         The trained reward is that of the sub-policies with which the iteration began. If it is the highest so far, the
         trackers get their checkpoint as the best one.
         """
-        if trained_reward > self._highest:
-            self._highest = trained_reward
+        if parallel.FIRST and trained_reward > self.highest_reward:
+            self.highest_reward = trained_reward
             for tracker in self.trackers:
-                tracker.keep_best(self._snapshot)
+                tracker.keep_best(self._snapshot, trained_reward)
         self.progress |= progress
         if len(compiled.FAILED) > self._compile_failures:
             self._write_config()
@@ -151,19 +164,10 @@ class Run(Generic[SettingsType]):
             self._log.close(results | dict(final_test() if final_test else {}))
 
     def _start_trackers(self) -> None:
-        """Start wandb and TensorBoard as the settings say; they are imported here because that takes a while."""
-        redirect_home(self.folder)
-        if self.cfg.wandb_mode != "disabled":
-            from mlsh.runs.tracking import WandbTracker
-
-            tracker = WandbTracker(self.cfg, self.folder, self.progress["run_id"], describe_machine())
-            self.progress["run_id"] = tracker.run_id
-            self.trackers.append(tracker)
-        if self.cfg.tensorboard:
-            from mlsh.runs.events import TensorBoardTracker
-
-            settings = {"kind": self.cfg.KIND, **self.cfg.as_dict(), **describe_machine()}
-            self.trackers.append(TensorBoardTracker(self.folder, self.progress["env_steps"], settings))
+        """Start the trackers; wandb may change the id of the run."""
+        trackers, run_id = start_trackers(self.cfg, self.folder, self.progress["run_id"], self.progress["env_steps"])
+        self.trackers += trackers
+        self.progress["run_id"] = run_id
 
     def _announce(self) -> None:
         """Print what is trained, where the files go, and what it runs on."""
@@ -237,6 +241,27 @@ def refuse_files_in(folder: Path, continued: bool) -> None:
             if "checkpoint.pt" in names:
                 raise UserError(f"--out {folder} is not empty; continue it with -c or name another folder")
             raise UserError(f"--out {folder} is not empty and has no checkpoint to continue; name another folder")
+
+
+def start_trackers(cfg: TrackedSettings, folder: Path, run_id: str, env_steps: int = 0) -> tuple[list[Tracker], str]:
+    """Start wandb and TensorBoard as the settings say; they are imported here because that takes a while.
+
+    `env_steps` are those done before, in a continued run. Also returns the run's id, which wandb may change.
+    """
+    trackers: list[Tracker] = []
+    redirect_home(folder)
+    if cfg.wandb_mode != "disabled":
+        from mlsh.runs.tracking import WandbTracker
+
+        tracker = WandbTracker(cfg, folder, run_id, describe_machine())
+        trackers.append(tracker)
+        run_id = tracker.run_id
+    if cfg.tensorboard:
+        from mlsh.runs.events import TensorBoardTracker
+
+        settings = {"kind": cfg.KIND, **cfg.as_dict(), **describe_machine()}
+        trackers.append(TensorBoardTracker(folder, env_steps, settings))
+    return trackers, run_id
 
 
 def redirect_home(folder: Path) -> None:

@@ -2,34 +2,22 @@
 
 import contextlib
 import dataclasses
-import io
 import logging
 import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 import torch
 import wandb
 from tqdm import tqdm
 
 from mlsh.errors import UserError
+from mlsh.runs.run import TrackedSettings
 
 CODE = Path(__file__).parents[2]
-
-
-class TrackedSettings(Protocol):
-    """The settings that a wandb run needs; those of training runs and of evaluate.py have them."""
-
-    KIND: ClassVar[str]
-    env: str
-    wandb_project: str
-
-    @property
-    def wandb_mode(self) -> str: ...
-    def as_dict(self) -> dict[str, Any]: ...
 
 
 class WandbTracker:
@@ -45,7 +33,7 @@ class WandbTracker:
         self._run = start_wandb(cfg, folder, run_id, machine)
         self.run_id: str = self._run.id if self._run else run_id  # wandb chooses it in a sweep
         self._hidden: set[str] = set()
-        self._best: Mapping[str, Any] | None = None
+        self._best: tuple[Mapping[str, Any], float] | None = None
         self._attempt(save_code)
 
     def log(self, values: Mapping[str, Any], env_steps: int) -> None:
@@ -60,21 +48,24 @@ class WandbTracker:
 
     def log_image(self, name: str, path: Path, env_steps: int) -> None:
         """Log the film (.gif) or picture at `path`."""
-        media = wandb.Video(str(path), format="gif") if path.suffix == ".gif" else wandb.Image(str(path))
-        self._attempt(self._log, {name: media}, env_steps)
+        self._attempt(self._log_image, name, str(path), env_steps)
 
-    def keep_best(self, snapshot: Mapping[str, Any]) -> None:
+    def _log_image(self, run: Any, name: str, path: str, env_steps: int) -> None:
+        media = wandb.Video(path, format="gif") if path.endswith(".gif") else wandb.Image(path)
+        self._log(run, {name: media}, env_steps)
+
+    def keep_best(self, snapshot: Mapping[str, Any], trained_reward: float) -> None:
         """Keep a checkpoint's data, to be uploaded at the end as the best one so far."""
-        self._best = snapshot
+        self._best = snapshot, trained_reward
 
-    def finish(self, results: Mapping[str, Any], final_test: Mapping[str, Any], env_steps: int) -> None:
-        """Log the final test and the curves, upload checkpoints and results as artifacts, and end the wandb run.
+    def finish(self, results: Mapping[str, Any], summary: Mapping[str, Any], env_steps: int) -> None:
+        """Log the summary and the curves, upload checkpoints and results as artifacts, and end the wandb run.
 
         `results` is empty for a run that was interrupted: then there is no results.json.
         """
-        self.log(final_test, env_steps)
+        self._attempt(lambda run: run.summary.update(summary))
         self.log_image("test/curves", self._folder / "curves.png", env_steps)
-        self._attempt(self._upload, results)
+        self._attempt(self._upload, results, summary)
         self.close()
 
     def close(self) -> None:
@@ -82,25 +73,24 @@ class WandbTracker:
         self._attempt(lambda run: run.finish())
         self._run = None
 
-    def _upload(self, run: Any, results: Mapping[str, Any]) -> None:
+    def _upload(self, run: Any, results: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
         """Upload the best checkpoint, if there is one, and then the last one with the results."""
         if self._best:
-            content = io.BytesIO()
-            torch.save(self._best, content)
-            best = self._artifact(run, self._best)
+            snapshot, trained_reward = self._best
+            best = self._artifact(run, snapshot, {"trained_reward": trained_reward})
             with best.new_file("checkpoint.pt", mode="wb") as file:
-                file.write(content.getbuffer())
+                torch.save(snapshot, file)
             run.log_artifact(best, aliases=["best"])
         path = self._folder / "checkpoint.pt"
-        last = self._artifact(run, torch.load(path, weights_only=True))
+        last = self._artifact(run, torch.load(path, weights_only=True), summary)
         for file in (path, self._folder / "results.json") if results else (path,):
             last.add_file(str(file))
         run.log_artifact(last, aliases=["last", "latest"])
 
-    def _artifact(self, run: Any, data: Mapping[str, Any]) -> wandb.Artifact:
+    def _artifact(self, run: Any, data: Mapping[str, Any], rewards: Mapping[str, float]) -> wandb.Artifact:
         described = {name: data[name] for name in ("kind", "iteration", "env_steps")}
         described |= {name: data["config"][name] for name in ("env", "seed")}
-        return wandb.Artifact(f"checkpoint-{run.id}", type="model", metadata=described)
+        return wandb.Artifact(f"checkpoint-{run.id}", type="model", metadata=described | dict(rewards))
 
     def _attempt(self, call: Callable[..., object], *args: Any) -> None:
         """Call `call(run, *args)`; at the first exception print it and switch wandb off."""
@@ -158,7 +148,7 @@ def init_wandb(cfg: TrackedSettings, folder: Path, run_id: str, mode: Any, machi
         config={"kind": cfg.KIND, **cfg.as_dict(), **machine},
         settings=wandb.Settings(silent=True, console="wrap", init_timeout=30),
     )
-    run.define_metric("env_steps")
+    run.define_metric("env_steps", hidden=True)
     run.define_metric("*", step_metric="env_steps")
     return run
 
