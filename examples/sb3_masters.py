@@ -63,15 +63,15 @@ class Args:
     """CSV file with one row per seed and evaluation."""
 
 
-class GymnasiumVector(VecEnv):
-    """A vector environment of Gymnasium that resets within the same step, as Stable-Baselines3 expects one."""
+class OptionVector(VecEnv):
+    """Options for Stable-Baselines3, with observations normalised as in the run that the sub-policies are from."""
 
-    def __init__(self, env: gym.vector.VectorEnv[Any, Any, Any], seed: int) -> None:
+    def __init__(self, env: mlsh.VectorOptionActions, seed: int) -> None:
         self._env, self._first_seed = env, seed  # first, since the next line reads attributes
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
 
     def reset(self) -> np.ndarray:
-        return self._env.reset(seed=self._first_seed)[0]
+        return self._env.agent.normalise(self._env.reset(seed=self._first_seed)[0])
 
     def step_async(self, actions: np.ndarray) -> None:
         self._actions = actions
@@ -79,8 +79,9 @@ class GymnasiumVector(VecEnv):
     def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
         obs, rewards, terminated, truncated, infos = self._env.step(self._actions)
         over = terminated | truncated  # the time limit counts as an end, since the goal is to be there before it
-        ends = zip(over, infos["final_obs"], strict=True)
-        return obs, rewards, over, [{"terminal_observation": final} if x else {} for x, final in ends]
+        normalise = self._env.agent.normalise
+        ends = zip(over, normalise(infos["final_obs"]), strict=True)
+        return normalise(obs), rewards, over, [{"terminal_observation": final} if x else {} for x, final in ends]
 
     def close(self) -> None:
         self._env.close()
@@ -123,12 +124,10 @@ class Evaluation(BaseCallback):
 
     def _evaluate(self, env_steps: int) -> None:
         """Play one episode per slot, in which PPO samples its actions and DQN is greedy."""
-        normalised = self.model.get_vec_normalize_env()
-        assert normalised
         obs, _ = self._env.reset(seed=10**6 * (self._seed + 1) + len(self.curve))
         returns, alive = np.zeros(self._env.num_envs), np.ones(self._env.num_envs, bool)
         while alive.any():
-            seen: Any = normalised.normalize_obs(obs)
+            seen = self._env.agent.normalise(obs)
             actions, _ = self.model.predict(seen, deterministic=isinstance(self.model, DQN))
             obs, rewards, terminated, truncated, _ = self._env.step(actions)
             returns += np.where(alive, rewards, 0)
@@ -144,9 +143,9 @@ def train(args: Args, seed: int) -> Sequence[tuple[int, float]]:
     """Train one master; return the env steps learned from and the mean return at each evaluation."""
     evaluation = Evaluation(args, seed)
     env = make_env(args, NUM_ENVS)
-    normalised = VecNormalize(GymnasiumVector(env, seed), gamma=0.99)
+    scaled = VecNormalize(OptionVector(env, seed), norm_obs=False, gamma=0.99)  # scales rewards
     kind = {"PPO": PPO, "DQN": DQN}[args.algorithm]
-    model = kind("MlpPolicy", normalised, seed=seed, device="cpu", **SETTINGS[args.algorithm])
+    model = kind("MlpPolicy", scaled, seed=seed, device="cpu", **SETTINGS[args.algorithm])
     model.learn(args.env_steps // env.high_len, callback=evaluation)
     return evaluation.curve
 

@@ -97,6 +97,12 @@ class Agent:
         native = np.asarray(self._native_actions(actions) if self._native_actions else actions)
         return native if batched else native[0]
 
+    def normalise(self, obs: Any) -> np.ndarray:
+        """Observations as MLSH's policies see them: vectors scaled as in training, float32 [size] or [B, size]."""
+        rows, batched = self._flat(obs)
+        scaled = self._normalise(torch.from_numpy(rows).to(self.sub_policies.device)).cpu().numpy()
+        return scaled if batched else scaled[0]
+
     def _flat(self, obs: Any) -> tuple[np.ndarray, bool]:
         """Observations as float32 [B, size], and whether they were given as a batch."""
         space = self.observation_space
