@@ -4,12 +4,23 @@ import csv
 import subprocess
 import sys
 
+import gymnasium as gym
 import pytest
 
+import mlsh
 from conftest import CODE
 
-pytest.importorskip("stable_baselines3")
+sb3 = pytest.importorskip("stable_baselines3")
 pytestmark = pytest.mark.slow
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")
+def test_options_are_an_environment_as_stable_baselines3_expects_one():
+    from stable_baselines3.common.env_checker import check_env
+
+    env = mlsh.OptionActions(gym.make("mlsh:AntObstacles-v1", max_episode_steps=40), "AntMovement-v1", high_len=10)
+    check_env(env)
+    sb3.PPO("MlpPolicy", env, n_steps=8, batch_size=8).learn(16)
 
 
 @pytest.mark.parametrize("algorithm", ["PPO", "DQN"])
