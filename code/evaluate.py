@@ -179,17 +179,17 @@ def track(results: dict[str, Adaptation], runs: list[Path], args: Args, out: Pat
         make_folder(folder)
         trackers, _ = start_trackers(of_run, folder, secrets.token_hex(4))
         for n, env_steps in enumerate(result.env_steps):
-            values = {f"charts/{key}": x[n].mean() for key, x in result.measures.items()}
+            values = {f"new_tasks/{key}": x[n].mean() for key, x in result.measures.items()}
             for j, task in enumerate(result.names[:10]):
-                values |= {f"tasks/{task}_{key}": x[n, j].mean() for key, x in result.measures.items()}
+                values |= {f"new_tasks/{task}_{key}": x[n, j].mean() for key, x in result.measures.items()}
             for tracker in trackers:
                 tracker.log({key: x for key, x in values.items() if not np.isnan(x)}, round(env_steps))
         for j, task in enumerate(result.names[:10]):
             speed = learning_speed(result.env_steps, result.measures["return"][:, j])._asdict()
             for tracker in trackers:
-                tracker.log({f"test/{task}_{key}": x for key, x in speed.items()}, round(env_steps))
+                tracker.log({f"new_tasks/{task}_{key}": x for key, x in speed.items()}, round(env_steps))
         for tracker in trackers:
-            tracker.log_image("test/adaptation", out / "adaptation.png", round(result.env_steps[-1]))
+            tracker.log_image("new_tasks/adaptation", out / "adaptation.png", round(result.env_steps[-1]))
             tracker.close()
 
 

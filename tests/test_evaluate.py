@@ -3,6 +3,7 @@
 import csv
 
 import numpy as np
+import pytest
 import torch
 
 from conftest import CODE, TINY
@@ -212,3 +213,34 @@ def test_an_rl2_checkpoint_is_none_of_train(command, tmp_path):
     for parts, reason in ((0, "--minibatches is 0"), (5, "--minibatches is 5: there are only 4 trials")):
         code, _, err = command("train_rl2.py", *RL2, "--minibatches", parts)
         assert code == 2 and reason in err
+
+
+def test_curves_go_to_wandb_and_tensorboard_if_asked(command, tmp_path):
+    from test_tracking import decode, events_of, scalars, values_of
+
+    runs = [train(command, tmp_path / name) for name in ("a", "b")]
+    flags = ["--updates", 1, "--seeds", 2, "--eval_episodes", 2]
+    code, _, err = command("evaluate.py", runs[0], *flags)
+    assert code == 0 and not (runs[0] / "adaptation").exists(), err  # not unless asked
+    out = tmp_path / "out"
+    code, _, err = command("evaluate.py", *runs, *flags, "--out", out, "--tensorboard", "--wandb", "offline")
+    assert code == 0 and err.count("wandb sync") == 2, err
+    rows = [row for row in adaptation(out) if row["run"] == "b"]
+    steps = [int(x) for x in dict.fromkeys(row["env_steps"] for row in rows)]
+
+    def mean(steps, *tasks):
+        chosen = [row for row in rows if int(row["env_steps"]) == steps and int(row["task"].split()[1]) in tasks]
+        return pytest.approx(np.mean([float(row["return"]) for row in chosen]), abs=1e-4)
+
+    folder = out / "adaptation" / "b"
+    logged = scalars(folder)
+    assert logged["new_tasks/return"] == [(n, mean(n, 0, 1)) for n in steps]
+    assert logged["new_tasks/1_return"] == [(n, mean(n, 1)) for n in steps]
+    assert events_of(folder).Images("new_tasks/adaptation")[0].width > 500
+    records = decode(folder)
+    (run,) = records["run"]
+    config = values_of(run.config.update)
+    assert (run.job_type, run.display_name, run.run_group) == ("evaluate", "b", "MovementBandits-v0")
+    assert config["kind"] == "evaluate" and config["runs"] == [str(runs[1])] and config["updates"] == 1
+    last = values_of(item for row in records["history"] for item in row.item)
+    assert last["new_tasks/return"] == mean(steps[-1], 0, 1) and last["env_steps"] == steps[-1]

@@ -39,6 +39,19 @@ def test_jobs_are_skipped_continued_or_restarted(tmp_path, capsys):
         JobRunner(tmp_path).run([Job("a", f"{COMMAND} --seed 1")])
 
 
+def test_the_jobs_of_a_study_are_a_group_on_wandb(tmp_path, monkeypatch):
+    from test_tracking import decode
+
+    for name in ("WANDB_RUN_GROUP", "WANDB_NAME", "WANDB_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    job = Job("a", COMMAND)
+    (tmp_path / "my-study").mkdir()
+    JobRunner(tmp_path / "my-study", "offline").run([job])
+    (run,) = decode(tmp_path / "my-study" / "a")["run"]
+    assert (run.run_group, run.display_name) == ("my-study", "a")
+    assert (tmp_path / "my-study" / "a.command").read_text() == COMMAND  # so that the study can go on without wandb
+
+
 @pytest.mark.slow
 def test_one_job_per_seed_and_an_evaluation_inside_a_run_folder(tmp_path):
     a, b = Job.for_seeds("a", COMMAND, (3, 4))

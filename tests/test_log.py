@@ -1,5 +1,6 @@
 import csv
 import json
+import math
 
 import imageio.v3 as iio
 import pytest
@@ -21,8 +22,8 @@ class FakeRun(Run[Config]):
         self.cfg, self.folder, self.ended, self.trackers = cfg, folder, [], []
         self.progress = {"iteration": iteration, "env_steps": 0, "train_env_steps": 0, "seconds": 0.0, "run_id": "id"}
 
-    def end_iteration(self, **progress):
-        self.ended.append(progress)
+    def end_iteration(self, trained_reward, **progress):
+        self.ended.append(progress | {"trained_reward": trained_reward})
 
 
 RESULTS = {"test": [], "env_steps": 80, "seconds": 1.0}
@@ -54,8 +55,11 @@ class FakeTracker:
     def log(self, values, env_steps):
         self.logged.append((values, env_steps))
 
-    def log_video(self, names, path, env_steps):
-        self.shown.append(names)
+    def log_image(self, name, path, env_steps):
+        self.shown.append(name)
+
+    def keep_best(self, snapshot, trained_reward):
+        pass
 
     def finish(self, results, summary, env_steps):
         self.results, self.summary = results, summary
@@ -98,8 +102,8 @@ def test_numbers_from_the_environment_are_averaged_and_get_columns_when_they_app
     rows = read_metrics(folder)
     assert [row["final_success"] for row in rows] == ["", "", "0.5", "", "1", "0.5"]
     assert {row["final_time"] for row in rows} == {""} and [row["iteration"] for row in rows] == list("001122")
-    (_, last) = [values for values, _ in tracker.logged if "charts/final_success" in values]
-    assert last["charts/final_success"] == 0.75 and last["tasks/0_final_success"] == 0.5
+    (_, last) = [values for values, _ in tracker.logged if "training/final_success" in values]
+    assert last["training/final_success"] == 0.75 and last["tasks/0_final_success"] == 0.5
     assert tracker.summary["test_final_success"] == 0.5 and tracker.summary["held_out_final_success"] == 0.25
     MLSHLog(FakeRun(cfg, folder, iteration=2)).close()
     assert read_metrics(folder) == rows[:4]
@@ -112,6 +116,7 @@ def test_an_outer_iteration_fills_metrics_curves_and_results(cfg, folder):
     log_outer_iteration(log, 1)
     log.close(RESULTS)
     rows = read_metrics(folder)
+    assert run.highest_reward == -math.inf and [x["trained_reward"] for x in run.ended] == [4.5, 4.5]
     first = "iteration group task pretrain_reward trained_reward joint_reward env_steps train_env_steps seconds".split()
     assert list(rows[0])[:9] == first
     # one of the four rollouts of an outer iteration is learned from
@@ -140,14 +145,17 @@ def test_each_tracker_gets_the_values_of_an_outer_iteration(cfg, folder, monkeyp
     assert first.logged == second.logged
     (trained, at), (logged, end) = first.logged
     assert (at, end) == (30, 40)  # two evaluations and a rollout; one more evaluation
-    assert trained.pop("charts/SPS") > 0
-    assert trained == {"reward": 0, "charts/episodic_return": 0, "charts/episodic_length": 2.5}
+    assert trained.pop("training/SPS") > 0
+    assert trained == {"reward": 0, "training/episodic_return": 0, "training/episodic_length": 2.5}
     assert logged["trained_reward"] == 4.5 and logged["1_trained_reward"] == 3 and logged["0_trained_reward"] == 6
-    assert logged["charts/trained_reward"] == 4.5 and logged["tasks/0_trained_reward"] == 6
+    charts = [name for name in logged if name.startswith("charts/")]
+    assert charts == sorted(charts) == ["charts/trained_reward", "charts/untrained_reward"]  # as both dashboards sort
+    assert logged["charts/trained_reward"] == 4.5 and logged["charts/untrained_reward"] == 3.5
+    assert logged["training/joint_reward"] == 5.5 and logged["tasks/0_trained_reward"] == 6
     assert logged["tasks/1_share_1"] == 0.75 and logged["losses/master_kl"] == 0.5 and logged["losses/sub1_kl"] == 1
-    assert logged["losses/master_explained_variance"] == 0.5 and logged["charts/diverged"] == 2
-    assert logged["charts/explore"] == pytest.approx(0.15) and logged["charts/sub_entropy"] == pytest.approx(0.03)
-    assert logged["charts/sub_lr"] == 0.05
+    assert logged["losses/master_explained_variance"] == 0.5 and logged["training/diverged"] == 2
+    assert logged["training/explore"] == pytest.approx(0.15) and logged["training/sub_entropy"] == pytest.approx(0.03)
+    assert logged["training/sub_lr"] == 0.05
 
 
 @pytest.mark.parametrize("tasks", [[0.25, -1.5], [[0.5, 1.0], [2.0, 0.0]], [10, 499], ["left", "right"]])
@@ -165,7 +173,7 @@ def test_tasks_of_a_large_family_have_no_names_of_their_own(cfg, folder, tasks):
     names = {name for values, _ in tracker.logged for name in values}
     assert not any(str(task) in name for name in names for task in tasks)
     assert not any(name.startswith("tasks/") for name in names) and "charts/trained_reward" in names
-    assert set(tracker.shown) == {("videos/pretrain",)}
+    assert set(tracker.shown) == {"videos/pretrain"}
     assert tracker.summary == {"test_return": 1.0, "test_standard_error": pytest.approx(3 / 2**0.5)}
 
 
@@ -207,7 +215,9 @@ def test_continuing_drops_rows_beyond_the_checkpoint_and_torn_lines(cfg, folder)
     log.close()
     text = (folder / "metrics.csv").read_text()
     (folder / "metrics.csv").write_text(text[: len(text) - 30])  # as if killed while writing
-    log = MLSHLog(FakeRun(cfg, folder, iteration=2))
+    run = FakeRun(cfg, folder, iteration=2)
+    log = MLSHLog(run)
+    assert run.highest_reward == 4.5
     log_outer_iteration(log, 2)
     log.close()
     iterations = [row["iteration"] for row in csv.DictReader((folder / "metrics.csv").open())]

@@ -288,6 +288,6 @@ def test_tracking_has_losses_and_returns(command, tmp_path):
     flags = [*TINY, "--tasks", 2, "--tensorboard", "--out", tmp_path]
     assert command("train_option_critic.py", *flags)[0] == 0
     logged, read = scalars(tmp_path), rows(tmp_path)
-    names = {f"losses/{name}" for name in Losses._fields} | {"charts/joint_reward", "tasks/1_joint_reward", "reward"}
+    names = {f"losses/{name}" for name in Losses._fields} | {"charts/trained_reward", "tasks/1_joint_reward"}
     assert names <= set(logged)
     assert [x for _, x in logged["losses/entropy"]] == pytest.approx([float(r["entropy"]) for r in read[::2]], rel=1e-4)
