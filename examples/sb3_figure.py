@@ -35,7 +35,8 @@ def main() -> None:
         for name, (env_steps, returns) in panels[task].items():
             for n, values in zip(env_steps, returns, strict=True):
                 print(f"{task}, {name}, {n:,} env steps: {values.mean():.1f} ± {values.std(ddof=1):.1f}")
-    draw_bands(Path(figure), panels, "env steps on the task")
+        panels[task] = {name: (env_steps / 1000, returns) for name, (env_steps, returns) in panels[task].items()}
+    draw_bands(Path(figure), panels, "thousand env steps on the task")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ OTHERS = {
     "sbatch": {"--array", "--time", "--nodes", "--ntasks-per-node", "--cpus-per-task", "--signal", "--requeue"},
     "sbatch's log": {"--open-mode"},
     "uv": {"--no-sources"},
+    "sb3_masters.py": {"--algorithm", "--run", "--env_steps", "--every"},
     "tensorboard": {"--logdir"},
     "wandb": {"--entity"},
     "ruff": {"--check"},
