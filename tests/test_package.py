@@ -42,7 +42,11 @@ def undeclared(declared, *folders):
             elif isinstance(node, ast.ImportFrom) and node.module:
                 names.add(node.module.partition(".")[0])
     providers = packages_distributions()
-    return {x for x in names - own - sys.stdlib_module_names if not declared & {*providers.get(x, ()), canonicalize_name(x)}}
+    return {
+        x
+        for x in names - own - sys.stdlib_module_names
+        if not declared & set(map(canonicalize_name, (*providers.get(x, ()), x)))
+    }
 
 
 def test_what_is_imported_is_declared():

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from inspect import cleandoc
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, Self, TypeVar, get_type_hints
 
 import torch
 import tyro
@@ -188,6 +188,19 @@ class TrackingSettings(Settings):
     def validate(self) -> None:
         super().validate()
         self.wandb_mode  # noqa: B018  # raises for an unknown $WANDB_MODE
+
+
+class TrackedSettings(Protocol):
+    """The settings that trackers need; those of training runs and of evaluate.py have them."""
+
+    KIND: ClassVar[str]
+    env: str
+    wandb_project: str
+    tensorboard: bool
+
+    @property
+    def wandb_mode(self) -> str: ...
+    def as_dict(self) -> dict[str, Any]: ...
 
 
 @dataclass

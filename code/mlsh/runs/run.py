@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from filelock import FileLock, Timeout
@@ -23,7 +23,7 @@ from mlsh.envs.registry import check_memory
 from mlsh.errors import EnvironmentFailed, UserError, ignore_signals
 from mlsh.runs import checkpoint
 from mlsh.runs.files import write_whole
-from mlsh.settings import RunSettings, parse
+from mlsh.settings import RunSettings, TrackedSettings, parse
 
 PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "pygame-ce", "wandb", "imageio", "matplotlib")
 LOCKS: list[FileLock] = []  # the locks on run folders that this process holds
@@ -38,19 +38,6 @@ class Tracker(Protocol):
     def keep_best(self, snapshot: Mapping[str, Any], trained_reward: float) -> None: ...
     def finish(self, results: Mapping[str, Any], summary: Mapping[str, Any], env_steps: int) -> None: ...
     def close(self) -> None: ...
-
-
-class TrackedSettings(Protocol):
-    """The settings that trackers need; those of training runs and of evaluate.py have them."""
-
-    KIND: ClassVar[str]
-    env: str
-    wandb_project: str
-    tensorboard: bool
-
-    @property
-    def wandb_mode(self) -> str: ...
-    def as_dict(self) -> dict[str, Any]: ...
 
 
 class ClosableLog(Protocol):

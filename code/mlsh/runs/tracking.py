@@ -15,7 +15,7 @@ import wandb
 from tqdm import tqdm
 
 from mlsh.errors import UserError
-from mlsh.runs.run import TrackedSettings
+from mlsh.settings import TrackedSettings
 
 CODE = Path(__file__).parents[2]
 
