@@ -85,7 +85,7 @@ class WandbTracker:
         last = self._artifact(run, torch.load(path, weights_only=True), summary)
         for file in (path, self._folder / "results.json") if results else (path,):
             last.add_file(str(file))
-        run.log_artifact(last, aliases=["last", "latest"])
+        run.log_artifact(last, aliases=["last"])
 
     def _artifact(self, run: Any, data: Mapping[str, Any], rewards: Mapping[str, float]) -> wandb.Artifact:
         described = {name: data[name] for name in ("kind", "iteration", "env_steps")}
