@@ -296,7 +296,7 @@ class RL2Log(Log[RL2Config]):
         of_tasks = means_by_task(rows, self._episodes)
         first, last = (trials.episode_return[e].mean().item() for e in (0, -1))
         charts = {"trained_reward": last, "untrained_reward": first}
-        self._log_training_episodes(last, trials.steps / trials.episode_return.numel())
+        self._log_training_episodes(trials.episode_return.mean().item(), trials.steps / trials.episode_return.numel())
         self._advance_bar(f"iteration {i + 1}/{self.run.length}")
         sections = {"charts": charts, "losses": losses, "tasks": of_tasks}
         self._end_outer_iteration(i, rows, f"last episode {last:.2f}", of_tasks, **sections)
