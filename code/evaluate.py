@@ -60,7 +60,7 @@ class Args(AdaptationSettings, TrackingSettings):
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, DESCRIBED] = ()
     """Run folders or checkpoints. Each is a line in the figure."""
     out: str = ""
-    """Folder for the files; if empty, that of the first run. It must not hold an adaptation.csv."""
+    """Folder for the files. If empty: that of the first run. It must not hold an adaptation.csv."""
     env: str = ""
     """Another environment with the same spaces, played with -T and --high_len of its preset."""
     tasks: tuple[str, ...] = ()

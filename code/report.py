@@ -55,8 +55,7 @@ class Args:
     csv: Annotated[str, DESCRIBED] = ""
     """CSV file with one row per run: returns, standard errors, shares, env steps, seconds. Default: no file."""
     html: Annotated[str, DESCRIBED] = ""
-    """HTML page with these tables, and for each run its learning curves, final test, films, settings, machine and
-    command. It needs no other file. Default: no page."""
+    """HTML page with tables, and curves, final test, videos, settings and command of each run. Default: no page."""
 
 
 class Reached(NamedTuple):

@@ -1,6 +1,6 @@
 """Train masters with Stable-Baselines3 over sub-policies that MLSH has learned: python sb3_masters.py --help
 
-Needs `pip install stable-baselines3`.
+Needs `pip install -e .[sb3]` in the root of the repository.
 """
 
 import csv

@@ -196,8 +196,8 @@ class OptionActions(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         total, steps = 0.0, 0
         terminated, truncated, info = False, False, {}
         while steps < self.high_len and not (terminated or truncated):
-            primitive = self.agent.act(self._obs, int(action), self._deterministic, self._rng)
-            self._obs, reward, terminated, truncated, info = self.env.step(primitive)
+            chosen = self.agent.act(self._obs, int(action), self._deterministic, self._rng)
+            self._obs, reward, terminated, truncated, info = self.env.step(chosen)
             total += float(reward)
             steps += 1
         return self._obs, total, terminated, truncated, {**info, "steps": steps}
@@ -241,8 +241,8 @@ class VectorOptionActions(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarra
             alive = ~(terminated | truncated)
             if not alive.any():
                 break
-            primitives = self.agent.act(self._obs, actions, self._deterministic, self._rng)
-            result = self.env.step(torch.from_numpy(primitives).to(self.env.device))
+            chosen = self.agent.act(self._obs, actions, self._deterministic, self._rng)
+            result = self.env.step(torch.from_numpy(chosen).to(self.env.device))
             obs, reward, ended, cut = (x.numpy(force=True) for x in result[:4])
             self._obs = np.where(alive.reshape(-1, *[1] * (obs.ndim - 1)), obs, self._obs)
             rewards += np.where(alive, reward, 0)
