@@ -1,5 +1,7 @@
 """The Python API: sub-policies on NumPy observations, and as the actions of an environment."""
 
+import re
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -247,3 +249,12 @@ def test_vectors_of_options_play_as_single_ones(command, tmp_path):
             np.testing.assert_array_equal(obs, infos["final_obs"][0])
             assert (reward, terminated, truncated) == (pytest.approx(rewards[0]), ends[0][0], ends[1][0])
             assert info["steps"] == infos["steps"][0]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/guide/using-primitives.md"])
+def test_the_documented_lines_run(page):
+    text = (CODE.parent / page).read_text()
+    block = next(block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "mlsh.load" in block)
+    names = {}
+    exec(block.replace("runs/mb-0", "MovementBandits-v0"), names)
+    assert names["env"].action_space.contains(names["action"])
