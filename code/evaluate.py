@@ -193,6 +193,14 @@ def track(results: dict[str, Adaptation], runs: list[Path], args: Args, out: Pat
             tracker.close()
 
 
+def check_login() -> None:
+    """Raise a UserError if wandb has no login."""
+    import wandb
+
+    if not wandb.login(prompt=False):
+        raise UserError("wandb is not online; run `wandb login`, or use --wandb offline")
+
+
 def names_of(runs: list[Path]) -> list[str]:
     """A distinct name for each run: that of its folder or file, or its whole path."""
     names = [run.stem if run.is_file() else run.name for run in runs]
@@ -217,6 +225,8 @@ def main() -> None:
     out = Path(args.out or (runs[0] if runs[0].is_dir() else runs[0].parent))
     if (out / "adaptation.csv").exists():
         raise UserError(f"{out} already holds an adaptation.csv; name another folder with --out, or move the file away")
+    if args.wandb_mode == "online":
+        check_login()  # before an evaluation whose curves could not be uploaded
     make_folder(out)
     results = {name: evaluate(run, args) for name, run in zip(names, runs, strict=True)}
     print_table(results)

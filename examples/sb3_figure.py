@@ -20,13 +20,15 @@ def read(paths: list[str]) -> dict[str, dict[str, Returns]]:
     tasks: dict[str, dict[str, Returns]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     for path in paths:
         for row in csv.DictReader(Path(path).read_text().splitlines()):
-            task = row["task"].removeprefix("task ")[0]
+            task = row["task"].removeprefix("task ").split()[0]
             learner = f"{row['algorithm']} of Stable-Baselines3" if "algorithm" in row else "master of MLSH"
             tasks[f"task {task}"][learner][int(row["env_steps"])].append(float(row["return"]))
     return tasks
 
 
 def main() -> None:
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
     figure, *paths = sys.argv[1:]
     panels = {}
     for task, learners in read(paths).items():

@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 import mlsh
 
 NUM_ENVS = 8
-# Chosen on seeds from 100 on
+# chosen on the seeds 100 and above, which are not reported
 SETTINGS: dict[str, dict[str, Any]] = {
     "PPO": {"n_steps": 80 // NUM_ENVS, "batch_size": 40, "n_epochs": 4, "learning_rate": 1e-2},
     "DQN": {
@@ -44,7 +44,7 @@ class Args:
     algorithm: Literal["PPO", "DQN"] = "PPO"
     """Algorithm of Stable-Baselines3."""
     env: str = "MovementBandits-v0"
-    """Environment of this package."""
+    """Environment of this package whose episodes do not end early, since env steps are counted by decisions."""
     run: str = "MovementBandits-v0"
     """Run folder, checkpoint, or name of a checkpoint that comes with the package."""
     task: int = 0
@@ -54,7 +54,7 @@ class Args:
     env_steps: int = 40_000
     """Env steps to learn from, per master."""
     every: int = 2_000
-    """Env steps between two evaluations."""
+    """Env steps between two evaluations, a multiple of 8 decisions."""
     episodes: int = 8
     """Evaluation episodes, whose env steps are not counted."""
     seeds: tuple[int, ...] = (0,)
@@ -114,7 +114,7 @@ class Evaluation(BaseCallback):
         self._args, self._seed, self._env = args, seed, make_env(args, args.episodes)
 
     def _on_step(self) -> bool:
-        env_steps = (self.num_timesteps - NUM_ENVS) * self._env.high_len  # PPO has learned from all of these
+        env_steps = (self.num_timesteps - NUM_ENVS) * self._env.high_len  # the latest step is not yet learned from
         if env_steps % self._args.every == 0:
             self._evaluate(env_steps)
         return True

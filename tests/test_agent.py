@@ -85,6 +85,13 @@ def test_wrong_arguments_are_refused():
         mlsh.load("nowhere")
     with pytest.raises(UserError, match="of a run on MovementBandits-v0 does not fit"):
         mlsh.OptionActions(gym.make("mlsh:MovementBandits4-v0"), "MovementBandits-v0")
+    for env in ("MovementBandits4-v0", "AntBandits-v1"):
+        with pytest.raises(ValueError, match="the agent's spaces are"):
+            mlsh.OptionActions(gym.make(f"mlsh:{env}"), agent)
+    with pytest.raises(TypeError, match="wrap each copy"):
+        mlsh.VectorOptionActions(gym.make("mlsh:MovementBandits-v0"), agent)
+    with pytest.raises(gym.error.ResetNeeded):
+        mlsh.OptionActions(gym.make("mlsh:MovementBandits-v0"), agent).step(0)
     with pytest.raises(ValueError, match="high_len is 0"):
         mlsh.OptionActions(gym.make("mlsh:MovementBandits-v0"), agent, high_len=0)
 
@@ -96,7 +103,15 @@ def test_a_flat_policy_has_nothing_to_load(command, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "env", ["DiscreteObservations-v0", "DictObservations-v0", "Images-v0", "BoxActions-v0", "HalfBounded-v0"]
+    "env",
+    [
+        "DiscreteObservations-v0",
+        "DictObservations-v0",
+        "UnsortedDict-v0",
+        "Images-v0",
+        "BoxActions-v0",
+        "HalfBounded-v0",
+    ],
 )
 def test_environments_of_users(command, tmp_path, env):
     """Observations of every kind, single and batched; actions are elements of the environment's own space."""

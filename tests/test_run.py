@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -129,9 +130,10 @@ def test_runs_of_the_same_second_have_folders_of_their_own(tmp_path, monkeypatch
         pytest.param("train_option_critic.py --tasks 1 --rollouts 2 -N 2 --tensorboard=False", marks=pytest.mark.slow),
     ],
 )
-def test_the_same_command_with_c_starts_a_run_and_continues_it(command, tmp_path, typed):
+def test_the_same_command_with_c_starts_a_run_and_continues_it(command, tmp_path, monkeypatch, typed):
+    monkeypatch.chdir(tmp_path)
     script, *flags = typed.split()
-    out = tmp_path / "new"
+    out = Path("MovementBandits-v0")  # also the name of a checkpoint that comes with the package
     flags += ["--env", "MovementBandits-v0", "-T", 7, "--wandb", "disabled", "-c", "--out", out]
     code, _, err = command(script, *flags)
     assert code == 0 and "(1 done)" not in err, err

@@ -9,7 +9,7 @@ from typing import Any, SupportsFloat
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.spaces import Box, Discrete, flatten
+from gymnasium.spaces import Box, Dict, Discrete, Tuple, flatten
 from gymnasium.utils import RecordConstructorArgs
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space, iterate
@@ -18,7 +18,7 @@ from torch import Tensor
 from mlsh.config import Config
 from mlsh.envs import find_id
 from mlsh.envs.base import SingleEnv, VectorTasks
-from mlsh.envs.gymnasium_tasks import ActionMap, flat_space, leaf_spaces
+from mlsh.envs.gymnasium_tasks import ActionMap, flat_space
 from mlsh.errors import UserError
 from mlsh.models import ActorCritic, Hierarchy
 from mlsh.rollout import act
@@ -33,6 +33,13 @@ class PolicySpaces:
     single_action_space: gym.Space[Any]
 
 
+def spaces_of(env: gym.Env[Any, Any] | VectorTasks) -> tuple[gym.Space[Any], gym.Space[Any]]:
+    """Return the spaces of an observation and of an action."""
+    if isinstance(env, VectorTasks):
+        return env.single_observation_space, env.single_action_space
+    return env.observation_space, env.action_space
+
+
 class Agent:
     """The frozen sub-policies of a run. `load` makes it.
 
@@ -45,12 +52,10 @@ class Agent:
     def __init__(self, data: dict[str, Any], env: gym.Env[Any, Any] | VectorTasks) -> None:
         """`data` is what `checkpoint.load` returns. `env` only provides the spaces."""
         self.config: Config = data["config"]
-        batched = isinstance(env, VectorTasks)
-        self.observation_space = env.single_observation_space if batched else env.observation_space
-        self.action_space = env.single_action_space if batched else env.action_space
+        self.observation_space, self.action_space = spaces_of(env)
         self._rng = np.random.default_rng()
         # as in training, actions for the package's own families are neither mapped nor clipped
-        own = batched or isinstance(env.unwrapped, SingleEnv)
+        own = isinstance(env, VectorTasks) or isinstance(env.unwrapped, SingleEnv)
         self._native_actions = None if own else ActionMap(self.action_space)
         spaces = PolicySpaces(
             flat_space(self.observation_space),
@@ -114,10 +119,10 @@ class Agent:
                     f"obs has shape {x.shape}; use {shape}, or (B, {', '.join(map(str, shape))}) for a batch"
                 )
             return x.reshape(-1, math.prod(shape)), x.shape != shape
-        _, leaf = next(leaf_spaces(space))
-        x = obs
-        while isinstance(x, (dict, tuple)):
-            x = next(iter(x.values() if isinstance(x, dict) else x))
+        leaf, x = space, obs
+        while isinstance(leaf, (Dict, Tuple)):  # an environment may return the keys in another order than the space
+            key: Any = next(iter(leaf)) if isinstance(leaf, Dict) else 0
+            leaf, x = leaf[key], x[key]
         batched = np.ndim(x) > len(leaf.shape or ())
         items = iterate(batch_space(space, len(x)), obs) if batched else [obs]
         return np.stack([np.asarray(flatten(space, item), np.float32) for item in items]), batched
@@ -149,8 +154,14 @@ def load(run: Path | str, env: gym.Env[Any, Any] | VectorTasks | None = None, de
 def find_options(
     env: gym.Env[Any, Any] | VectorTasks, run: Path | str | Agent, high_len: int | None
 ) -> tuple[Agent, int]:
-    """The agent whose sub-policies are to be options, and the env steps of each. Arguments as for `OptionActions`."""
+    """Return the agent that provides the options, and the env steps of an option. Arguments as for `OptionActions`.
+
+    Raises ValueError if the agent has other spaces than the environment, or if an option has less than one step.
+    """
     agent = run if isinstance(run, Agent) else load(run, env)
+    spaces = agent.observation_space, agent.action_space
+    if spaces != spaces_of(env):
+        raise ValueError(f"the agent's spaces are {spaces}; give an environment that has them")
     steps = agent.config.high_len if high_len is None else high_len
     if steps < 1:
         raise ValueError(f"high_len is {high_len}; use 1 or more")
@@ -193,6 +204,8 @@ class OptionActions(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         return self._obs, info
 
     def step(self, action: int) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        if self._obs is None:
+            raise gym.error.ResetNeeded("call reset before step")
         total, steps = 0.0, 0
         terminated, truncated, info = False, False, {}
         while steps < self.high_len and not (terminated or truncated):
@@ -217,6 +230,8 @@ class VectorOptionActions(gym.vector.VectorEnv[np.ndarray, np.ndarray, np.ndarra
         self, env: VectorTasks, run: Path | str | Agent, high_len: int | None = None, deterministic: bool = False
     ) -> None:
         """`env` is what `gymnasium.make_vec` returns. The other arguments are those of `OptionActions`."""
+        if not isinstance(env, VectorTasks):
+            raise TypeError("env is no batched environment of this package; wrap each copy of it in OptionActions")
         self.env, self.num_envs = env, env.num_envs
         self.agent, self.high_len = find_options(env, run, high_len)
         self._deterministic = deterministic

@@ -347,7 +347,7 @@ def without_truth_values(argv: Sequence[str], what: Any) -> list[str]:
 
 
 def bool_flags(what: Any) -> dict[str, bool]:
-    """For each bool flag of a dataclass, of the groups in it, or of a function: whether --no_… turns it off."""
+    """Return the bool flags of a dataclass, its groups, or a function, and whether --no_… turns each off."""
     found = {}
     for name, hint in get_type_hints(what, include_extras=True).items():
         kind = getattr(hint, "__origin__", hint)
@@ -391,7 +391,7 @@ def parse(
     saved = None
     if known.resume:
         with contextlib.suppress(NoCheckpoint):
-            saved = load(known.out)
+            saved = load(f"{known.out}/checkpoint.pt")  # --out never names a shipped checkpoint
     default = dataclasses.replace(saved["config"], resume=False) if saved else kind.defaults(known.env)
     cfg = parse_grouped(kind, argv, default, describe(kind, default))
     if not saved:

@@ -90,7 +90,7 @@ class VectorTasks(VectorEnv[torch.Tensor, torch.Tensor, torch.Tensor]):
         known = self.all_tasks
         for t in tasks if known else ():
             if t not in known:
-                raise ValueError(f"there is no task {t}; use one of {', '.join(map(str, known))}")
+                raise ValueError(f"there is no task {t!r}; use one of {', '.join(map(str, known))}")
         self.task = [t for t in tasks for _ in range(self._block_size(len(tasks), "tasks"))]
 
     def reset(

@@ -103,7 +103,7 @@ class JobRunner:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
-            pass_fds=[held] if held and os.name == "posix" else [],
+            pass_fds=[held] if held is not None and os.name == "posix" else [],
         )
         self._running.add(process)
         if self._stopping:  # another job may have failed since the check above

@@ -48,7 +48,7 @@ def draw_curves_of(run: Run, best: float | None) -> dict[str | None, str]:
         figure = Figure(figsize=(4.2, 3.0), layout="constrained")
         axes = figure.subplots()
         draw_rewards(axes, run.metrics, task, rewards)
-        if best:
+        if best is not None:
             axes.axhline(best, color="k", ls=":", label="best possible")
         axes.set_ylabel("mean episode return")
         axes.legend(fontsize=8)
