@@ -23,8 +23,7 @@ def test_options_are_an_environment_as_stable_baselines3_expects_one():
     sb3.PPO("MlpPolicy", env, n_steps=8, batch_size=8).learn(16)
 
 
-@pytest.mark.parametrize("algorithm", ["PPO", "DQN"])
-@pytest.mark.parametrize("task", [0, 1])
+@pytest.mark.parametrize(("algorithm", "task"), [("PPO", 0), ("DQN", 1)])
 def test_a_master_of_stable_baselines3_learns_movement_bandits(tmp_path, algorithm, task):
     script = CODE.parent / "examples" / "sb3_masters.py"
     flags = f"--algorithm {algorithm} --task {task} --env_steps 12000 --every 12000 --episodes 50 --seeds 300"
