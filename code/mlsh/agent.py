@@ -175,8 +175,8 @@ class OptionActions(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     The reward is the sum of the rewards of these steps. The infos are those of the last step, and `info["steps"]` is
     the number of env steps taken.
 
-    A time limit around this wrapper counts decisions, and one inside counts env steps. Each decision's reward is that
-    of several env steps, so a discount factor applies per decision, as in MLSH.
+    A time limit around this wrapper counts decisions, and a time limit inside it counts env steps. A discount factor
+    applies per decision, as for the masters of MLSH.
     """
 
     def __init__(

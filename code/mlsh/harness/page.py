@@ -27,12 +27,12 @@ class Table(NamedTuple):
 
 
 def data_uri(kind: str, content: bytes) -> str:
-    """Return a file's content as an address that a page can use in place of the file's own."""
+    """Return a data URI with a file's content, so that a page needs no other file."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def svg(figure: Figure) -> str:
-    """Return a figure as the address of an image, with a transparent background."""
+    """Return a figure as the data URI of an SVG image with a transparent background."""
     file = io.BytesIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "mlsh"}):
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
