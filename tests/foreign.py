@@ -11,8 +11,8 @@ class Line(gym.Env):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 7}
 
-    def __init__(self, render_mode=None, actions=None, observations=None, end=None, keys=None):
-        self.render_mode, self.end, self.keys = render_mode, end, keys
+    def __init__(self, render_mode=None, actions=None, observations=None, end=None):
+        self.render_mode, self.end = render_mode, end
         self.action_space = actions or Discrete(3, start=-1)
         self.observation_space = observations or Box(-99, 99, (1,), np.float64)
         self.goal, self.taken = 1, []
@@ -24,8 +24,7 @@ class Line(gym.Env):
         if space.dtype == np.uint8:
             return np.full(space.shape, 100 + 10 * self.x).astype(np.uint8)
         if isinstance(space, Dict):
-            observation = {"at": np.array([self.x]), "side": int(self.x > 0)}
-            return {name: observation[name] for name in self.keys or observation}
+            return {"at": np.array([self.x]), "side": int(self.x > 0)}
         return np.array([self.x], np.float64)
 
     def reset(self, seed=None, options=None):
@@ -81,6 +80,16 @@ class Listed(Line):
 
     def set_task(self, task):
         self.goal = task.goal
+
+
+class Unsorted(Listed):
+    """Returns the keys of its observations in another order than its space, in which Gymnasium sorts them."""
+
+    def __init__(self, render_mode=None):
+        super().__init__(render_mode, observations=Dict({"position": Box(-99, 99, (1,)), "goal": Discrete(2)}))
+
+    def _observation(self):
+        return {"position": np.array([self.x], np.float32), "goal": int(self.x > 0)}
 
 
 class Original(Line):
@@ -226,10 +235,7 @@ KINDS = {
     "HalfBounded-v0": (Listed, {"actions": Box(np.float32([0, -np.inf, -1]), np.float32([4, np.inf, np.inf]))}),
     "DiscreteObservations-v0": (Listed, {"observations": Discrete(5)}),
     "DictObservations-v0": (Listed, {"observations": Dict(at=Box(-99, 99, (1,)), side=Discrete(2))}),
-    "UnsortedDict-v0": (
-        Listed,
-        {"observations": Dict(at=Box(-99, 99, (1,)), side=Discrete(2)), "keys": ("side", "at")},
-    ),
+    "UnsortedDict-v0": (Unsorted, {}),
     "Images-v0": (Listed, {"observations": Box(0, 255, (9, 8, 1), np.uint8)}),
     "Maps-v0": (Listed, {"observations": Box(0, 255, (7, 7, 3), np.uint8)}),
     "NoRendering-v0": (NoRendering, {}),
