@@ -175,27 +175,32 @@ def test_continuing_without_metrics_and_with_another_wandb_part(command, tmp_pat
     assert len(parts) == 2 and f"offline-run-*-{run_id}" in err
 
 
-@pytest.mark.parametrize(
-    ("sent", "code"),
-    [
-        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
-        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
-        (signal.SIGUSR1, 128 + signal.SIGUSR1),
-    ],
-)
-def test_a_signal_saves_and_the_run_continues(tmp_path, sent, code):
-    flags = [*TINY, "--compile", "off", "--tasks", "1000000", "--out", str(tmp_path)]
+def saved_by(sent, folder):
+    """A run in `folder` that the signal has ended: its exit code, and the outer iterations that it has saved."""
+    flags = [*TINY, "--compile", "off", "--tasks", "1000000", "--out", str(folder)]
     flags[flags.index("disabled")] = "offline"
     run = subprocess.Popen([sys.executable, "train.py", *flags], cwd=CODE, stderr=subprocess.PIPE, text=True)
-    wait_for_rows(run, tmp_path, 7)
+    wait_for_rows(run, folder, 7)
     run.send_signal(sent)
     try:
         _, err = run.communicate(timeout=60)
     finally:
         run.kill()  # if it did not listen
-    assert run.returncode == code and "Traceback" not in err
-    done = checkpoint.load(tmp_path, [Config])["iteration"]
-    assert done >= 3 and (tmp_path / "curves.png").exists() and f"saved after {done} of" in err
+    done = checkpoint.load(folder, [Config])["iteration"]
+    assert "Traceback" not in err and f"saved after {done} of" in err
+    assert done >= 3 and (folder / "curves.png").exists()
+    return run.returncode, done
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves(tmp_path, sent, code):
+    assert saved_by(sent, tmp_path)[0] == code
+
+
+def test_a_signal_saves_and_the_run_continues(tmp_path):
+    code, done = saved_by(signal.SIGUSR1, tmp_path)
+    assert code == 128 + signal.SIGUSR1
     go_on = [sys.executable, "train.py", "-c", "--out", str(tmp_path), "--tasks", str(done + 1), "--wandb", "disabled"]
     run = subprocess.run(go_on, cwd=CODE, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
@@ -316,13 +321,20 @@ def test_no_environment_variables_are_needed(tmp_path, home):
 
 @pytest.mark.slow
 def test_scaling(monkeypatch, capsys):
+    """The runs of torchrun are real, and those of single processes are made up."""
     monkeypatch.syspath_prepend(CODE)
     import benchmark
 
+    whole_loop = benchmark.whole_loop
+
+    def mostly_made_up(flags, tasks, launcher=(), copies=1, **environment):
+        return whole_loop(flags, tasks, launcher, **environment) if launcher else [(1000.0, 0.5)] * copies
+
+    monkeypatch.setattr(benchmark, "whole_loop", mostly_made_up)
     benchmark.compare_processes(TINY, Config(groups=2), benchmark.Args(processes=2, tasks=2, repeats=1))
     first, *rows, last = capsys.readouterr().out.splitlines()
     speeds = [float(row[26:36].replace(",", "")) for row in rows]
-    assert first.startswith("MovementBandits-v0 --groups 2") and len(speeds) == 3 and min(speeds) > 0
+    assert first.startswith("MovementBandits-v0 --groups 2") and speeds[:2] == [2000, 4000] and speeds[2] > 0
     assert float(last.split()[2]) == pytest.approx(100 * speeds[2] / speeds[1], abs=1)
 
 
