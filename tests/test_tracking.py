@@ -388,7 +388,8 @@ def test_online_wandb_that_cannot_be_reached_ends_the_command_before_there_is_a_
         code, out, err = command("train.py", *flags, *([] if variables else ["--wandb", "online"]))
         assert code == 2 and not out and err.count("\n") == 1
         assert "error: wandb is not online (no network)" in err and "--wandb offline" in err
-        assert not [path for path in (tmp_path / "run").rglob("*") if path.is_file() and path.name != ".lock"]
+        files = {path.name for path in (tmp_path / "run").rglob("*") if path.is_file()}
+        assert files == {".lock", ".starting"}
     assert command("train.py", *flags, "--wandb", "disabled")[0] == 0  # the folder can be used again
 
 
