@@ -18,7 +18,7 @@ from mlsh.envs import make_env
 from mlsh.errors import UserError, command
 from mlsh.meta_test import LEARNERS, Measures, adaptation_curves, transferred
 from mlsh.runs import checkpoint
-from mlsh.runs.files import make_folder, safe_name, write_whole, writing
+from mlsh.runs.files import make_folder, refuse_links, safe_name, write_whole
 from mlsh.runs.plots import draw_bands, steps_to_fraction
 from mlsh.runs.run import start_trackers
 from mlsh.sampling import Streams, distinct, drawn_tasks, find_task
@@ -167,8 +167,7 @@ def write(results: dict[str, Adaptation], out: Path) -> None:
             for n, seed in np.ndindex(len(env_steps), measures["return"].shape[2]):
                 cells = [f"{measures[k][n, j, seed]:.6g}" if k in measures else "" for k in ("return", *reported)]
                 writer.writerow([name, label, seed, n, f"{env_steps[n]:.0f}", cells[0], best[j], *cells[1:]])
-    with writing(out):
-        draw_bands(out / "adaptation.png", panels, "env steps on the new task")
+    draw_bands(out / "adaptation.png", panels, "env steps on the new task")
     write_whole(out / "adaptation.csv", text.getvalue())
 
 
@@ -228,6 +227,7 @@ def main() -> None:
     if args.wandb_mode == "online":
         check_login()  # before an evaluation whose curves could not be uploaded
     make_folder(out)
+    refuse_links(out)
     results = {name: evaluate(run, args) for name, run in zip(names, runs, strict=True)}
     print_table(results)
     write(results, out)

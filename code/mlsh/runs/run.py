@@ -22,12 +22,12 @@ from mlsh import __version__, compiled, parallel
 from mlsh.envs.registry import check_memory
 from mlsh.errors import EnvironmentFailed, UserError, ignore_signals
 from mlsh.runs import checkpoint
-from mlsh.runs.files import write_whole
+from mlsh.runs.files import half_written, refuse_links, write_whole
 from mlsh.settings import RunSettings, TrackedSettings, parse
 
 PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "pygame-ce", "wandb", "imageio", "matplotlib")
 LOCKS: list[FileLock] = []  # the locks on run folders that this process holds
-INTERRUPTED_START = {".lock", "videos", "wandb", "checkpoint.pt.tmp"}  # what a run leaves that never saved
+INTERRUPTED_START = {".lock", "videos", "wandb"}  # what a run leaves that never saved
 
 
 class Tracker(Protocol):
@@ -170,6 +170,7 @@ class Run(Generic[SettingsType]):
         self._compile_failures = len(compiled.FAILED)
         if parallel.FIRST:
             description = {"run_id": self.progress["run_id"], "config": self.cfg.as_dict()}
+            description |= {"preset": type(self.cfg).defaults(self.cfg.env).as_dict()}  # which report.py compares with
             description |= {"machine": describe_machine(), "compiler_failed": (compiled.FAILED or [None])[-1]}
             write_whole(self.folder / "config.json", json.dumps(description, indent=2) + "\n")
 
@@ -193,7 +194,9 @@ def make_run_folder(cfg: RunSettings, continued: bool) -> Path:
         if not cfg.out:
             folder = new_folder(cfg)
         refuse_files_in(folder, continued)
-        (folder / "videos").mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        refuse_links(folder)
+        (folder / "videos").mkdir(exist_ok=True)
         LOCKS.append(FileLock(folder / ".lock"))
         LOCKS[-1].acquire(timeout=0)
         refuse_files_in(folder, continued)  # again, now that no other run can add any
@@ -224,7 +227,8 @@ def refuse_files_in(folder: Path, continued: bool) -> None:
     """Raise a UserError if there are files that a run which begins in this folder could overwrite."""
     if folder.exists() and not continued:
         names = [path.name for path in folder.iterdir()] if folder.is_dir() else [folder.name]
-        if not all(name in INTERRUPTED_START or name.startswith("events.out.tfevents") for name in names):
+        left = (x in INTERRUPTED_START or x.startswith("events.out.tfevents") for x in names if not half_written(x))
+        if not all(left):
             if "checkpoint.pt" in names:
                 raise UserError(f"--out {folder} is not empty; continue it with -c or name another folder")
             raise UserError(f"--out {folder} is not empty and has no checkpoint to continue; name another folder")
