@@ -71,6 +71,12 @@ def test_a_failed_job_is_named_and_the_others_stop(tmp_path):
     assert not (tmp_path / "endless" / "results.json").exists()
 
 
+def test_a_job_that_is_killed_names_the_signal(tmp_path):
+    (tmp_path / "killed.py").write_text("import os; os.kill(os.getpid(), 9)")
+    with pytest.raises(UserError, match="a was killed by SIGKILL .perhaps for lack of memory.; start the study again"):
+        JobRunner(tmp_path).run([Job("a", f"{tmp_path}/killed.py")])
+
+
 @pytest.mark.slow
 def test_an_interrupt_stops_the_jobs_after_they_have_saved(tmp_path):
     job = Job("a", f"{COMMAND} --tasks 1000000")

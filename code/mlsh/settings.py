@@ -298,7 +298,7 @@ class RunSettings(TaskSettings, NetworkSettings, RunFolderSettings, TrackingSett
     @classmethod
     def changeable(cls) -> list[str]:
         """The fields that may differ when a run is continued."""
-        names = (cls.LENGTH, "copies", "record", "wandb", "tensorboard", "device", "sim_threads", "save_seconds")
+        names = f"{cls.LENGTH} copies record wandb wandb_project tensorboard device sim_threads save_seconds".split()
         known = {field.name for field in fields_of(cls)}
         return [name for name in names if name in known]
 
@@ -316,7 +316,7 @@ def cli(what: Any, args: Sequence[str] | None = None, **options: Any) -> Any:
     Raises a one-line UserError for a command line that cannot be read; tyro itself prints a box of several lines.
     """
     args = current_names(sys.argv[1:] if args is None else args, getattr(what, "RENAMED", {}))
-    args = without_truth_values(args, what)
+    args = without_truth_values(with_home(args), what)
     if isinstance(what, type):
         options.setdefault("description", cleandoc(what.__doc__ or ""))  # tyro leaves the examples out
     else:  # tyro would call it, and so mix its own errors and output with the function's
@@ -355,6 +355,16 @@ def current_names(argv: Sequence[str], renamed: dict[str, str]) -> list[str]:
         return f"--{name}{equals}{value}" if name and flag.startswith("--") else word
 
     return [current(word) for word in argv]
+
+
+def with_home(argv: Sequence[str]) -> list[str]:
+    """The command line with the home folder for ~, which shells leave in --out=~/runs, and scripts everywhere."""
+
+    def expanded(word: str) -> str:
+        flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        return f"{flag}{equals}{os.path.expanduser(value)}"  # noqa: PTH111 (Path.expanduser raises without a home)
+
+    return [expanded(word) for word in argv]
 
 
 def without_truth_values(argv: Sequence[str], what: Any) -> list[str]:
@@ -407,7 +417,7 @@ def parse(
     flag that contradicts the checkpoint is a UserError, except for the flags in `kind.changeable()`. Returns the
     settings, and the checkpoint's dict or None.
     """
-    argv = without_truth_values(argv, kind)
+    argv = without_truth_values(with_home(argv), kind)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--env", nargs="?", default=kind.env, const=kind.env)  # tyro refuses a flag without its value
     first.add_argument("--out", nargs="?", default="", const="")
