@@ -132,8 +132,13 @@ def read_rows(folder: Path) -> list[dict[str, str]]:
     rows, path = read_metrics(folder), folder / "metrics.csv"
     with reading(path):
         for row in rows or [{}]:
-            numbers = [int(row["iteration"]), int(row["env_steps"]), float(row["trained_reward"])]
-            numbers += [float(row[name]) for name in ("seconds", "pretrain_reward", "joint_reward") if name in row]
+            numbers = [
+                int(row["iteration"]),
+                int(row["env_steps"]),
+                float(row["seconds"]),
+                float(row["trained_reward"]),
+            ]
+            numbers += [float(row[name]) for name in ("pretrain_reward", "joint_reward") if name in row]
             if not all(fits(x, float) for x in numbers):
                 raise ValueError(f"a number in the row of task {row['task']} cannot be")
     return rows
