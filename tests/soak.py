@@ -267,7 +267,7 @@ def wrong_flags(folder, base):
             yield [script, *words, *(base if word == "BASE" else word for word in ending.split())]
 
 
-STRANGE = """
+STRANGE = r"""
 import gymnasium as gym, numpy as np
 from gymnasium.spaces import Box, Discrete, Text
 
@@ -293,7 +293,7 @@ WAYS = dict(
     reward_text=dict(step=returns(zeros, "x", False, False, {})),
     reward_two=dict(step=returns(zeros, zeros, False, False, {})),
     obs_shape=dict(step=returns(np.zeros(3, np.float32), 0.0, False, False, {})),
-    obs_nan=dict(step=returns(zeros * np.inf, 0.0, False, False, {})),
+    obs_nan=dict(step=returns(zeros * np.nan, 0.0, False, False, {})),
     obs_none=dict(step=returns(None, 0.0, False, False, {})),
     no_obs_space=dict(observation_space=None), text_space=dict(observation_space=Text(9)),
     no_action_space=dict(action_space=None), text_actions=dict(action_space=Text(9)),
