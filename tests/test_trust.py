@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+import subprocess
 import sys
 import zipfile
 
@@ -15,14 +16,13 @@ from conftest import CODE, TINY
 from mlsh.errors import UserError
 from mlsh.harness.finished import read_run
 
+SOAK = CODE.parent / "tests" / "soak.py"
 SMALL = [*TINY, "--hidden", "8", "--record", "1"]
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """The folder of a finished run; copy it before changing it."""
-    import subprocess
-
     folder = tmp_path_factory.mktemp("runs") / "run"
     words = [sys.executable, CODE / "train.py", *SMALL, "--out", folder]
     subprocess.run(list(map(str, words)), check=True, capture_output=True)
@@ -306,3 +306,10 @@ def test_damaged_files_are_told_in_one_line(run, command, tmp_path, name):
     path.mkdir()
     code, _, err = command("report.py", run)
     assert code == 2 and str(path) in err and err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_few_kills_and_wrong_inputs_of_the_soak():
+    done = subprocess.run([sys.executable, SOAK, "--quick"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "| all " in done.stdout
