@@ -317,7 +317,7 @@ def wrong_environments(folder, base):
             yield [script, base, "--env", env, "--out", folder / "new.gif"]
 
 
-SETTINGS = {"N": -5, "T": 0, "master_lr": float("nan"), "hidden": 0, "gamma": 2.0, "compile": "x", "abacus": 1}
+SETTINGS = {"N": -5, "T": 0, "master_lr": float("nan"), "hidden": 2**62, "gamma": 2.0, "compile": "x", "abacus": 1}
 SETTINGS |= {"env": None, "W": "3", "seed": -1, "num_sub_policies": -1, "clip": float("inf"), "high_len": 2**70}
 EDITS: dict[str, Callable[[bytes], bytes]] = {
     "empty": lambda x: b"",

@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import re
 import signal
 import sys
 import traceback
@@ -77,7 +78,7 @@ def run_command(main: Callable[[], None]) -> None:
     except ModuleNotFoundError as error:
         fail(f"{error}; install it with pip")
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
+        if isinstance(error, RuntimeError) and not re.search("memory|size calculation overflowed", str(error)):
             raise
         reason = " ".join(str(error).split()) or "there is too little memory"
         fail(f"{reason:.150}; use smaller -N, --groups or --hidden")
