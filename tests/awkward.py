@@ -131,6 +131,18 @@ class FromSpace(Walk):
         return self.observed(), {}
 
 
+class IgnoresGenerator(Walk):
+    """Draws its tasks, and what setting one does, from the global generator."""
+
+    train_tasks = None
+
+    def sample_task(self, rng):
+        return float(np.random.choice([-1, 1]) * np.random.rand())
+
+    def set_task(self, task):
+        self.goal = task + np.random.rand()
+
+
 class AttributeSeed(FromSpace):
     seed = None
 
@@ -236,6 +248,7 @@ ALL = {
     "Threads": at_start(lambda: torch.set_num_threads(2)),
     "Strict": at_start(lambda: np.seterr(all="raise")),
     "FromSpace": FromSpace,
+    "IgnoresGenerator": IgnoresGenerator,
     "AttributeSeed": AttributeSeed,
     "WhenMade": WhenMade,
     "FromTorch": of(reward=lambda self: torch.rand(()).item()),

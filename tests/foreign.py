@@ -221,6 +221,9 @@ class OldClass:
 
     action_space, observation_space, task = Discrete(3), Box(-99, 99, (1,), np.float64), 1
 
+    def __init__(self):
+        self.rng = np.random.RandomState(1234)
+
     def sample_task(self):
         return [-1, 1][np.random.randint(2)]
 
@@ -228,7 +231,7 @@ class OldClass:
         self.task = task
 
     def reset(self):
-        self.x, self.t = self.np_random.randint(1, 9), 0
+        self.x, self.t = self.np_random.randint(1, 9) + self.rng.uniform(), 0
         return np.array([self.x])
 
     def step(self, action):

@@ -112,6 +112,16 @@ def test_our_discrete_actions_may_be_of_any_integer_type(env_id):
             env.step(action)
 
 
+def test_the_actions_of_a_batch_may_be_of_any_integer_type():
+    for env_id in ("MovementBandits-v0", "Fourrooms-v0"):
+        results = []
+        for kind in (torch.int64, torch.int8, torch.uint8, torch.int32):
+            env = make_env(Config(env=env_id, T=5), 2)
+            env.reset(seed=0)
+            results.append(env.step(torch.tensor([1, 2], dtype=kind))[0].tolist())
+        assert all(result == results[0] for result in results)
+
+
 @pytest.mark.parametrize(
     "kind", ["Walk", "RGBA", "Grey", "GreyChannel", "ChannelsFirst", "Canvas", "Grows", "TextRate"]
 )
@@ -204,7 +214,7 @@ def test_an_environment_finds_the_folder_again_that_it_has_chosen(tmp_path):
     boundary.chosen.clear()
 
 
-@pytest.mark.parametrize("kind", ["FromSpace", "AttributeSeed", "WhenMade", "FromTorch"])
+@pytest.mark.parametrize("kind", ["FromSpace", "IgnoresGenerator", "AttributeSeed", "WhenMade", "FromTorch"])
 def test_what_environments_draw_is_the_same_in_every_run(kind):
     results = []
     for _ in range(2):
@@ -217,7 +227,7 @@ def test_what_environments_draw_is_the_same_in_every_run(kind):
     assert results[0] == results[1]
 
 
-@pytest.mark.parametrize("kind", ["NormalizeObservation", "NormalizeReward", "FromTorch", "WhenMade"])
+@pytest.mark.parametrize("kind", ["NormalizeObservation", "NormalizeReward", "IgnoresGenerator", "WhenMade"])
 def test_a_continued_run_is_as_an_uninterrupted_one(command, tmp_path, kind):
     tiny = [*TINY, "--env", f"awkward:{kind}-v0", "--record", 0]
     assert command("train.py", *tiny, "--out", tmp_path / "a")[0] == 0

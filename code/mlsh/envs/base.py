@@ -125,6 +125,8 @@ class VectorTasks(VectorEnv[torch.Tensor, torch.Tensor, torch.Tensor]):
         The final test and metrics.csv report the means of tensors [E] in the info of an episode's last step.
         """
         self._elapsed += 1
+        if not actions.is_floating_point():
+            actions = actions.long()  # torch takes other integer types for masks, or not at all
         observation, reward, terminated, info = self._step(actions)
         return observation, reward, terminated, self._elapsed == (self.max_episode_steps or -1), info
 

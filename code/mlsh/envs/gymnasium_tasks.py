@@ -99,7 +99,12 @@ class GymnasiumTasks(VectorTasks):
         self._finished = np.zeros(num_envs, bool)  # whether the episode of a slot is over
         self._last_info: dict[str, np.ndarray] = {}  # name -> [E], from the infos of last steps; NaN where missing
         statistics = RunningStatistics(self.envs)
-        self.components = {"environment": statistics} if statistics else {}
+        if statistics:
+            self.components = {"environment": statistics}
+            boundary.say_once(
+                "note: a wrapper normalises with statistics of its own, and tests begin with new ones; leave it out, "
+                "because --normalise does the same for observations and --reward_scale scales rewards"
+            )
         if isinstance(self._native_space, Dict) and "desired_goal" in self._native_space.spaces:
             boundary.say_once(
                 "note: the observations contain desired_goal, which shows the task to the policies; to leave it out, "
@@ -107,8 +112,7 @@ class GymnasiumTasks(VectorTasks):
             )
         # one step now, so that an environment that cannot be played is refused before the run begins
         self.task_label(self.task[0])
-        self._seed_spaces(0, 0)
-        self._begin_episode(0, 0)
+        self._begin_episode(0, 0, in_new_rollout=True)
         action = self._native_actions(np.zeros((1, *(self.single_action_space.shape or ()))))[0]
         observation, reward, *_ = first.step(action)
         self._keep_observation(0, observation)
@@ -128,15 +132,13 @@ class GymnasiumTasks(VectorTasks):
         with environment_errors(f"in task_label of task {task}"):
             return self._protocol.label(self._task_envs[0], task)
 
-    def _seed_spaces(self, e: int, seed: int) -> None:
-        for layer in layers(self.envs[e]):
-            for space in spaces_of(layer):
-                space.seed(seed)
-
-    def _begin_episode(self, e: int, seed: int) -> None:
+    def _begin_episode(self, e: int, seed: int, in_new_rollout: bool) -> None:
         env, rng = self._task_envs[e], np.random.default_rng(seed)
-        self._protocol.set_task(env, self.task[e])
         self._protocol.seed(env, rng)
+        self._protocol.set_task(env, self.task[e])
+        if in_new_rollout:  # for every episode it would take too long
+            for space in (space for layer in layers(self.envs[e]) for space in spaces_of(layer)):
+                space.seed(seed)
         self._keep_observation(e, boundary.reset_observation(self.envs[e].reset(seed=int(seed))))
 
     def _keep_observation(self, e: int, observation: Any) -> None:
@@ -152,9 +154,7 @@ class GymnasiumTasks(VectorTasks):
         try:
             with boundary.restored_settings():
                 for e, seed in zip(slots.tolist(), seeds.tolist(), strict=True):
-                    if len(slots) == self.num_envs:  # a rollout begins
-                        self._seed_spaces(e, seed)
-                    self._begin_episode(e, seed)
+                    self._begin_episode(e, seed, in_new_rollout=len(slots) == self.num_envs)
         except (Exception, SystemExit) as error:
             raise self._failure(e, error) from None
         for values in self._last_info.values():
@@ -271,11 +271,12 @@ def prepare_rendering(probe: gym.Env, render_mode: str) -> None:
 
     Raises RenderingUnavailable if the environment does not have the render mode, or if OpenGL does not work here.
     """
+    needs_opengl = uses_mujoco(probe)
     with contextlib.suppress(Exception, SystemExit):
         probe.close()
     if render_mode not in ((probe.metadata or {}).get("render_modes") or ()):
         raise RenderingUnavailable(f"the environment does not support render_mode {render_mode}")
-    if uses_mujoco(probe):
+    if needs_opengl:
         choose_opengl(render_mode == "human")
 
 
@@ -298,11 +299,11 @@ def layers(env: gym.Env) -> Iterator[gym.Env]:
 
 def frames_per_second(metadata: Any) -> float:
     """Return the frame rate in an environment's metadata, or 30 if there is no positive number."""
+    rate: Any = (metadata or {}).get("render_fps")
     try:
-        rate = float((metadata or {}).get("render_fps"))
+        return float(rate) if 0 < float(rate) < math.inf else 30
     except (TypeError, ValueError):
         return 30
-    return rate if 0 < rate < math.inf else 30
 
 
 def flat_space(space: gym.Space[Any]) -> gym.Space[Any]:

@@ -8,6 +8,8 @@ from types import ModuleType
 from typing import Any
 
 import gymnasium
+import gymnasium.envs.registration
+import gymnasium.utils.seeding
 import numpy as np
 
 
@@ -54,8 +56,11 @@ class OldGymTasks(gymnasium.Env):
         self.old.realgoal = task
 
     def seed(self, seed: int) -> None:
-        """Seed what these classes draw from: `np_random`, and NumPy's global generator."""
+        """Seed what these classes draw from: `np_random` and other RandomStates, and NumPy's global generator."""
         self.old.np_random = np.random.RandomState(seed)
+        for x in vars(self.old).values():
+            if isinstance(x, np.random.RandomState):
+                x.seed(seed)
         np.random.seed(seed)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:

@@ -134,6 +134,7 @@ class TaskSampler(TaskProtocol):
 
     def _call(self, env: Any, sample: Callable[..., Any], rng: np.random.Generator) -> Any:
         if inspect.signature(sample).parameters:
+            seed_global_generators(rng.spawn(1)[0])  # in case that it draws from them nevertheless
             task = sample(rng)
         else:
             seed_all_generators(env, rng)

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -30,7 +31,7 @@ class RunningStatistics:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the values of the copies of all processes, [copies][values]."""
-        own = [[torch.as_tensor(getattr(*place)) for place in places] for places in self._values]
+        own = [[torch.from_numpy(np.array(getattr(*place))) for place in places] for places in self._values]
         return {"copies": [values for of_process in gather(own) for values in of_process]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -40,13 +41,14 @@ class RunningStatistics:
             raise ValueError(f"it has the wrappers of {len(state['copies'])} copies, but there are {sum(counts)}")
         for places, values in zip(self._values, state["copies"][start:], strict=False):
             for (owner, name), value in zip(places, values, strict=True):
-                setattr(owner, name, value.numpy().copy())
+                is_float = type(getattr(owner, name)) is float  # an array would change the types of later results
+                setattr(owner, name, value.item() if is_float else value.numpy().copy())
 
 
 def gather(x: Any) -> list[Any]:
     """Return a list of every process's `x`."""
-    of_all = [None] * (dist.get_world_size() if dist.is_initialized() else 1)
     if not dist.is_initialized():
         return [x]
+    of_all = [None] * dist.get_world_size()
     dist.all_gather_object(of_all, x)
     return of_all

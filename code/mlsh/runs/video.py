@@ -10,7 +10,6 @@ from typing import Any
 
 import imageio
 import numpy as np
-from imageio_ffmpeg import count_frames_and_secs
 from numpy.typing import NDArray
 from PIL import Image
 from PIL.GifImagePlugin import getdata, getheader
@@ -52,8 +51,8 @@ def video(path: Path | str, fps: float) -> Iterator[Callable[[Frame], None]]:
         yield add
         with write_errors(path):
             writer.close()
-            if temporary.suffix == ".mp4" and count_frames_and_secs(str(temporary))[0] != frames:
-                raise OSError("ffmpeg has left a damaged file")  # it does not report a full disk
+            if temporary.suffix == ".mp4":  # ffmpeg does not report a full disk
+                check_frames(temporary, frames)
             os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(Exception):
@@ -71,6 +70,14 @@ def write_errors(path: Path | str) -> Iterator[None]:
         reason = " ".join(str(error).split()) or type(error).__name__
         remedy = "check the disk space and permissions, and use a name that ends in .gif or .mp4"
         raise UserError(f"cannot write {path} ({reason:.150}); {remedy}") from None
+
+
+def check_frames(path: Path, frames: int) -> None:
+    """Raise an exception if a film is damaged or does not have so many frames."""
+    with imageio.get_reader(path) as reader:
+        readable: Any = reader
+        if readable.count_frames() != frames:
+            raise OSError("it was cut short")
 
 
 def rgb(picture: Any) -> Frame:
