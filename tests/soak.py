@@ -334,7 +334,7 @@ EDITS: dict[str, Callable[[bytes], bytes]] = {
 def wrong_files(folder, base):
     run = folder / "run"
     readers = [["train.py", "-c", "--out", run], ["evaluate.py", run, "--out", folder / "new"], ["render.py", run]]
-    damaged = [("checkpoint.pt", x) for x in EDITS] + [("config", x) for x in SETTINGS]
+    damaged = [("checkpoint.pt", x) for x in [*EDITS][:6]] + [("config", x) for x in SETTINGS]
     for (name, what), words in itertools.product(damaged, readers):
         shutil.rmtree(run, ignore_errors=True)
         shutil.copytree(base, run)
