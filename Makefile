@@ -1,7 +1,7 @@
 # make train     install everything into .venv, then train on MovementBandits
 # make test      run the linter, the type checker and the fast tests
 # make test-all  run the slow tests as well
-# make soak      kill and continue a run fifty times; watch the memory of a long one
+# make soak      kill all commands a hundred times and type 200 wrong inputs; watch the memory of a long run
 # make bandits   reproduce the study of the 2D bandits; likewise point-worlds, fourrooms and taxi
 # make paper     reproduce these four studies
 # make ants      reproduce the study of the heavy ant

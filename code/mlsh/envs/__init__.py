@@ -13,6 +13,7 @@ from mlsh.envs import (  # noqa: F401
     movement_bandits_conv,
     taxi,
 )
+from mlsh.envs.old_gym import OldGymTasks
 from mlsh.envs.registry import (
     best_return,
     env_ids,
@@ -25,6 +26,7 @@ from mlsh.envs.registry import (
 )
 
 __all__ = [
+    "OldGymTasks",
     "best_return",
     "env_ids",
     "find_class",
