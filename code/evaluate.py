@@ -24,7 +24,7 @@ from mlsh.envs.memory import available_memory
 from mlsh.errors import UserError, command
 from mlsh.meta_test import LEARNERS, Measures, adaptation_curves, transferred
 from mlsh.runs import checkpoint
-from mlsh.runs.files import make_folder, safe_name, write_whole, writing
+from mlsh.runs.files import make_folder, refuse_links, safe_name, write_whole, writing
 from mlsh.runs.plots import draw_bands, steps_to_fraction
 from mlsh.runs.run import check_tracking, start_trackers
 from mlsh.sampling import Streams, distinct, drawn_tasks, find_task
@@ -190,8 +190,7 @@ def write(results: dict[str, Adaptation], out: Path) -> None:
                 cells = [f"{measures[k][n, j, seed]:.6g}" if k in measures else "" for k in ("return", *reported)]
                 writer.writerow([name, label, seed, n, f"{env_steps[n]:.0f}", cells[0], best[j], *cells[1:]])
     write_whole(out / "adaptation.csv", text.getvalue())
-    with writing(out):
-        draw_bands(out / "adaptation.png", panels, "env steps on the new task")
+    draw_bands(out / "adaptation.png", panels, "env steps on the new task")
 
 
 def track(results: dict[str, Adaptation], runs: list[Path], args: Args, out: Path) -> None:
@@ -266,6 +265,7 @@ def main() -> None:
     if args.wandb_mode == "online":
         check_login()  # before an evaluation whose curves could not be uploaded
     make_folder(out)
+    refuse_links(out)
     with locked(out):
         if (out / "adaptation.csv").exists():
             raise UserError(f"{out} already holds an adaptation.csv; name another folder with --out, or move the file")

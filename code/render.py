@@ -70,7 +70,7 @@ def main() -> None:
         raise UserError(f"--out is {out}: use a name that ends in .gif or .mp4")
     if not out.parent.is_dir():
         raise UserError(f"--out is {out}, but there is no folder {out.parent}; make it first")
-    agent = load_agent(data, env)
+    agent = load_agent(data | {"config": cfg}, env)  # on --device, not on that of the run
     for name, updates in (("untrained", 0), ("trained", args.updates or cfg.W or cfg.U)):
         adapted, _ = adapt(agent, env, [task], cfg, updates)
         path = out.with_stem(f"{out.stem}-{name}")

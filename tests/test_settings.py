@@ -73,7 +73,7 @@ def test_a_flag_that_an_old_checkpoint_lacks_has_its_default():
     del values["sim_threads"]
     assert Config.from_dict(values) == Config(N=7)
     for wrong in ({"N": "7"}, {"abacus": 1}):
-        with pytest.raises(TypeError):
+        with pytest.raises(UserError):
             Config.from_dict(values | wrong)
 
 

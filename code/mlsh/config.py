@@ -213,8 +213,8 @@ class Config(
             worth_it = self.total_minibatches >= WORTH_COMPILING
             self.compile = "on" if worth_it and can_compile(self.device) else "off"
 
-    def validate(self) -> None:
-        super().validate()
+    def check(self) -> None:
+        super().check()
         if self.W == self.U == 0:
             raise UserError("-W 0 and -U 0 together learn nothing; make one of them positive")
         if self.U and not self.num_sub_policies:

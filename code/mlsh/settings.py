@@ -14,7 +14,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from inspect import cleandoc
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, Self, TypeVar, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    NamedTuple,
+    Protocol,
+    Self,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import torch
 import tyro
@@ -63,14 +75,20 @@ class Settings:
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """The inverse of `as_dict`. It also accepts the names of earlier versions.
 
-        A setting that is missing, because it was added later, gets its default. Raises TypeError for an unknown name,
-        and for a value whose type differs from that of the default.
+        A setting that is missing, because it was added later, gets its default. Raises a UserError for an unknown name,
+        for a value of another type than the default, and for what `check` refuses.
         """
+        if not isinstance(values, dict):
+            raise UserError(f"the settings are {values!r:.60} instead of names and values")
         renamed = {cls.RENAMED.get(name, name): x for name, x in values.items() if name not in cls.REMOVED}
+        defaults = {field.name: field.default for field in fields_of(cls)}
+        for name, x in renamed.items():
+            if name not in defaults:
+                raise UserError(f"there is no setting {name!r:.60}")
+            if type(x) is not type(defaults[name]):
+                raise UserError(f"{name} is {x!r:.60} instead of a value like {defaults[name]!r}")
         settings = cls(**renamed)
-        for field in fields_of(cls):
-            if type(getattr(settings, field.name)) is not type(field.default):
-                raise TypeError(f"{field.name} is {getattr(settings, field.name)!r}")
+        settings.check()
         return settings
 
     @classmethod
@@ -88,14 +106,23 @@ class Settings:
         """Some of the fields, as a dict."""
         return {name: getattr(self, name) for name in names}
 
-    def validate(self) -> None:
-        """Raise a UserError that names the first flag whose value cannot work."""
+    def check(self) -> None:
+        """Raise a UserError that names the first flag whose value cannot work on any machine."""
+        hints = get_type_hints(type(self))
         for field in fields_of(type(self)):
-            value = getattr(self, field.name)
+            value, hint = getattr(self, field.name), hints[field.name]
+            if get_origin(hint) is Literal and value not in get_args(hint):
+                raise UserError(f"{self.flag(field.name)} is {value!r:.60}: use {', '.join(get_args(hint))}")
+            if isinstance(value, int) and value >= 2**63:
+                raise UserError(f"{self.flag(field.name)} is 2^63 or more: use a smaller number")
             for note in self.annotations_of(field.name):
                 if isinstance(note, Constraint) and not note.holds(value):
                     typed = " ".join(map(str, value)) if isinstance(value, tuple) else value
                     raise UserError(f"{self.flag(field.name)} is {typed}: {note.remedy}")
+
+    def validate(self) -> None:
+        """As `check`, and raise a UserError for what cannot work on this machine."""
+        self.check()
         device = getattr(self, "device", "cpu")
         try:
             torch.zeros(1, device=device).item()

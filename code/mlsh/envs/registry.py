@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import importlib
 import inspect
 import math
 from typing import Any, Protocol
@@ -13,6 +12,7 @@ from gymnasium.envs.registration import load_env_creator
 from mlsh.envs.base import SingleEnv, VectorTasks
 from mlsh.envs.gymnasium_tasks import GymnasiumTasks
 from mlsh.envs.memory import available_memory
+from mlsh.envs.modules import import_module
 from mlsh.errors import EnvironmentFailed, RenderingUnavailable, UserError
 
 ALWAYS_FITS = 1_000_000  # env steps: a rollout of so many fits into memory, whatever its observations
@@ -76,8 +76,10 @@ def find_id(env: str) -> str:
     module, _, env_id = env.rpartition(":")
     try:
         if module:
-            importlib.import_module(module)
+            import_module(module, env)
         gym.spec(env_id)
+    except UserError:
+        raise
     except Exception as error:  # the imported module may raise anything
         if not isinstance(error, (gym.error.Error, ModuleNotFoundError)):
             raise UserError(f"--env {env}: {EnvironmentFailed.from_exception('at its import', error)}") from None

@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from mlsh.errors import UserError
-from mlsh.runs.files import write_whole, writing
+from mlsh.runs.files import reading, write_whole, writing
 
 Row = dict[str, Any]  # column -> value
 
 
 def read_metrics(folder: Path | str) -> list[dict[str, str]]:
     """Return the rows of a run folder's metrics.csv; an incomplete last line, which a kill may leave, is left out."""
-    if not (Path(folder) / "metrics.csv").exists():
+    path = Path(folder) / "metrics.csv"
+    if not path.exists():
         return []
-    with open(Path(folder) / "metrics.csv", newline="", encoding="utf-8") as file:
+    with reading(path), open(path, newline="", encoding="utf-8") as file:
         return [row for row in csv.DictReader(file) if None not in row.values()]
 
 

@@ -23,7 +23,7 @@ from mlsh import __version__, compiled, parallel, process
 from mlsh.envs.registry import check_memory
 from mlsh.errors import EnvironmentFailed, UserError
 from mlsh.runs import checkpoint
-from mlsh.runs.files import write_whole
+from mlsh.runs.files import refuse_links, write_whole
 from mlsh.settings import RunSettings, TrackedSettings, parse
 
 PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "pygame-ce", "wandb", "imageio", "matplotlib")
@@ -183,6 +183,7 @@ class Run(Generic[SettingsType]):
         self._compile_failures = len(compiled.FAILED)
         if parallel.FIRST:
             description = {"run_id": self.progress["run_id"], "config": self.cfg.as_dict()}
+            description |= {"preset": type(self.cfg).defaults(self.cfg.env).as_dict()}  # which report.py compares with
             description |= {"machine": describe_machine(), "compiler_failed": (compiled.FAILED or [None])[-1]}
             write_whole(self.folder / "config.json", json.dumps(description, indent=2) + "\n")
 
@@ -208,8 +209,10 @@ def make_run_folder(cfg: RunSettings, continued: bool, started_in: Path = Path()
         folder = started_in / shown
         refuse_files_in(folder, shown, continued)
         folder.mkdir(parents=True, exist_ok=True)
+        refuse_links(folder)
         if not continued:
-            (folder / STARTING).touch()
+            with contextlib.suppress(FileExistsError):
+                open(folder / STARTING, "x").close()
         (folder / "videos").mkdir(exist_ok=True)
         LOCKS.append(FileLock(folder / ".lock"))
         LOCKS[-1].acquire(timeout=0)
