@@ -59,11 +59,12 @@ def limit_files(size):
     return limit
 
 
-def test_a_full_disk_is_reported_at_the_first_save(tmp_path):
-    run = start(*SMALL, "--out", tmp_path, preexec_fn=limit_files(2000))
+def test_a_full_disk_is_reported_at_the_first_save_and_the_folder_can_be_used_again(command, tmp_path):
+    run = start(*SMALL, "--tensorboard", "--out", tmp_path, preexec_fn=limit_files(2000))
     _, err = run.communicate(timeout=60)
     assert run.returncode == 2 and "free disk space" in err and "Traceback" not in err
     assert not (tmp_path / "checkpoint.pt").exists()
+    assert command("train.py", *SMALL, "--out", tmp_path)[0] == 0
 
 
 @pytest.mark.slow

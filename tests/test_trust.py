@@ -1,9 +1,11 @@
 """Run folders from somebody else, and damaged ones: no code of theirs runs, nothing is written elsewhere."""
 
 import json
+import math
 import re
 import shutil
 import sys
+import zipfile
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ import torch
 import mlsh
 from conftest import CODE, TINY
 from mlsh.errors import UserError
+from mlsh.harness.finished import read_run
 
 SMALL = [*TINY, "--hidden", "8", "--record", "1"]
 
@@ -210,3 +213,97 @@ def test_names_from_results_are_no_paths(run, command, tmp_path):
     (run / "metrics.csv").write_text(re.sub(r"(?m)^(\d+,\d+,)0,", r"\1../../y,", rows))
     code, _, err = command("report.py", run, "--figures", tmp_path / "a" / "b")
     assert code == 0 and not [*tmp_path.glob("*.png")] and len([*(tmp_path / "a" / "b").iterdir()]) == 3, err
+
+
+@pytest.mark.parametrize("how", ["compressed", "expanded"])
+def test_a_small_checkpoint_does_not_fill_the_memory(run, how):
+    path = run / "checkpoint.pt"
+    if how == "expanded":
+        data = torch.load(path, weights_only=True)
+        data["more"] = torch.zeros(1).expand(10**6, 10**6)
+        torch.save(data, path)
+    else:
+        with zipfile.ZipFile(path) as stored, zipfile.ZipFile(run / "x", "w", zipfile.ZIP_DEFLATED) as compressed:
+            for name in stored.namelist():
+                compressed.writestr(name, stored.read(name) + b"\0" * 10**7 * name.endswith("data/0"))
+        (run / "x").replace(path)
+        assert path.stat().st_size < 10**6
+    with pytest.raises(UserError, match=r"checkpoint\.pt is damaged .*larger than"):
+        mlsh.load(run)
+
+
+BAD_SETTINGS = {
+    "N": -5, "T": 0, "W": -1, "groups": 0, "hidden": 0, "num_sub_policies": -2, "epochs": 2**63, "master_lr": math.nan,
+    "sub_lr": math.inf, "clip": -0.1, "gamma": 1.5, "reward_scale": 0.0, "compile": "sometimes", "wandb": "perhaps",
+    "abacus": 1, "high_len": "3", "env": None, "seed": 0.5, "normalise": 1, "high_len ": 3,
+}  # fmt: skip
+
+
+def test_settings_that_cannot_work_are_refused_by_every_reader(run, command, tmp_path):
+    for i, (name, value) in enumerate(BAD_SETTINGS.items()):
+        folder = shutil.copytree(run, tmp_path / str(i))
+        edit(folder, **{name: value})
+        with pytest.raises(UserError) as error:
+            mlsh.load(folder)
+        assert str(error.value).count("\n") == 0 and str(folder) in str(error.value)
+        for script, words in commands(folder, tmp_path).items():
+            if script in ("report.py", [*commands(folder, tmp_path)][i % 3]):
+                code, _, err = command(script, *words)
+                assert code == 2 and err.count("\n") == 1 and str(folder) in err and "Traceback" not in err, err
+
+
+def damaged(text, path):
+    """Damaged versions of a file, by what is wrong with them."""
+    versions = {"empty": b"", "half": text[: len(text) // 2], "not UTF-8": b"\xff\xfe" + text, "zeros": b"\0" * 999}
+    if path.suffix == ".csv":
+        header, row, *rows = text.decode().splitlines()
+        names, cells = header.split(","), row.split(",")
+        for name in ("iteration", "task", "trained_reward", "env_steps", "seconds"):
+            at = names.index(name)
+            dropped = [",".join(x for i, x in enumerate(line.split(",")) if i != at) for line in (header, row, *rows)]
+            versions[f"no {name}"] = "\n".join([*dropped, ""]).encode()
+            for value in ("", "x", "nan", "1e999", "\0") if name != "task" else ():
+                changed = ",".join(value if i == at else x for i, x in enumerate(cells))
+                versions[f"{name} {value!r}"] = "\n".join([header, changed, *rows, ""]).encode()
+        return versions | {"header": f"{header}\n".encode()}
+    whole = json.loads(text)
+    versions |= {"list": b"[]", "text": b'"x"', "number": b"3", "null": b"null", "deep": b"[" * 99999}
+
+    def visit(part, at):
+        for key in part if isinstance(part, dict) else range(len(part)):
+            if path.name == "config.json" and at and at[0] in ("machine", "preset", "config") and len(at) > 0:
+                continue
+            value = part[key]
+            for wrong in ("x", [], {}, None, math.nan, 10**400, -1.5e308):
+                if type(wrong) is not type(value):
+                    part[key] = wrong
+                    versions[f"{[*at, key]} {wrong!r:.9}"] = json.dumps(whole).encode()
+            part[key] = value
+            if isinstance(value, dict | list):
+                visit(value, [*at, key])
+
+    visit(whole, [])
+    return versions
+
+
+@pytest.mark.parametrize("name", ["config.json", "results.json", "metrics.csv"])
+def test_damaged_files_are_told_in_one_line(run, command, tmp_path, name):
+    """Every reader of a run folder either works or ends with one line. What cannot be right is refused."""
+    path, accepted = run / name, []
+    versions = damaged(path.read_bytes(), path)
+    for what, content in versions.items():
+        path.write_bytes(content)
+        try:
+            accepted += [what] * bool(read_run(run))
+        except UserError as error:
+            assert str(path) in str(error) and "\n" not in str(error), what
+    print(len(versions), accepted)
+    assert len(accepted) < 0.2 * len(versions)
+    for what in accepted:
+        path.write_bytes(versions[what])
+        code, _, err = command("report.py", run, "--csv", tmp_path / "x.csv")
+        assert code == 0 and not err, what
+    path.unlink()
+    path.mkdir()
+    code, _, err = command("report.py", run)
+    assert code == 2 and str(path) in err and err.count("\n") == 1

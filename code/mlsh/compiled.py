@@ -64,11 +64,13 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     if os.environ.get("TORCHINDUCTOR_CACHE_DIR", shared).startswith(shared):  # torch sets it when it is imported
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(private_cache())
     import torch._dynamo  # takes a second
+    import torch._inductor.config
 
     @functools.cache
     def compile_once() -> Callable[..., Any]:
         torch._dynamo.config.trace_autograd_ops = True
         torch._dynamo.config.recompile_limit = 64
+        torch._inductor.config.cpp_cache_precompile_headers = False  # they would go to torch's shared folder
         return torch.compile(function, fullgraph=True)
 
     @functools.wraps(function)

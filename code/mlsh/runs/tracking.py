@@ -128,7 +128,8 @@ def start_wandb(cfg: TrackedSettings, folder: Path, run_id: str, machine: Mappin
         return None
     if run.offline:
         offline_runs = Path(run.dir).parent.parent
-        pattern = f"{shlex.quote(str(offline_runs))}/offline-run-*-{run.id}"  # the shell must see the star unquoted
+        # the shell must see the star unquoted
+        pattern = f"{shlex.quote(str(offline_runs))}/offline-run-*-{shlex.quote(run.id)}"
         print(f"wandb is offline; to upload this run: `wandb login`, then `wandb sync {pattern}`", file=sys.stderr)
     else:
         print(f"wandb: {run.url}", file=sys.stderr)
