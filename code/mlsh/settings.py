@@ -293,6 +293,7 @@ class RunSettings(TaskSettings, NetworkSettings, RunFolderSettings, TrackingSett
     GROUPS: ClassVar[dict[str, type[Settings]]]  # title of a group of flags in --help -> its fields
     REMOVED: ClassVar[tuple[str, ...]] = ("wandb_group", "wandb_name")  # $WANDB_RUN_GROUP and $WANDB_NAME do the same
     compile: ClassVar[str] = "off"  # `Config` makes it a field
+    notes: str = dataclasses.field(default="", init=False, compare=False)  # to be printed when the run begins
 
     def as_dict(self) -> dict[str, Any]:
         """All settings by name, in the order of the groups."""
@@ -449,8 +450,7 @@ def parse(
     cfg = parse_grouped(kind, argv, default, describe(kind, default))
     if not saved:
         cfg.validate()
-        if derived:
-            print(explain(derived, cfg), file=sys.stderr)
+        cfg.notes = explain(derived, cfg) if derived else ""
         return cfg, None
     for name, value in default.as_dict().items():
         if getattr(cfg, name) == "auto" and name not in kind.changeable():

@@ -177,6 +177,8 @@ class Run(Generic[SettingsType]):
             done = f" ({n} done)" if n else ""
             processes = f", processes: {parallel.SIZE}" if parallel.SIZE > 1 else ""
             machine = f"device: {cfg.device}{processes}, threads: {torch.get_num_threads()}, compile: {cfg.compile}"
+            if cfg.notes:
+                print(cfg.notes, file=sys.stderr)
             print(f"training {cfg.KIND} on {cfg.env}, run folder: {self.shown}", file=sys.stderr)
             print(f"outer iterations: {self.length}{done}, {machine}", file=sys.stderr)
 
