@@ -1,10 +1,13 @@
 """How fast new masters learn tasks over frozen sub-policies: python evaluate.py --help"""
 
+import contextlib
 import csv
 import dataclasses
 import io
 import secrets
+import tempfile
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from inspect import cleandoc
 from pathlib import Path
@@ -12,15 +15,18 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import tyro
+from filelock import FileLock, Timeout
 from tabulate import tabulate
 
+from mlsh.config import Config
 from mlsh.envs import make_env
+from mlsh.envs.memory import available_memory
 from mlsh.errors import UserError, command
 from mlsh.meta_test import LEARNERS, Measures, adaptation_curves, transferred
 from mlsh.runs import checkpoint
-from mlsh.runs.files import make_folder, safe_name, write_whole, writing
+from mlsh.runs.files import make_folder, refuse_links, safe_name, write_whole, writing
 from mlsh.runs.plots import draw_bands, steps_to_fraction
-from mlsh.runs.run import start_trackers
+from mlsh.runs.run import check_tracking, start_trackers
 from mlsh.sampling import Streams, distinct, drawn_tasks, find_task
 from mlsh.settings import DESCRIBED, AdaptationSettings, Count, CountOrZero, TrackingSettings, cli
 
@@ -103,6 +109,8 @@ def evaluate(run: Path, args: Args) -> Adaptation:
     cfg.T = args.T or cfg.T
     env = make_env(cfg, 1)
     family = env.test_tasks if args.held_out else env.train_tasks
+    known = args.tasks or family
+    check_learners(args.sample if known is None else len(known), cfg.hidden if isinstance(cfg, Config) else 0, args)
     tasks = distinct(find_task(env, text, "--tasks") for text in args.tasks) or family
     if tasks is None:
         tasks = drawn_tasks(env, Streams(args.seed, range(args.sample))(0, "evaluate: task"), args.held_out)
@@ -113,6 +121,20 @@ def evaluate(run: Path, args: Args) -> Adaptation:
     best = [best[task] if best else "" for task in tasks]
     names = [task if isinstance(task, int) else j for j, task in enumerate(tasks)]
     return Adaptation(*curves, labels, best, names, cfg.env)
+
+
+def check_learners(tasks: int, hidden: int, args: Args) -> None:
+    """Raise a UserError if the masters and their returns do not fit into memory.
+
+    The estimate is a lower bound: one layer of weights for each master, and four numbers for each update. `hidden` is
+    the number of units in a layer, or 0 if there are no masters.
+    """
+    needed = tasks * args.seeds * (4 * hidden**2 + 32 * (args.updates + 1))
+    if needed > available_memory():
+        raise UserError(
+            f"{args.seeds:,} masters for each of {tasks:,} tasks need {needed / 1e9:,.0f} GB of memory or more, but "
+            f"only {available_memory() / 1e9:,.0f} GB are available; use smaller --seeds, --sample or --updates"
+        )
 
 
 def print_table(results: dict[str, Adaptation]) -> None:
@@ -167,9 +189,8 @@ def write(results: dict[str, Adaptation], out: Path) -> None:
             for n, seed in np.ndindex(len(env_steps), measures["return"].shape[2]):
                 cells = [f"{measures[k][n, j, seed]:.6g}" if k in measures else "" for k in ("return", *reported)]
                 writer.writerow([name, label, seed, n, f"{env_steps[n]:.0f}", cells[0], best[j], *cells[1:]])
-    with writing(out):
-        draw_bands(out / "adaptation.png", panels, "env steps on the new task")
     write_whole(out / "adaptation.csv", text.getvalue())
+    draw_bands(out / "adaptation.png", panels, "env steps on the new task")
 
 
 def track(results: dict[str, Adaptation], runs: list[Path], args: Args, out: Path) -> None:
@@ -201,6 +222,23 @@ def check_login() -> None:
         raise UserError("wandb is not online; run `wandb login`, or use --wandb offline")
 
 
+@contextlib.contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Context in which no other evaluation writes to the folder `out`. Raises a UserError if it cannot be written."""
+    lock = FileLock(out / ".evaluate.lock")
+    with writing(out):
+        with tempfile.TemporaryFile(dir=out) as probe:
+            probe.write(bytes(100_000))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(f"another evaluation is writing to {out}; wait for it or name another with --out") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def names_of(runs: list[Path]) -> list[str]:
     """A distinct name for each run: that of its folder or file, or its whole path."""
     names = [run.stem if run.is_file() else run.name for run in runs]
@@ -222,15 +260,18 @@ def main() -> None:
     runs = [run.resolve() if run.exists() else run for run in args.runs]  # a shipped checkpoint is only a name
     runs = [run.parent if run.name == "checkpoint.pt" else run for run in runs]
     names = names_of(runs)
-    out = Path(args.out or (runs[0] if runs[0].is_dir() else runs[0].parent))
-    if (out / "adaptation.csv").exists():
-        raise UserError(f"{out} already holds an adaptation.csv; name another folder with --out, or move the file away")
+    out = Path(args.out or (runs[0] if runs[0].is_dir() else runs[0].parent)).absolute()  # environments may chdir
+    check_tracking(args)
     if args.wandb_mode == "online":
         check_login()  # before an evaluation whose curves could not be uploaded
     make_folder(out)
-    results = {name: evaluate(run, args) for name, run in zip(names, runs, strict=True)}
+    refuse_links(out)
+    with locked(out):
+        if (out / "adaptation.csv").exists():
+            raise UserError(f"{out} already holds an adaptation.csv; name another folder with --out, or move the file")
+        results = {name: evaluate(run, args) for name, run in zip(names, runs, strict=True)}
+        write(results, out)
     print_table(results)
-    write(results, out)
     if args.tensorboard or args.wandb_mode != "disabled":
         track(results, runs, args, out)
 

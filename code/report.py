@@ -20,8 +20,8 @@ from mlsh.errors import UserError, command
 from mlsh.harness.analyses import PASSED, SEPARATED, SOLVED, print_table
 from mlsh.harness.finished import Run, read_run
 from mlsh.harness.page import Table, write_page
-from mlsh.runs.files import make_folder, write_whole, writing
-from mlsh.runs.plots import curve
+from mlsh.runs.files import make_folder, safe_name, write_whole
+from mlsh.runs.plots import curve, save_figure
 from mlsh.settings import DESCRIBED, cli
 
 EARLIER_PORT = {  # env -> task -> return that the earlier port reports; None: mean over tasks
@@ -207,7 +207,7 @@ def draw(runs: Sequence[Run], env: str) -> dict[str, Figure]:
     """The learning curves of all tasks, and if there are at most six tasks, of each: {begin of the name: figure}."""
     tasks = sorted({row["task"] for row in runs[0].metrics})
     figures = {"": draw_learning_curve(runs, env, None)}
-    return figures | {f"{task}_": draw_learning_curve(runs, env, task) for task in tasks if len(tasks) <= 6}
+    return figures | {f"{safe_name(task)}_": draw_learning_curve(runs, env, task) for task in tasks if len(tasks) <= 6}
 
 
 @command
@@ -225,23 +225,19 @@ def main() -> None:
     for env, runs in by_env.items():
         best = common_best_return(env, runs)
         tables = tabulate(runs, best)
+        if args.csv:
+            write_csv(Path(args.csv), runs, best)
+        figures = draw(runs, env) if args.figures or args.html else {}
+        if args.figures:
+            make_folder(Path(args.figures))
+            for prefix, figure in figures.items():
+                save_figure(figure, Path(args.figures) / f"{prefix}trained_reward_{args.name or safe_name(env)}.png")
+        if args.html:
+            write_page(Path(args.html), env, runs, tables, list(figures.values()), best)
         for table in tables:
             print_table(table.header, table.rows)
             if table.notes:
                 print("", *table.notes, sep="\n")
-        if args.csv:
-            write_csv(Path(args.csv), runs, best)
-        if not (args.figures or args.html):
-            continue
-        figures = draw(runs, env)
-        if args.figures:
-            make_folder(Path(args.figures))
-            with writing(args.figures):
-                for prefix, figure in figures.items():
-                    path = Path(args.figures) / f"{prefix}trained_reward_{args.name or env}.png"
-                    figure.savefig(path, dpi=110)
-        if args.html:
-            write_page(Path(args.html), env, runs, tables, list(figures.values()), best)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of what the tests start, too: several processes stall each other
 torch.set_num_threads(1)
 
+from mlsh import process  # noqa: E402
 from mlsh.runs import run  # noqa: E402
 from mlsh.runs.metrics import read_metrics  # noqa: E402
 
@@ -48,14 +49,15 @@ def command(monkeypatch, capfd):
     def start(script, *flags):
         monkeypatch.setattr(sys, "argv", [script, *map(str, flags)])
         capfd.readouterr()
-        before = signal.getsignal(signal.SIGTERM)
+        before = {number: signal.getsignal(number) for number in process.SIGNALS}
         try:
             runpy.run_path(str(CODE / script), run_name="__main__")
             code = 0
         except SystemExit as stop:
             code = stop.code
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
             while run.LOCKS:  # which a process's end does
                 run.LOCKS.pop().release()
             wandb.teardown()  # its service would be shared by the processes a later test starts

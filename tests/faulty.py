@@ -1,5 +1,7 @@
 """Task families that misbehave, for tests: `--env faulty:ID`."""
 
+import os
+
 import gymnasium as gym
 import numpy as np
 import torch
@@ -37,3 +39,18 @@ for name, kwargs in {
     "NaNObservation-v0": {"where": "observation"},
 }.items():
     gym.register(name, vector_entry_point=Faulty, kwargs=kwargs)
+
+
+class GoesElsewhere(Faulty):
+    """Changes the working folder when it is made, and in every step."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        os.chdir(os.environ["GOES_TO"])
+
+    def _step(self, actions):
+        os.chdir(os.environ["GOES_TO"])
+        return torch.zeros(self.num_envs, 2), actions.float(), torch.zeros(self.num_envs, dtype=torch.bool), {}
+
+
+gym.register("GoesElsewhere-v0", vector_entry_point=GoesElsewhere)

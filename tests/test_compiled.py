@@ -1,6 +1,7 @@
 """What is compiled learns what the same function learns as it is, and a run can do without."""
 
 import json
+import tempfile
 
 import pytest
 import torch
@@ -115,6 +116,42 @@ def test_a_compiler_is_looked_for(monkeypatch):
     assert compiled.can_compile("cpu")
     monkeypatch.setenv("CXX", "icpc")  # torch takes this one and no other
     assert not compiled.can_compile("cpu")
+
+
+def test_compiled_code_is_kept_where_only_its_user_can_write(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = compiled.private_cache()
+    assert folder == tmp_path / "cache" / "mlsh" and folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o755)
+    assert compiled.private_cache() == folder and folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o777)  # somebody else may have put something there
+    others = [compiled.private_cache()]
+    folder.chmod(0o700)
+    monkeypatch.setattr(compiled.os, "geteuid", lambda: folder.stat().st_uid + 1)
+    others.append(compiled.private_cache())
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # which its specification tells programs to ignore
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert compiled.private_cache() == tmp_path / "home" / ".cache" / "mlsh"
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    others.append(compiled.private_cache())
+    assert len({*others, folder}) == 4 and all(other.stat().st_mode & 0o777 == 0o700 for other in others)
+
+
+def test_what_the_user_has_set_is_kept(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "chosen")
+    compiled.compiled(gradients)
+    assert compiled.os.environ["TORCHINDUCTOR_CACHE_DIR"] == "chosen"
+    compiled.compiled.cache_clear()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for value in (None, f"{tempfile.gettempdir()}/torchinductor_me"):  # the second is set by torch itself
+        monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+        if value:
+            monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", value)
+        compiled.compiled(gradients)
+        assert compiled.os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "mlsh")
+        compiled.compiled.cache_clear()
 
 
 @pytest.mark.slow

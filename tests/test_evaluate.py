@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from conftest import CODE, TINY
+from evaluate import locked
 from mlsh import meta_test
 from mlsh.config import Config
 from mlsh.envs import make_env
@@ -244,3 +245,40 @@ def test_curves_go_to_wandb_and_tensorboard_if_asked(command, tmp_path):
     assert config["kind"] == "evaluate" and config["runs"] == [str(runs[1])] and config["updates"] == 1
     last = values_of(item for row in records["history"] for item in row.item)
     assert last["new_tasks/return"] == mean(steps[-1], 0, 1) and last["env_steps"] == steps[-1]
+
+
+def test_an_evaluation_that_could_not_be_written_never_begins(command, tmp_path, monkeypatch):
+    run = train(command, tmp_path / "run")
+    monkeypatch.setattr("mlsh.meta_test.adaptation_curves", None)
+    out = tmp_path / "out"
+    out.mkdir()
+    with locked(out):
+        code, _, err = command("evaluate.py", run, "--out", out)
+    assert code == 2 and f"another evaluation is writing to {out}" in err and err.count("\n") == 1
+
+    def full(**kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    code, _, err = command("evaluate.py", run, "--out", out)
+    assert code == 2 and f"cannot write {out}" in err and "No space left" in err
+
+
+def test_a_figure_that_cannot_be_drawn_leaves_the_numbers(command, tmp_path, monkeypatch):
+    def fail(*args):
+        raise ImportError("no Matplotlib")
+
+    run = train(command, tmp_path / "run")
+    monkeypatch.setattr("mlsh.runs.plots.draw_bands", fail)
+    with pytest.raises(ImportError):
+        command("evaluate.py", run, "--updates", 1, "--seeds", 2)
+    assert len(adaptation(run)) == 2 * 2 * 2
+
+
+@pytest.mark.parametrize(
+    "flags", ["--seeds 999999999", "--sample 999999999 --env foreign:Sampled-v0", "--updates 999999999999"]
+)
+def test_more_masters_than_fit_into_memory_are_refused_at_once(command, tmp_path, flags):
+    run = train(command, tmp_path / "run", "--env", "foreign:Listed-v0")
+    code, _, err = command("evaluate.py", run, *flags.split(), "--out", tmp_path / "out")
+    assert code == 2 and err.count("\n") == 1 and "use smaller --seeds, --sample or --updates" in err

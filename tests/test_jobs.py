@@ -30,6 +30,7 @@ def test_jobs_are_skipped_continued_or_restarted(tmp_path, capsys):
     assert starts() == 1 and read_metrics(tmp_path / "a") == rows  # clock times too: nothing was trained again
     for path in (tmp_path / "a").glob("*.*"):  # as if stopped before the first save
         path.unlink()
+    (tmp_path / "a" / ".starting").touch()
     assert starts() == 1 and len(read_metrics(tmp_path / "a")) == len(rows)
     (tmp_path / "a" / "results.json").unlink()
     (tmp_path / "a" / "checkpoint.pt").unlink()
@@ -69,6 +70,12 @@ def test_a_failed_job_is_named_and_the_others_stop(tmp_path):
     with pytest.raises(UserError, match="fails failed: .*None-v0 is unknown"):
         JobRunner(tmp_path).run([endless, Job("fails", "train.py --env None-v0")])
     assert not (tmp_path / "endless" / "results.json").exists()
+
+
+def test_a_job_that_is_killed_names_the_signal(tmp_path):
+    (tmp_path / "killed.py").write_text("import os; os.kill(os.getpid(), 9)")
+    with pytest.raises(UserError, match="a was killed by SIGKILL .perhaps for lack of memory.; start the study again"):
+        JobRunner(tmp_path).run([Job("a", f"{tmp_path}/killed.py")])
 
 
 @pytest.mark.slow

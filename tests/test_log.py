@@ -19,7 +19,7 @@ class FakeRun(Run[Config]):
     """Has the parts of a run that a log uses."""
 
     def __init__(self, cfg, folder, iteration=0):
-        self.cfg, self.folder, self.ended, self.trackers = cfg, folder, [], []
+        self.cfg, self.folder, self.shown, self.ended, self.trackers = cfg, folder, folder, [], []
         self.progress = {"iteration": iteration, "env_steps": 0, "train_env_steps": 0, "seconds": 0.0, "run_id": "id"}
 
     def end_iteration(self, trained_reward, **progress):
@@ -229,3 +229,67 @@ def test_metrics_of_another_program_are_not_overwritten(cfg, folder):
     with pytest.raises(UserError, match="does not belong to this run"):
         MLSHLog(FakeRun(cfg, folder, iteration=1))
     assert (folder / "metrics.csv").read_text() == "mine\n1\n"
+
+
+def broken(text, damage):
+    lines = text.splitlines(keepends=True)
+    if damage == "the first outer iterations are missing":
+        return "".join([lines[0], *lines[3:]])
+    if damage == "all rows are missing":
+        return lines[0]
+    middle = lines[4]
+    changed = {
+        "a row is missing": "",
+        "a row is cut": middle[:20] + "\n",
+        "a row is too long": middle.strip() + ",1,2\n",
+        "a row is twice there": middle * 2,
+        "a number is none": middle.replace(",5,", ",five,"),
+        "a quote opens": '"' + middle,
+        "a byte is no text": middle.replace("1", "\0", 1),
+    }[damage]
+    return "".join([*lines[:4], changed, *lines[5:]])
+
+
+@pytest.mark.parametrize(
+    ("damage", "refused"),
+    [
+        ("a row is missing", True),
+        ("a row is cut", True),
+        ("a row is too long", True),
+        ("a row is twice there", True),
+        ("a number is none", True),
+        ("a quote opens", True),
+        ("a byte is no text", True),
+        ("the first outer iterations are missing", False),  # as if the file was moved away once
+        ("all rows are missing", False),
+    ],
+)
+def test_continuing_with_damaged_metrics_is_refused_or_said(cfg, folder, capsys, damage, refused):
+    log = MLSHLog(FakeRun(cfg, folder))
+    for i in range(3):
+        log_outer_iteration(log, i)
+    log.close()
+    path = folder / "metrics.csv"
+    damaged = broken(path.read_text(), damage)
+    assert damaged != path.read_text()
+    path.write_text(damaged)
+    capsys.readouterr()
+    if refused:
+        with pytest.raises(UserError, match="metrics.csv is damaged or does not belong to this run"):
+            MLSHLog(FakeRun(cfg, folder, iteration=3))
+        assert path.read_text() == damaged
+    else:
+        MLSHLog(FakeRun(cfg, folder, iteration=3)).close()
+        first = 1 if "first" in damage else 3
+        assert f"metrics.csv has no rows before outer iteration {first}" in capsys.readouterr().err
+
+
+def test_the_results_are_written_before_anything_else_can_fail(cfg, folder, monkeypatch):
+    def fail(*args):
+        raise ImportError("no Matplotlib")
+
+    log = MLSHLog(FakeRun(cfg, folder))
+    monkeypatch.setattr("mlsh.runs.plots.draw_curves", fail)
+    with pytest.raises(ImportError):
+        log.close(RESULTS)
+    assert json.loads((folder / "results.json").read_text()) == RESULTS

@@ -2,6 +2,7 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 
+from mlsh.errors import UserError
 from mlsh.runs.plots import curve, draw_bands, draw_curves, interval, last_tenth, steps_to_fraction, steps_to_level
 
 
@@ -22,7 +23,7 @@ def test_bands_are_drawn_in_both_panels(tmp_path):
     picture = iio.imread(tmp_path / "a.png")[..., :3]
     for colour in ((31, 119, 180), (255, 127, 14)):  # Matplotlib's first and second, in both panels and the legend
         assert (picture == colour).all(-1).sum() > 200
-    with pytest.raises(OSError):
+    with pytest.raises(UserError):
         draw_bands(tmp_path / "no" / "a.png", {"one": {"a": (x, y)}}, "steps")
 
 

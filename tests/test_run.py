@@ -1,6 +1,7 @@
 """Runs that are killed, run out of disk, share a folder, or meet numbers that are not finite."""
 
 import itertools
+import json
 import os
 import random
 import resource
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from conftest import CODE, TINY, wait_for_rows, wait_until
-from mlsh import errors
+from mlsh import errors, process
 from mlsh.baselines.rl2 import RL2Config
 from mlsh.config import Config
 from mlsh.envs.memory import available_memory
@@ -23,6 +24,7 @@ from mlsh.runs.metrics import read_metrics
 from mlsh.runs.run import Run
 from soak import result, same, soak
 
+SLOW = pytest.mark.slow
 SMALL = [*TINY, "--hidden", "8", "--record", "0"]
 
 
@@ -58,11 +60,12 @@ def limit_files(size):
     return limit
 
 
-def test_a_full_disk_is_reported_at_the_first_save(tmp_path):
-    run = start(*SMALL, "--out", tmp_path, preexec_fn=limit_files(2000))
+def test_a_full_disk_is_reported_at_the_first_save_and_the_folder_can_be_used_again(command, tmp_path):
+    run = start(*SMALL, "--tensorboard", "--out", tmp_path, preexec_fn=limit_files(2000))
     _, err = run.communicate(timeout=60)
     assert run.returncode == 2 and "free disk space" in err and "Traceback" not in err
     assert not (tmp_path / "checkpoint.pt").exists()
+    assert command("train.py", *SMALL, "--out", tmp_path)[0] == 0
 
 
 @pytest.mark.slow
@@ -144,17 +147,24 @@ def test_the_same_command_with_c_starts_a_run_and_continues_it(command, tmp_path
     assert code == 2 and f"{out} is not empty and has no checkpoint to continue; name another folder" in err
 
 
-def test_c_starts_again_what_was_killed_as_it_began(command, tmp_path):
-    for name in ("videos", "wandb"):
-        (tmp_path / name).mkdir()
-    for name in (".lock", "checkpoint.pt.tmp", "events.out.tfevents.1.host.1.0"):
-        (tmp_path / name).touch()
-    assert command("train.py", *SMALL, "-c", "--out", tmp_path)[0] == 0
+@pytest.mark.parametrize("flags", [["-c"], []])
+def test_what_was_killed_before_its_first_checkpoint_starts_again(command, tmp_path, monkeypatch, flags):
+    def killed(*args):
+        (tmp_path / "checkpoint.pt.tmp1234").touch()
+        raise SystemExit(9)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", killed)
+        assert command("train.py", *SMALL, "--tensorboard", "--out", tmp_path)[0] == 9
+    assert any(path.name.startswith("events.out") for path in tmp_path.iterdir())
+    assert command("train.py", *SMALL, *flags, "--out", tmp_path)[0] == 0
+    code, _, err = command("train.py", *SMALL, "--out", tmp_path)
+    assert code == 2 and "continue it with -c" in err
 
 
 @pytest.mark.slow
 def test_a_run_killed_at_any_moment_ends_as_if_it_had_never_been_killed(tmp_path):
-    """`make soak` does the same with fifty runs."""
+    """`make soak` kills ten runs four times each, and all other commands."""
     tried, interrupted, identical = soak(tmp_path, runs=1, kills=3, rng=random.Random(0))
     assert tried == 3 and interrupted and identical == 1
 
@@ -193,15 +203,15 @@ def test_a_run_says_what_it_trains_and_which_files_there_are(command, tmp_path):
 
 def test_two_signals_at_once_count_as_one_and_a_later_one_counts_again(monkeypatch):
     now = 100.0
-    monkeypatch.setattr(errors.time, "monotonic", lambda: now)
-    monkeypatch.setattr(errors, "last_signal", 0.0)
+    monkeypatch.setattr(process.time, "monotonic", lambda: now)
+    monkeypatch.setattr(process, "last_signal", 0.0)
     with pytest.raises(KeyboardInterrupt):
-        errors.interrupt(signal.SIGINT, None)
+        process.interrupt(signal.SIGINT, None)
     now = 101.0
-    errors.interrupt(signal.SIGTERM, None)
+    process.interrupt(signal.SIGTERM, None)
     now = 104.0
     with pytest.raises(KeyboardInterrupt):
-        errors.interrupt(signal.SIGINT, None)
+        process.interrupt(signal.SIGINT, None)
 
 
 @pytest.mark.parametrize(
@@ -246,7 +256,132 @@ def test_too_little_memory_is_a_user_error(error, capsys):
     assert stop.value.code == 2 and "use smaller -N" in capsys.readouterr().err
 
 
-def test_a_reader_that_stops_early_is_no_error():
-    command = f"{sys.executable} train.py --help | head -1"
-    run = subprocess.run(command, shell=True, cwd=CODE, capture_output=True, text=True)
+def shell(command, folder, encoding=None):
+    """Run a command line in which {python} is the interpreter and {tiny} are the flags of a small run."""
+    command = command.format(python=sys.executable, tiny=shlex.join([*SMALL, "--out", str(folder)]))
+    return subprocess.run(["bash", "-c", command], cwd=CODE, capture_output=True, text=True, encoding=encoding)
+
+
+def test_a_reader_that_stops_early_is_no_error(tmp_path):
+    run = shell("{python} train.py --help | head -1", tmp_path)
     assert run.stdout.startswith("usage") and not run.stderr
+
+
+@pytest.mark.parametrize(
+    ("redirected", "code"),
+    [
+        ("| head -c 1; exit ${{PIPESTATUS[0]}}", 0),
+        pytest.param("2>&1 | true; exit ${{PIPESTATUS[0]}}", 0, marks=SLOW),
+        (">&- 2>&-", 0),
+        ("> /dev/full", 2),
+        pytest.param("2> /dev/full", 2, marks=SLOW),
+    ],
+)
+def test_output_that_nobody_takes_loses_no_result(tmp_path, redirected, code):
+    run = shell(f"{{python}} train.py {{tiny}} --tensorboard {redirected}", tmp_path)
+    assert run.returncode == code and "Traceback" not in run.stderr
+    assert (tmp_path / "results.json").exists() and (tmp_path / "curves.png").exists()
+    if redirected == "> /dev/full":
+        assert run.stderr.splitlines()[-1].startswith("train.py: error: not all output could be printed (No space left")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "sign"),
+    [("ascii", "?"), pytest.param("latin-1", "±", marks=SLOW), pytest.param("cp1252", "±", marks=SLOW)],
+)
+def test_any_encoding_of_the_terminal_will_do(tmp_path, encoding, sign):
+    commands = "{python} train.py {tiny} && {python} report.py --help"
+    run = shell(f"export PYTHONIOENCODING={encoding}; {commands}", tmp_path, encoding)
+    assert run.returncode == 0 and "Error" not in run.stderr and f" {sign} " in run.stdout
+
+
+SENT_WHILE_LOADING = """
+import os, signal, sys
+sys.argv = [{script!r}]
+class Finder:
+    def find_spec(self, name, *args):
+        if name == "torch":
+            os.kill(os.getpid(), signal.{name})
+sys.meta_path.insert(0, Finder())
+sys.path.insert(0, {code!r})
+exec(open({script!r}).read())
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "script"), [("SIGINT", "train.py"), ("SIGTERM", "report.py"), ("SIGHUP", "render.py")]
+)
+def test_a_signal_while_the_program_loads_is_one_line(name, script):
+    program = SENT_WHILE_LOADING.format(script=str(CODE / script), name=name, code=str(CODE))
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.returncode == 128 + getattr(signal, name) and run.stderr == f"{script}: stopped by {name}\n"
+
+
+def test_a_program_that_imports_the_package_keeps_its_signal_handlers():
+    program = "import signal, mlsh; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+    run = subprocess.run([sys.executable, "-c", program], cwd=CODE, capture_output=True, text=True)
+    assert run.stdout == "True\n", run.stderr
+
+
+def test_a_run_under_nohup_outlives_the_terminal(monkeypatch):
+    monkeypatch.setattr(signal, "signal", lambda number, handler: handled.append(number))
+    for of_terminal, expected in ((signal.SIG_IGN, False), (signal.SIG_DFL, True)):
+        handled = []
+        monkeypatch.setattr(signal, "getsignal", lambda number, of_terminal=of_terminal: of_terminal)
+        process.handle_signals(process.interrupt)
+        assert (signal.SIGHUP in handled) == expected and signal.SIGINT in handled
+
+
+def test_a_signal_that_the_system_repeats_counts_once(monkeypatch):
+    monkeypatch.setattr(process, "last_signal", -100.0)
+    before = signal.getsignal(signal.SIGXCPU)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            process.interrupt(signal.SIGXCPU, None)
+        assert signal.getsignal(signal.SIGXCPU) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGXCPU, before)
+
+
+@pytest.mark.parametrize("missing", ["pygame-ce", "wandb"])
+def test_a_library_that_is_missing_is_no_traceback(command, tmp_path, monkeypatch, missing):
+    def version(package):
+        if package == missing:
+            raise run.PackageNotFoundError(package)
+        return "1.0"
+
+    monkeypatch.setattr(run, "version", version)
+    run.describe_machine.cache_clear()
+    flags = SMALL
+    if missing == "wandb":
+        monkeypatch.setitem(sys.modules, "mlsh.runs.tracking", None)  # as if wandb could not be imported
+        flags = [*SMALL, "--wandb", "auto"]
+    code, out, err = command("train.py", *flags, "--out", tmp_path)
+    run.describe_machine.cache_clear()
+    assert code == 0 and "see results.json" in out
+    assert ("wandb did not start, continuing without it" in err) == (missing == "wandb")
+    assert json.loads((tmp_path / "config.json").read_text())["machine"]["packages"][missing] is None
+
+
+def test_a_tilde_is_the_home_folder_wherever_it_stands(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert command("train.py", *SMALL, "--out", "~/a")[0] == 0
+    assert command("train.py", "-c", "--out=~/a", "--tasks", 3)[0] == 0
+    assert checkpoint.load(tmp_path / "a", [Config])["iteration"] == 3
+
+
+def test_an_environment_that_changes_the_working_folder_changes_no_path(command, tmp_path, monkeypatch):
+    (tmp_path / "start").mkdir()
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "start")
+    monkeypatch.syspath_prepend(CODE)
+    monkeypatch.setenv("GOES_TO", str(tmp_path / "other"))
+    flags = [*SMALL, "--env", "faulty:GoesElsewhere-v0"]
+    for out, shown in ((["--out", "a"], "a"), ([], "runs")):
+        monkeypatch.chdir(tmp_path / "start")
+        code, printed, err = command("train.py", *flags, *out)
+        assert code == 0 and f"run folder: {shown}" in err and f"curves.png in {shown}" in printed, err
+    monkeypatch.chdir(tmp_path / "start")
+    assert command("evaluate.py", "a", "--updates", 1, "--seeds", 1, "-N", 2, "--out", "b")[0] == 0
+    assert {path.name for path in (tmp_path / "start").iterdir()} == {"a", "b", "runs"}
+    assert not [*(tmp_path / "other").iterdir()]

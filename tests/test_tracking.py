@@ -388,8 +388,27 @@ def test_online_wandb_that_cannot_be_reached_ends_the_command_before_there_is_a_
         code, out, err = command("train.py", *flags, *([] if variables else ["--wandb", "online"]))
         assert code == 2 and not out and err.count("\n") == 1
         assert "error: wandb is not online (no network)" in err and "--wandb offline" in err
-        assert not [path for path in (tmp_path / "run").rglob("*") if path.is_file() and path.name != ".lock"]
+        files = {path.name for path in (tmp_path / "run").rglob("*") if path.is_file()}
+        assert files == {".lock", ".starting"}
     assert command("train.py", *flags, "--wandb", "disabled")[0] == 0  # the folder can be used again
+
+
+def test_a_name_that_wandb_refuses_ends_the_command_and_can_be_changed(command, tmp_path, monkeypatch):
+    flags = [*TINY[:-1], "offline", "--record", 0, "--out", tmp_path / "run"]
+    code, out, err = command("train.py", *flags, "--wandb_project", "a/b")
+    assert code == 2 and not out and err.count("\n") == 1 and "wandb refuses a name (Invalid project name 'a/b'" in err
+    assert not (tmp_path / "run").exists()
+    with monkeypatch.context() as patch:
+        patch.setenv("WANDB_RUN_ID", "a/b")
+        code, out, err = command("train.py", *flags)
+        assert code == 2 and "wandb refuses a name" in err
+    assert command("train.py", *flags[:-4], "--wandb", "disabled", "--wandb_project", "a/b", *flags[-4:])[0] == 0
+    code, _, err = command("train.py", "-c", "--out", tmp_path / "run", "--wandb", "offline")
+    assert code == 2 and "wandb refuses a name" in err
+    code, _, err = command("train.py", "-c", "--out", tmp_path / "run", "--wandb", "offline", "--wandb_project", "ab")
+    assert code == 0, err
+    code, _, err = command("evaluate.py", tmp_path / "run", "--wandb", "offline", "--wandb_project", "a/b")
+    assert code == 2 and "wandb refuses a name" in err
 
 
 def test_the_console_output_and_the_code_are_uploaded(tmp_path):

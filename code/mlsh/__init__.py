@@ -2,6 +2,8 @@
 
 __version__ = "0.4.0"
 
+from mlsh import process as process  # isort: split
+
 from mlsh import envs as envs
 from mlsh.agent import Agent as Agent
 from mlsh.agent import OptionActions as OptionActions

@@ -1,11 +1,15 @@
 """torch.compile for the PPO update: whether it is possible, and the fallback."""
 
+import atexit
 import functools
 import os
 import shutil
+import stat
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +26,26 @@ def can_compile(device: str) -> bool:
     return has_triton()
 
 
+def private_cache() -> Path:
+    """Return a folder for what torch compiles, in which only this user can write, because its content is run.
+
+    It is mlsh in $XDG_CACHE_HOME or ~/.cache. If that cannot be made, or others can write there, it is a new temporary
+    folder, which is removed when the process ends.
+    """
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    try:
+        folder = (base if base.is_absolute() else Path("~/.cache").expanduser()) / "mlsh"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        state = folder.stat()
+        if os.name == "posix" and (state.st_uid != os.geteuid() or state.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
+            raise PermissionError(f"others can write to {folder}")
+        folder.chmod(0o700)
+    except (OSError, RuntimeError):  # RuntimeError: there is no home directory
+        folder = Path(tempfile.mkdtemp(prefix="mlsh-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 def mark_any_size(batch: Iterable[torch.Tensor | None]) -> None:
     """Let torch compile once for all sizes of the tensors [S, …] of a batch."""
     for x in batch:
@@ -36,12 +60,17 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     Another width of `index` and `weights` [n, width] does not compile it again, nor does another size of a batch that
     went through `mark_any_size`. Any other new shape does.
     """
+    shared = str(Path(tempfile.gettempdir()).absolute() / "torchinductor_")  # torch's choice, which anybody can make
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR", shared).startswith(shared):  # torch sets it when it is imported
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(private_cache())
     import torch._dynamo  # takes a second
+    import torch._inductor.config
 
     @functools.cache
     def compile_once() -> Callable[..., Any]:
         torch._dynamo.config.trace_autograd_ops = True
         torch._dynamo.config.recompile_limit = 64
+        torch._inductor.config.cpp_cache_precompile_headers = False  # they would go to torch's shared folder
         return torch.compile(function, fullgraph=True)
 
     @functools.wraps(function)

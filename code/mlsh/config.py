@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from mlsh.compiled import can_compile
-from mlsh.envs import find_preset
+from mlsh.defaults import derive, find_facts
+from mlsh.envs import find_preset, has_preset
 from mlsh.errors import UserError
 from mlsh.ppo import PPOSettings
 from mlsh.rollout import RolloutSettings
@@ -15,6 +16,7 @@ from mlsh.settings import (
     Constraint,
     Count,
     CountOrZero,
+    Default,
     Fraction,
     HardwareSettings,
     NetworkSettings,
@@ -153,6 +155,13 @@ class Config(
         settings: dict[str, Any] = {"env": env} | find_preset(env)
         return cls(**settings)
 
+    @classmethod
+    def derived(cls, env: str, T: int) -> dict[str, Default]:
+        if has_preset(env):
+            return {}
+        settings = cls.defaults(env)
+        return derive(find_facts(dataclasses.replace(settings, T=T or settings.T), settings.gamma))
+
     def episodes_at_once(self, processes: int) -> int:
         return max(self.N * math.ceil(self.groups / processes), self.test_episodes)
 
@@ -213,8 +222,8 @@ class Config(
             worth_it = self.total_minibatches >= WORTH_COMPILING
             self.compile = "on" if worth_it and can_compile(self.device) else "off"
 
-    def validate(self) -> None:
-        super().validate()
+    def check(self) -> None:
+        super().check()
         if self.W == self.U == 0:
             raise UserError("-W 0 and -U 0 together learn nothing; make one of them positive")
         if self.U and not self.num_sub_policies:

@@ -1,25 +1,24 @@
 """Errors that a user can cause, and how a command reports them."""
 
+import errno
 import functools
-import os
+import re
 import signal
 import sys
-import time
+import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Self
 
 import gymnasium
 import torch
 
+from mlsh import process
+
 OWN_CODE = (str(Path(__file__).parent), str(Path(gymnasium.__file__).parent))
 STANDARD_LIBRARY = ("<", str(Path(signal.__file__).parent))  # "<" begins names such as <frozen importlib>
 RETURNED = "reset() must return observation, info; step() observation, reward, terminated, truncated, info"
-SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]  # not on Windows
-SAME_SIGNAL_SECONDS = 3.0  # torchrun sends two signals for one Ctrl-C
-last_signal = -SAME_SIGNAL_SECONDS
 
 
 class UserError(Exception):
@@ -61,47 +60,52 @@ class RenderingUnavailable(UserError):
     """This machine cannot draw the environment."""
 
 
-def ignore_signals() -> None:
-    """Ignore the signals that end a run from now on, so that a last save is not cut short."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-
-
-def interrupt(number: int, frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt(number) for a signal, unless another one did so in the last `SAME_SIGNAL_SECONDS`."""
-    global last_signal
-    if time.monotonic() > last_signal + SAME_SIGNAL_SECONDS:
-        last_signal = time.monotonic()
-        raise KeyboardInterrupt(number)
-
-
 def run_command(main: Callable[[], None]) -> None:
     """Run `main()` as the whole program of a command, and turn errors into one line and an exit code.
 
-    Exit code 2, without a traceback: a UserError, too little memory, or a FloatingPointError (a reward, an observation
-    or a weight has become NaN or infinite, and learning from it would spoil the run). Exit code 128 + the signal's
-    number, as a shell has it: 130 for Ctrl-C, 143 for SIGTERM and, on Linux, 138 for SIGUSR1, with which SLURM warns of
-    a job's end. They reach `main` as KeyboardInterrupt. Exit code 1: the reader of standard output has gone.
+    Exit code 2, without a traceback: a UserError, a missing library, too little memory, a FloatingPointError (a reward,
+    an observation or a weight has become NaN or infinite, and learning from it would spoil the run), or output that
+    cannot be printed because the disk is full. Exit code 128 + the signal's number, as a shell has it: 130 for Ctrl-C,
+    143 for SIGTERM and, on Linux, 138 for SIGUSR1, with which SLURM warns of a job's end. Signals reach `main` as
+    KeyboardInterrupt. It is no error if the reader of the output has gone, as with `| head`.
     """
+    program = Path(sys.argv[0]).name
+
+    def fail(reason: object) -> None:
+        print(f"{program}: error: {reason}", file=sys.stderr)
+        sys.exit(2)
+
+    def failed_in_thread(failed: threading.ExceptHookArgs) -> None:
+        if isinstance(failed.exc_value, OSError):  # TensorBoard's, which also raises it where values are logged
+            print(f"{program}: {failed.exc_value}", file=sys.stderr)
+        else:
+            threading.__excepthook__(failed)
+
+    threading.excepthook = failed_in_thread
     torch.set_flush_denormal(True)  # gradients of a saturated master are denormal, and slow a CPU down many times
-    for number in SIGNALS:  # explicitly, because a shell starts its background jobs with SIGINT ignored
-        signal.signal(number, interrupt)
+    process.protect_output()
     try:
+        process.handle_signals(process.interrupt)
         main()
+        sys.stdout.flush()
     except (UserError, FloatingPointError) as error:
-        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        fail(error)
+    except ModuleNotFoundError as error:
+        fail(f"{error}; install it with pip")
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
+        if isinstance(error, RuntimeError) and not re.search("memory|size calculation overflowed", str(error)):
             raise
-        reason = " ".join(str(error).split())
-        print(f"{Path(sys.argv[0]).name}: error: {reason:.150}; use smaller -N, --groups or --hidden", file=sys.stderr)
-        sys.exit(2)
-    except BrokenPipeError:  # as with `| head`; the interpreter must not flush into the closed pipe at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        reason = " ".join(str(error).split()) or "there is too little memory"
+        fail(f"{reason:.150}; use smaller -N, --groups or --hidden")
     except KeyboardInterrupt as stop:
-        sys.exit(128 + int(*stop.args or [signal.SIGINT]))
+        number = int(*stop.args or [signal.SIGINT])
+        print(f"{program}: stopped by {signal.Signals(number).name}", file=sys.stderr)
+        sys.exit(128 + number)
+    finally:
+        process.handle_signals(process.exit_at_once)
+    for number, reason in process.UNPRINTED.items():
+        if number not in (errno.EPIPE, errno.EIO):  # the reader has gone, or the terminal
+            fail(f"not all output could be printed ({reason}); free disk space")
 
 
 def command(main: Callable[[], None]) -> Callable[[], None]:

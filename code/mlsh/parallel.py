@@ -1,11 +1,14 @@
 """Task groups and sub-policies, spread over the processes of torchrun. A single process communicates nothing."""
 
 import functools
+import itertools
 import os
+import re
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from datetime import timedelta
-from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -27,16 +30,25 @@ class Lost(UserError):
     """Another process does not answer."""
 
 
-RANK, SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+def number_in(variable: str, unset: int) -> int:
+    """The number in an environment variable: `unset` if it is missing or empty, −1 if it holds something else."""
+    text = os.environ.get(variable) or str(unset)
+    return int(text) if text.isdecimal() else -1
+
+
+RANK, SIZE = number_in("RANK", 0), number_in("WORLD_SIZE", 1)
 FIRST = RANK == 0  # the process that logs, saves and draws
 TIMEOUT = timedelta(minutes=30)  # for another process, which may be filming
 
 
 def start() -> None:
     """Join the other processes through Gloo, which exchanges tensors on the CPU."""
+    if not 0 <= RANK < SIZE:
+        named = " and ".join(f"{name} is {os.environ.get(name, 'not set')}" for name in ("RANK", "WORLD_SIZE"))
+        raise UserError(f"{named}; start several processes with torchrun, or unset both variables")
     if SIZE > 1:
         try:
-            dist.init_process_group("gloo", timeout=TIMEOUT)
+            _wait_for(dist.init_process_group, "gloo", timeout=TIMEOUT)
         except (RuntimeError, ValueError) as error:
             raise UserError(
                 f"WORLD_SIZE is {SIZE}, but the processes do not meet ({str(error).splitlines()[0]:.150}); "
@@ -61,7 +73,7 @@ def local_device(name: str) -> str:
     """The device of this process if the user named `name`: with cuda, each process has a GPU of its own."""
     if SIZE == 1 or not name.startswith("cuda"):
         return name
-    local = int(os.environ["LOCAL_RANK"])
+    local = number_in("LOCAL_RANK", RANK)
     if local >= torch.cuda.device_count():
         raise UserError(f"there is no GPU {local} for process {RANK}; use a smaller --nproc-per-node, or --device cpu")
     name = f"cuda:{local}"
@@ -102,6 +114,19 @@ def from_first(call: Callable[[], T]) -> T:
     return value
 
 
+def refuse_differences(**started_with: Any) -> None:
+    """Raise a UserError in the first process, and end all, if a value that each process names differs between them."""
+    of_all = gather(started_with)
+
+    def compare() -> None:
+        for name, rank in itertools.product(started_with, range(SIZE)):
+            own, other = of_all[0][name], of_all[rank][name]
+            if other != own:
+                raise UserError(f"process {rank} has another {name} ({other}) than process 0 ({own}); make them equal")
+
+    from_first(compare)
+
+
 class AllSamples(NamedTuple):
     """The labels and generators of all processes' samples, in rank order; groups are renumbered."""
 
@@ -136,7 +161,7 @@ def update(
     if SIZE == 1:
         return ppo.update(policy, optimizer, batch, rngs, settings)
     bounds = [policy.n * rank // SIZE for rank in range(SIZE + 1)]
-    owned = [range(first, last) for first, last in pairwise(bounds)]  # members of each process
+    owned = [range(first, last) for first, last in itertools.pairwise(bounds)]  # members of each process
     own = owned[RANK]
     every = AllSamples.gathered(rngs, batch)
     received = _exchange(batch._replace(group=batch.group + every.first_group), owned)
@@ -196,8 +221,23 @@ def _send_to_each(parts: Mapping[int, Any]) -> list[Any] | None:
 
 def _communicate(call: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
     try:
-        call(*args, **kwargs)
+        _wait_for(call, *args, **kwargs)
     except RuntimeError as error:
         if "memory" in str(error):
             raise
-        raise Lost(f"process {RANK} has lost another process ({str(error).splitlines()[0]:.90})") from None
+        reason = re.sub(r"^\[[^]]*\] ", "", str(error).splitlines()[0])  # without the place in Gloo's source
+        raise Lost(f"process {RANK} has lost another process ({reason:.90})") from None
+
+
+def _wait_for(call: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    """Make a call that waits for other processes in a thread of its own, so that this thread hears signals."""
+    done: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(call(*args, **kwargs))
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    done.result()

@@ -14,10 +14,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from inspect import cleandoc
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, Self, TypeVar, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    NamedTuple,
+    Protocol,
+    Self,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import torch
 import tyro
+from tabulate import tabulate
 
 from mlsh.errors import NoCheckpoint, UserError
 
@@ -63,14 +76,20 @@ class Settings:
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """The inverse of `as_dict`. It also accepts the names of earlier versions.
 
-        A setting that is missing, because it was added later, gets its default. Raises TypeError for an unknown name,
-        and for a value whose type differs from that of the default.
+        A setting that is missing, because it was added later, gets its default. Raises a UserError for an unknown name,
+        for a value of another type than the default, and for what `check` refuses.
         """
+        if not isinstance(values, dict):
+            raise UserError(f"the settings are {values!r:.60} instead of names and values")
         renamed = {cls.RENAMED.get(name, name): x for name, x in values.items() if name not in cls.REMOVED}
+        defaults = {field.name: field.default for field in fields_of(cls)}
+        for name, x in renamed.items():
+            if name not in defaults:
+                raise UserError(f"there is no setting {name!r:.60}")
+            if type(x) is not type(defaults[name]):
+                raise UserError(f"{name} is {x!r:.60} instead of a value like {defaults[name]!r}")
         settings = cls(**renamed)
-        for field in fields_of(cls):
-            if type(getattr(settings, field.name)) is not type(field.default):
-                raise TypeError(f"{field.name} is {getattr(settings, field.name)!r}")
+        settings.check()
         return settings
 
     @classmethod
@@ -88,19 +107,35 @@ class Settings:
         """Some of the fields, as a dict."""
         return {name: getattr(self, name) for name in names}
 
-    def validate(self) -> None:
-        """Raise a UserError that names the first flag whose value cannot work."""
+    def check(self) -> None:
+        """Raise a UserError that names the first flag whose value cannot work on any machine."""
+        hints = get_type_hints(type(self))
         for field in fields_of(type(self)):
-            value = getattr(self, field.name)
+            value, hint = getattr(self, field.name), hints[field.name]
+            if get_origin(hint) is Literal and value not in get_args(hint):
+                raise UserError(f"{self.flag(field.name)} is {value!r:.60}: use {', '.join(get_args(hint))}")
+            if isinstance(value, int) and value >= 2**63:
+                raise UserError(f"{self.flag(field.name)} is 2^63 or more: use a smaller number")
             for note in self.annotations_of(field.name):
                 if isinstance(note, Constraint) and not note.holds(value):
                     typed = " ".join(map(str, value)) if isinstance(value, tuple) else value
                     raise UserError(f"{self.flag(field.name)} is {typed}: {note.remedy}")
+
+    def validate(self) -> None:
+        """As `check`, and raise a UserError for what cannot work on this machine."""
+        self.check()
         device = getattr(self, "device", "cpu")
         try:
             torch.zeros(1, device=device).item()
         except Exception:  # each kind of device raises its own
             raise UserError(f"--device {device} is not available here; use cpu, or cuda with a GPU") from None
+
+
+class Default(NamedTuple):
+    """A default that follows from the environment."""
+
+    value: Any
+    reason: str
 
 
 S = TypeVar("S", bound=Settings)
@@ -265,13 +300,18 @@ class RunSettings(TaskSettings, NetworkSettings, RunFolderSettings, TrackingSett
 
     @classmethod
     def defaults(cls, env: str) -> Self:
-        """The settings for an environment before any flag is read."""
+        """The settings for an environment before any flag is read: those of its preset."""
         return cls(env=env)
+
+    @classmethod
+    def derived(cls, env: str, T: int) -> dict[str, Default]:
+        """Defaults for an environment without a preset. `T`: the horizon, or 0 for the environment's own limit."""
+        return {}
 
     @classmethod
     def changeable(cls) -> list[str]:
         """The fields that may differ when a run is continued."""
-        names = (cls.LENGTH, "copies", "record", "wandb", "tensorboard", "device", "sim_threads", "save_seconds")
+        names = f"{cls.LENGTH} copies record wandb wandb_project tensorboard device sim_threads save_seconds".split()
         known = {field.name for field in fields_of(cls)}
         return [name for name in names if name in known]
 
@@ -289,7 +329,7 @@ def cli(what: Any, args: Sequence[str] | None = None, **options: Any) -> Any:
     Raises a one-line UserError for a command line that cannot be read; tyro itself prints a box of several lines.
     """
     args = current_names(sys.argv[1:] if args is None else args, getattr(what, "RENAMED", {}))
-    args = without_truth_values(args, what)
+    args = without_truth_values(with_home(args), what)
     if isinstance(what, type):
         options.setdefault("description", cleandoc(what.__doc__ or ""))  # tyro leaves the examples out
     else:  # tyro would call it, and so mix its own errors and output with the function's
@@ -328,6 +368,16 @@ def current_names(argv: Sequence[str], renamed: dict[str, str]) -> list[str]:
         return f"--{name}{equals}{value}" if name and flag.startswith("--") else word
 
     return [current(word) for word in argv]
+
+
+def with_home(argv: Sequence[str]) -> list[str]:
+    """The command line with the home folder for ~, which shells leave in --out=~/runs, and scripts everywhere."""
+
+    def expanded(word: str) -> str:
+        flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        return f"{flag}{equals}{os.path.expanduser(value)}"  # noqa: PTH111 (Path.expanduser raises without a home)
+
+    return [expanded(word) for word in argv]
 
 
 def without_truth_values(argv: Sequence[str], what: Any) -> list[str]:
@@ -380,10 +430,11 @@ def parse(
     flag that contradicts the checkpoint is a UserError, except for the flags in `kind.changeable()`. Returns the
     settings, and the checkpoint's dict or None.
     """
-    argv = without_truth_values(argv, kind)
+    argv = without_truth_values(with_home(argv), kind)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--env", nargs="?", default=kind.env, const=kind.env)  # tyro refuses a flag without its value
     first.add_argument("--out", nargs="?", default="", const="")
+    first.add_argument("-T", nargs="?", default="", const="")
     first.add_argument("-c", "--resume", action="store_true")
     known, _ = first.parse_known_args(argv)
     if known.resume and not known.out:
@@ -393,9 +444,13 @@ def parse(
         with contextlib.suppress(NoCheckpoint):
             saved = load(f"{known.out}/checkpoint.pt")  # --out never names a shipped checkpoint
     default = dataclasses.replace(saved["config"], resume=False) if saved else kind.defaults(known.env)
+    derived = {} if saved else kind.derived(known.env, int(known.T) if known.T.isdigit() else 0)
+    default = dataclasses.replace(default, **{name: x.value for name, x in derived.items()})
     cfg = parse_grouped(kind, argv, default, describe(kind, default))
     if not saved:
         cfg.validate()
+        if derived:
+            print(explain(derived, cfg), file=sys.stderr)
         return cfg, None
     for name, value in default.as_dict().items():
         if getattr(cfg, name) == "auto" and name not in kind.changeable():
@@ -409,6 +464,12 @@ def parse(
     if length < saved["iteration"]:
         raise UserError(f"--{kind.LENGTH} is {length}: the run has done {saved['iteration']}; use that or more")
     return cfg, saved
+
+
+def explain(derived: dict[str, Default], cfg: RunSettings) -> str:
+    """A table of the derived defaults that no flag has overridden, with their reasons."""
+    rows = [(cfg.flag(name), x.value, x.reason) for name, x in derived.items() if getattr(cfg, name) == x.value]
+    return f"{cfg.env} has no preset; these defaults follow from it:\n" + tabulate(rows, tablefmt="plain")
 
 
 def describe(kind: type[RunSettings], default: RunSettings) -> str:

@@ -24,6 +24,7 @@ from mlsh.meta_test import adapt, load_agent, transferred, with_constant_masters
 from mlsh.models import Hierarchy
 from mlsh.rollout import play
 from mlsh.runs import checkpoint
+from mlsh.runs.plots import save_figure
 from mlsh.sampling import Streams
 from mlsh.settings import cli
 from mlsh.slots import play_episodes
@@ -80,7 +81,7 @@ def draw_primitives(study: Study, figure: str, runs: Sequence[str]) -> None:
         axes.set(title=f"{run}, {cfg.T * one.dt:g} s", xlabel="m")
         axes.grid(alpha=0.3)
     with study.drawing():
-        picture.savefig(study.figures / figure, dpi=110)
+        save_figure(picture, study.figures / figure)
 
 
 def draw_masters(
@@ -99,7 +100,7 @@ def draw_masters(
         draw_walls(axes, one.world(task))
         draw_paths(axes, xy[:, j], active[:, j], agent.sub_policies.n)
     with study.drawing():
-        picture.savefig(study.figures / figure, dpi=110)
+        save_figure(picture, study.figures / figure)
 
 
 @torch.no_grad()

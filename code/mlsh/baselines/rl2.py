@@ -99,8 +99,8 @@ class RL2Config(TrialSettings, RL2PPOSettings, RunSettings):
     def episodes_at_once(self, processes: int) -> int:
         return self.N
 
-    def validate(self) -> None:
-        super().validate()
+    def check(self) -> None:
+        super().check()
         if self.minibatches > self.N:
             raise UserError(
                 f"--minibatches is {self.minibatches}: there are only {self.N} trials to split; "

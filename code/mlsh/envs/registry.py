@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import importlib
 import inspect
 import math
 import sys
@@ -17,6 +16,7 @@ from mlsh.envs.base import SingleEnv, VectorTasks
 from mlsh.envs.boundary import restored_settings
 from mlsh.envs.gymnasium_tasks import GymnasiumTasks
 from mlsh.envs.memory import available_memory
+from mlsh.envs.modules import import_checked
 from mlsh.envs.protocols import seed_global_generators
 from mlsh.errors import EnvironmentFailed, RenderingUnavailable, UserError
 
@@ -95,7 +95,9 @@ def import_module(module: str, env: str) -> None:
     seed_global_generators(np.random.default_rng(0))  # the module may draw its tasks
     try:
         with restored_settings():
-            importlib.import_module(module)
+            import_checked(module, env)
+    except UserError:
+        raise
     except (Exception, SystemExit) as error:  # the module may raise anything
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing and (module == missing or module.startswith(f"{missing}.")):
@@ -110,6 +112,11 @@ def find_preset(env: str) -> dict[str, Any]:
     env_id = find_id(env)
     limit = gym.spec(env_id).max_episode_steps
     return ({"T": limit} if limit else {}) | PRESETS.get(env_id, {})
+
+
+def has_preset(env: str) -> bool:
+    """Return whether the family named `env` was registered with a preset."""
+    return find_id(env) in PRESETS
 
 
 def best_return(env: str) -> float | None:

@@ -3,7 +3,6 @@
 A learner is what adapts to a task in evaluate.py: a new master, or a policy that is fine-tuned or starts from scratch.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ import numpy as np
 from tabulate import tabulate
 
 from mlsh.envs import best_return
+from mlsh.harness.finished import read_results
 from mlsh.harness.jobs import Job
 from mlsh.harness.study import AdaptationMethod, Setting, Study, read_adaptation, training_curve
 from mlsh.runs.plots import draw_bands, draw_map, interval, last_tenth, steps_to_level
@@ -178,7 +178,7 @@ def tabulate_final_tests(study: Study, commands: Mapping[str, str], seeds: Seque
     study.run_jobs(job for name, command in commands.items() for job in Job.for_seeds(name, command, seeds))
     rows = []
     for name, seed in ((name, seed) for name in commands for seed in seeds):
-        results = json.loads((study.folder / f"{name}-{seed}" / "results.json").read_text())
+        results = read_results(study.folder / f"{name}-{seed}")
         best_of_env = best_return(results["env"]) or np.nan
         returns = [row["return"] for row in results["test"]]
         best = [row.get("best_return", best_of_env) for row in results["test"]]

@@ -1,6 +1,7 @@
 """Jobs: commands that run side by side, each in its own run folder. A finished job never runs again."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -110,5 +111,9 @@ class JobRunner:
             process.terminate()
         _, err = process.communicate()
         self._running.remove(process)
+        if process.returncode < 0:
+            name = signal.Signals(-process.returncode).name
+            why = " (perhaps for lack of memory)" if name == "SIGKILL" else ""
+            raise UserError(f"{job.name} was killed by {name}{why}; start the study again to continue")
         if process.returncode or not last_file.exists():
             raise UserError(f"{job.name} failed: {err.strip()[-300:]}")

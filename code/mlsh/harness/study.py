@@ -16,7 +16,7 @@ from filelock import FileLock
 
 from mlsh.errors import UserError
 from mlsh.harness.jobs import CODE, Job, JobRunner
-from mlsh.runs.files import make_folder, writing
+from mlsh.runs.files import make_folder, reading, writing
 from mlsh.runs.metrics import read_metrics
 from mlsh.runs.plots import curve, last_tenth
 
@@ -218,9 +218,10 @@ def training_curve(study: Study, job: Job) -> TrainingCurve:
     if not all(row.get("train_env_steps") for row in rows):
         folder = study.folder / job.name
         raise UserError(f"{folder} was written by an older version, without train_env_steps; remove it")
-    reward = ["joint_reward", *(name for name in rows[0] if name.startswith("episode_"))][-1]
-    tasks = sorted({row["task"] for row in rows})
-    (steps, mean), *curves = (curve(rows, task, reward, "train_env_steps") for task in (None, *tasks))
+    with reading(study.folder / job.name / "metrics.csv"):
+        reward = ["joint_reward", *(name for name in rows[0] if name.startswith("episode_"))][-1]
+        tasks = sorted({row["task"] for row in rows})
+        (steps, mean), *curves = (curve(rows, task, reward, "train_env_steps") for task in (None, *tasks))
     if any(len(x) < len(steps) for x, _ in curves):
         return TrainingCurve(np.array(steps), np.array([mean]), [None])
     return TrainingCurve(np.array(steps), np.array([y for _, y in curves]), [*tasks])
@@ -237,11 +238,13 @@ class Adaptation(NamedTuple):
 
 def read_adaptation(study: Study, job: Job) -> Adaptation:
     """Read the adaptation.csv of an evaluation."""
-    rows = [*csv.DictReader((study.folder / job.name / "adaptation.csv").read_text().splitlines())]
-    labels, seeds, updates = ([*dict.fromkeys(row[key] for row in rows)] for key in ("task", "seed", "update"))
-    names = [name for name in rows[0] if name == "return" or name.startswith("final_")]
-    values = np.array([[float(row[name] or "nan") for row in rows] for name in names])
-    values = values.reshape(len(names), len(labels), len(updates), len(seeds)).swapaxes(1, 2)
-    best = {row["task"]: float(row["best_return"] or "nan") for row in rows}
-    env_steps = np.unique([float(row["env_steps"]) for row in rows])
+    path = study.folder / job.name / "adaptation.csv"
+    with reading(path):
+        rows = [*csv.DictReader(path.read_text(encoding="utf-8").splitlines())]
+        labels, seeds, updates = ([*dict.fromkeys(row[key] for row in rows)] for key in ("task", "seed", "update"))
+        names = [name for name in rows[0] if name == "return" or name.startswith("final_")]
+        values = np.array([[float(row[name] or "nan") for row in rows] for name in names])
+        values = values.reshape(len(names), len(labels), len(updates), len(seeds)).swapaxes(1, 2)
+        best = {row["task"]: float(row["best_return"] or "nan") for row in rows}
+        env_steps = np.unique([float(row["env_steps"]) for row in rows])
     return Adaptation(env_steps, dict(zip(names, values, strict=True)), labels, np.array([*best.values()]))

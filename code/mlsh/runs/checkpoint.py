@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from mlsh.envs.modules import FROM_CHECKPOINTS
 from mlsh.errors import NoCheckpoint, UserError
 from mlsh.runs.files import write_whole
 from mlsh.settings import RunSettings
@@ -63,6 +64,9 @@ def load(path: Path | str, kinds: Collection[type[RunSettings]]) -> dict[str, An
         settings = next((kind for kind in kinds if data["kind"] == kind.KIND), None)
         if settings:
             data["config"] = settings.from_dict(data["config"])
+            FROM_CHECKPOINTS[data["config"].env] = path
+    except UserError as error:
+        raise UserError(f"{path} holds settings that cannot work ({error}); use another checkpoint") from None
     except Exception as error:  # a damaged file may fail anywhere
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if isinstance(error, pickle.UnpicklingError):
@@ -83,18 +87,26 @@ def read(path: Path) -> dict[str, Any]:
     """Return the content of a checkpoint file; raise some exception if it is damaged or not plain data."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch guesses what a foreign file may be
-        damaged = zipfile.ZipFile(path).testzip()  # compares checksums, which torch.load does not
+        with zipfile.ZipFile(path) as archive:
+            sizes = [entry.file_size for entry in archive.infolist()]
+            if sum(sizes) > path.stat().st_size:  # torch compresses nothing; a small file could fill the memory
+                raise ValueError("its entries are larger than the file")
+            damaged = archive.testzip()  # compares checksums, which torch.load does not
         if damaged:
             raise ValueError(f"{damaged} has a wrong checksum")
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def check(data: Mapping[str, Any]) -> None:
-    """Raise an exception if a field has the wrong type, a count is negative, or a tensor is not finite."""
+    """Raise an exception if a field has the wrong type or range, or a tensor is not finite or larger than its data."""
     for name, kind in FIELDS.items():
-        if type(data[name]) is not kind or (kind is int and data[name] < 0):
-            raise TypeError(f"{name} is {data[name]!r}")
-    if not all(x.isfinite().all() for x in tree_leaves(data) if isinstance(x, torch.Tensor)):
+        x = data[name]
+        if type(x) is not kind or (kind is not str and kind is not dict and not 0 <= x < 2**63):
+            raise TypeError(f"{name} is {x!r:.40}")
+    tensors = [x for x in tree_leaves(data) if isinstance(x, torch.Tensor)]
+    if any(x.nbytes > x.untyped_storage().nbytes() for x in tensors):  # expanded from a few numbers
+        raise ValueError("a tensor is larger than its data")
+    if not all(x.isfinite().all() for x in tensors):
         raise ValueError("not all of its numbers are finite")
 
 

@@ -1,11 +1,15 @@
 """Files that are written whole or not at all, with failures of the disk reported as user errors."""
 
 import contextlib
+import csv
 import hashlib
+import json
 import os
 import re
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from mlsh.errors import UserError
 
@@ -19,13 +23,51 @@ def writing(path: Path | str) -> Iterator[None]:
         raise UserError(f"cannot write {path} ({error}); free disk space or check permissions") from None
 
 
+@contextlib.contextmanager
+def reading(path: Path | str) -> Iterator[None]:
+    """Context in which the file `path` is read: what a missing or damaged one raises becomes a UserError."""
+    try:
+        if Path(path).exists() and not Path(path).is_file():  # reading from a pipe would never end
+            raise OSError("it is no file")
+        yield
+    except (OSError, ValueError, LookupError, TypeError, RecursionError, csv.Error) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"cannot read {path} ({reason:.100}); it is missing, damaged or of another version") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; raise a UserError if there is none."""
+    with reading(path):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"a {type(content).__name__} instead of names and values")
+        return content
+
+
+def temporary_for(path: Path | str) -> Path:
+    """Make an empty file next to `path`, to be written and then renamed to `path`, and return its path.
+
+    Nobody can know its name before, and put a link there. Those that a killed process left are removed. Raises OSError.
+    """
+    path = Path(path)
+    pattern = rf"\.{re.escape(path.name)}\.[0-9a-f]{{16}}{re.escape(path.suffix)}"
+    for left in path.parent.iterdir():
+        if re.fullmatch(pattern, left.name):
+            with contextlib.suppress(OSError):
+                left.unlink()
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{path.suffix}")
+    open(temporary, "xb").close()
+    return temporary
+
+
 def write_whole(path: Path | str, content: bytes | memoryview | str) -> None:
     """Write `content` to a temporary file next to `path`, flush it to the disk, then rename it to `path`.
 
-    If that fails, the old file stays as it was, nothing is left next to it, and a UserError is raised.
+    If that fails, the old file stays as it was, nothing is left next to it, and a UserError is raised. A symbolic link
+    at `path` is replaced, and not followed.
     """
-    temporary = Path(f"{path}.tmp")
     with writing(path):
+        temporary = temporary_for(path)
         try:
             with open(temporary, "wb") as file:
                 file.write(content.encode() if isinstance(content, str) else content)
@@ -46,6 +88,14 @@ def safe_name(text: str) -> str:
     if name == text and 0 < len(name) <= 60:
         return name
     return f"{name[:51]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def refuse_links(folder: Path) -> None:
+    """Raise a UserError if a folder or a missing file in a run folder is a symbolic link, and so would be elsewhere."""
+    for path in (folder, folder / "videos", folder / "adaptation"):
+        for inner in path.iterdir() if path.is_dir() else ():
+            if inner.is_symlink() and not inner.is_file():
+                raise UserError(f"{inner} is a link to what is elsewhere; remove it")
 
 
 def make_folder(folder: Path) -> None:

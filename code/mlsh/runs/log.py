@@ -121,12 +121,12 @@ class Log(Generic[SettingsType]):
         from mlsh.runs.plots import draw_curves  # Matplotlib and SciPy take a second to import
 
         self._bar.close()
+        if results:
+            write_whole(self.folder / "results.json", json.dumps(results, indent=2) + "\n")
+            print_results(results, self.run)
         self._metrics.close()
         with writing(self.folder):
             draw_curves(self.folder / "curves.png", read_metrics(self.folder), self._rewards)
-        if results:
-            write_whole(self.folder / "results.json", json.dumps(results, indent=2) + "\n")
-            print_results(results, self.folder)
         summary = summarise_final_test(results or {})
         if summary:
             self._track({}, test={re.sub("^([0-9]+_)?test_", r"\1", name): x for name, x in summary.items()})
@@ -279,7 +279,7 @@ class MLSHLog(Log[Config]):
         return {"explore": explore, "sub_entropy": sub_entropy, "sub_lr": self.cfg.sub_lr_at(i)}
 
 
-def print_results(results: Mapping[str, Any], folder: Path) -> None:
+def print_results(results: Mapping[str, Any], run: Run[Any]) -> None:
     """Print the rows of the final test, what the run took, and which files there are."""
     for table, rows in final_test_tables(results).items():
         for row in rows:
@@ -287,9 +287,9 @@ def print_results(results: Mapping[str, Any], folder: Path) -> None:
             best = f" (best possible: {row['best_return']:.4g})" if "best_return" in row else ""
             mean = f"return {row['return']:.4g} ± {row['standard_error']:.2g}{best}"
             print(f"{task}: {mean}, shares {row['share']}")
-    has_videos = any((folder / "videos").iterdir())
+    has_videos = any((run.folder / "videos").glob("*"))
     files = "results.json, curves.png and videos/" if has_videos else "results.json and curves.png"
-    print(f"{results['env_steps']:,} env steps in {results['seconds']:.0f} s; see {files} in {folder}")
+    print(f"{results['env_steps']:,} env steps in {results['seconds']:.0f} s; see {files} in {run.shown}")
 
 
 def final_test_tables(results: Mapping[str, Any]) -> dict[str, list[Row]]:

@@ -4,21 +4,23 @@ import csv
 import io
 import math
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from mlsh.errors import UserError
-from mlsh.runs.files import write_whole, writing
+from mlsh.runs.files import reading, write_whole, writing
 
 Row = dict[str, Any]  # column -> value
 
 
 def read_metrics(folder: Path | str) -> list[dict[str, str]]:
     """Return the rows of a run folder's metrics.csv; an incomplete last line, which a kill may leave, is left out."""
-    if not (Path(folder) / "metrics.csv").exists():
+    path = Path(folder) / "metrics.csv"
+    if not path.exists():
         return []
-    with open(Path(folder) / "metrics.csv", newline="") as file:
+    with reading(path), open(path, newline="", encoding="utf-8") as file:
         return [row for row in csv.DictReader(file) if None not in row.values()]
 
 
@@ -36,6 +38,27 @@ def highest_mean(rows: Sequence[dict[str, str]], column: str) -> float:
     return max((sum(x) / len(x) for x in values.values()), default=-math.inf)
 
 
+def check_rows(rows: Sequence[dict[str, str]], end: int) -> None:
+    """Raise a ValueError unless the rows are those of consecutive outer iterations up to `end`, all complete.
+
+    If earlier rows are missing, because the file was moved away once, a line on stderr says so.
+    """
+    iterations = [int(row["iteration"]) for row in rows]
+    first = iterations[0] if rows else end
+    if first:
+        print(f"metrics.csv has no rows before outer iteration {first}", file=sys.stderr)
+    if sorted(set(iterations)) != [*range(first, end)] or iterations != sorted(iterations):
+        raise ValueError("rows are missing")
+    if rows and "group" in rows[0]:  # which has one row in each outer iteration
+        groups = len(rows) // (end - first)
+        if [int(row["group"]) for row in rows] != [*range(groups)] * (end - first):
+            raise ValueError("rows are missing")
+    for row in rows:
+        for name, text in row.items():
+            if name != "task":
+                float(text or 0)
+
+
 class MetricsFile:
     """Appends rows to a run folder's metrics.csv.
 
@@ -45,14 +68,17 @@ class MetricsFile:
     """
 
     def __init__(self, folder: Path, columns: Sequence[str], start: int) -> None:
-        """Open the file; raise a UserError if it cannot be written or its content does not belong to this run."""
+        """Open the file. Raise a UserError if it cannot be written, is damaged or does not belong to this run."""
         self._folder, self._path = folder, folder / "metrics.csv"
         try:
             kept = [row for row in read_metrics(folder) if int(row["iteration"]) < start] if start else []
+            check_rows(kept, start)
             added = [name for name in (kept[0] if kept else ()) if name.startswith("final_")]
             self._rewrite([*columns, *added], kept)
-        except (KeyError, ValueError) as error:
-            raise UserError(f"{self._path} does not belong to this run ({error!r}); move it away") from None
+        except (KeyError, TypeError, ValueError, csv.Error) as error:
+            raise UserError(
+                f"{self._path} is damaged or does not belong to this run ({error}); repair it or move it away"
+            ) from None
 
     def _rewrite(self, columns: Sequence[str], rows: Sequence[Row]) -> None:
         """Write the whole file and open it for more rows."""
@@ -62,7 +88,7 @@ class MetricsFile:
         writer.writerows(rows)
         write_whole(self._path, text.getvalue())
         with writing(self._folder):
-            self._file = open(self._path, "a", newline="")  # noqa: SIM115
+            self._file = open(self._path, "a", newline="", encoding="utf-8")  # noqa: SIM115
         self._columns = list(columns)
         self._writer = csv.DictWriter(self._file, columns)
 

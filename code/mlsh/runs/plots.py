@@ -1,5 +1,6 @@
 """Learning curves of one run or of several, as numbers and as figures."""
 
+import io
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,16 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from mlsh.runs.files import write_whole
+
 Array = NDArray[Any]
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure to `path`, a .png; raise a UserError if that fails."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=110)
+    write_whole(path, content.getbuffer())
 
 
 def interval(y: Array) -> tuple[Array, Array, Array]:
@@ -58,7 +68,7 @@ def draw_bands(
     """Write a figure of panels side by side, each with lines and their 95 % intervals.
 
     `panels` is {title: {label: (x [n], y [n, runs])}}. With `symlog` the x axis is linear up to there and logarithmic
-    beyond. Raises an OSError if the figure cannot be written.
+    beyond. Raises a UserError if the figure cannot be written.
     """
     labels = dict.fromkeys(label for lines in panels.values() for label in lines)
     colour = {label: f"C{i}" for i, label in enumerate(labels)}
@@ -77,7 +87,7 @@ def draw_bands(
     handles = {str(line.get_label()): line for axes in figure.axes for line in axes.lines}
     columns = 2 * len(panels)
     figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns, fontsize=8)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)
 
 
 def curve(
@@ -108,7 +118,7 @@ def draw_rewards(axes: Axes, rows: Sequence[Mapping[str, Any]], task: str | None
 def draw_curves(path: Path, rows: Sequence[Mapping[str, Any]], rewards: Mapping[str, str]) -> None:
     """Write a figure of a run's rewards against env steps: a panel for each of up to six tasks, and one for all.
 
-    `rows` are those of a metrics.csv; `rewards` maps its columns to labels. Raises an OSError if it cannot be written.
+    `rows` are those of a metrics.csv; `rewards` maps its columns to labels. Raises a UserError if it cannot be written.
     """
     tasks = sorted({row["task"] for row in rows})
     panels = [*(tasks if len(tasks) <= 6 else []), None]
@@ -118,7 +128,7 @@ def draw_curves(path: Path, rows: Sequence[Mapping[str, Any]], rewards: Mapping[
         axes.set_title("all tasks" if task is None else f"task {task}", parse_math=False)
     figure.axes[0].set_ylabel("mean episode return")
     figure.axes[0].legend()
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)
 
 
 def draw_map(
@@ -133,4 +143,4 @@ def draw_map(
     axes.set(xticks=range(len(columns)), xticklabels=columns, yticks=range(len(rows)), yticklabels=rows)
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
     figure.colorbar(image)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)

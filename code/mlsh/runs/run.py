@@ -3,10 +3,12 @@
 import contextlib
 import datetime
 import functools
+import hashlib
 import json
 import os
 import platform
 import secrets
+import shlex
 import subprocess
 import sys
 import time
@@ -18,16 +20,16 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from filelock import FileLock, Timeout
 
-from mlsh import __version__, compiled, parallel
+from mlsh import __version__, compiled, parallel, process
 from mlsh.envs.registry import check_memory
-from mlsh.errors import EnvironmentFailed, UserError, ignore_signals
+from mlsh.errors import EnvironmentFailed, UserError
 from mlsh.runs import checkpoint
-from mlsh.runs.files import write_whole
+from mlsh.runs.files import refuse_links, write_whole
 from mlsh.settings import RunSettings, TrackedSettings, parse
 
 PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "pygame-ce", "wandb", "imageio", "matplotlib")
 LOCKS: list[FileLock] = []  # the locks on run folders that this process holds
-INTERRUPTED_START = {".lock", "videos", "wandb", "checkpoint.pt.tmp"}  # what a run leaves that never saved
+STARTING = ".starting"  # is in a run folder until the first checkpoint is; what is with it may be overwritten
 
 
 class Tracker(Protocol):
@@ -61,7 +63,8 @@ class Run(Generic[SettingsType]):
     raised as UserError.
     """
 
-    folder: Path
+    folder: Path  # absolute
+    shown: Path  # the same folder in messages: as typed
     trackers: list[Tracker]
     highest_reward: float
     _log: ClosableLog
@@ -69,12 +72,15 @@ class Run(Generic[SettingsType]):
     def __init__(self, kind: type[SettingsType]) -> None:
         """Join the other processes and read the command line."""
         parallel.start()
+        parallel.refuse_differences(command=shlex.join(sys.argv[1:]), code=code_version())
+        self._started_in = Path.cwd()  # an environment may change the working folder
         self._load = functools.partial(checkpoint.load, kinds=(kind,))
         self.cfg: SettingsType
         self.cfg, self._saved = parallel.from_first(lambda: parse(kind, sys.argv[1:], self._load))
         self.cfg.device = parallel.local_device(self.cfg.device)
         self.cfg.resolve()
         check_memory(self.cfg, self.cfg.episodes_at_once(parallel.SIZE))
+        parallel.from_first(lambda: check_tracking(self.cfg))
         self.progress: dict[str, Any] = {"iteration": 0, "env_steps": 0, "train_env_steps": 0, "seconds": 0.0}
         self.progress["run_id"] = secrets.token_hex(4)
 
@@ -93,7 +99,8 @@ class Run(Generic[SettingsType]):
         Yields `make_log(run)`. However training ends, the outer iterations that are done are saved.
         """
         self._components = components
-        self.folder = parallel.from_first(lambda: make_run_folder(self.cfg, continued=bool(self._saved)))
+        self.shown = parallel.from_first(lambda: make_run_folder(self.cfg, bool(self._saved), self._started_in))
+        self.folder = self._started_in / self.shown
         self._path = self.folder / "checkpoint.pt"
         if self._saved:
             saved = parallel.from_first(lambda: self._load(self._path))  # again, now that no other run can change it
@@ -104,25 +111,32 @@ class Run(Generic[SettingsType]):
         self._take_snapshot()
         self._save()  # shows at once whether the disk has room
         self._write_config()
+        if parallel.FIRST:
+            (self.folder / STARTING).unlink(missing_ok=True)
         self._announce()
         log = self._log = make_log(self)
         try:
             yield log
         except (FloatingPointError, EnvironmentFailed, parallel.Lost) as error:
-            ignore_signals()
+            process.ignore_signals()
             self._save()
             log.close()
-            where = f"in outer iteration {self.progress['iteration']}; the state before it is saved in {self._path}"
-            raise UserError(f"{error}, {where}") from None
+            where = f"in outer iteration {self.progress['iteration']}"
+            saved = f"the state before it is saved in {self.shown / 'checkpoint.pt'}"
+            go_on = f"continue with -c --out {self.shown}"
+            raise UserError(f"{error}, {where}; {saved if parallel.FIRST else go_on}") from None
         except UserError as error:  # a file could not be written
             log.close_after_failed_write()
-            raise UserError(f"{error}, then continue with -c --out {self.folder}") from None
+            raise UserError(f"{error}, then continue with -c --out {self.shown}") from None
         except KeyboardInterrupt:  # -c repeats the outer iteration that was under way
             self._save()
             done = self._snapshot["iteration"]  # not `progress`: the interrupt may have come within `end_iteration`
             counts = f"{done} of {self.length} outer iterations"
-            log.message(f"saved after {counts}; continue with -c --out {self.folder}")
+            log.message(f"saved after {counts}; continue with -c --out {self.shown}")
             log.close()
+            if not parallel.FIRST:  # the only word if the first process was killed, and torchrun ends the others
+                go_on = f"continue with -c --out {self.shown}"
+                print(f"process {parallel.RANK} was stopped in outer iteration {done}; {go_on}", file=sys.stderr)
             raise
         parallel.stop()
 
@@ -163,13 +177,14 @@ class Run(Generic[SettingsType]):
             done = f" ({n} done)" if n else ""
             processes = f", processes: {parallel.SIZE}" if parallel.SIZE > 1 else ""
             machine = f"device: {cfg.device}{processes}, threads: {torch.get_num_threads()}, compile: {cfg.compile}"
-            print(f"training {cfg.KIND} on {cfg.env}, run folder: {self.folder}", file=sys.stderr)
+            print(f"training {cfg.KIND} on {cfg.env}, run folder: {self.shown}", file=sys.stderr)
             print(f"outer iterations: {self.length}{done}, {machine}", file=sys.stderr)
 
     def _write_config(self) -> None:
         self._compile_failures = len(compiled.FAILED)
         if parallel.FIRST:
             description = {"run_id": self.progress["run_id"], "config": self.cfg.as_dict()}
+            description |= {"preset": type(self.cfg).defaults(self.cfg.env).as_dict()}  # which report.py compares with
             description |= {"machine": describe_machine(), "compiler_failed": (compiled.FAILED or [None])[-1]}
             write_whole(self.folder / "config.json", json.dumps(description, indent=2) + "\n")
 
@@ -182,52 +197,72 @@ class Run(Generic[SettingsType]):
         self._last_save = time.monotonic()
 
 
-def make_run_folder(cfg: RunSettings, continued: bool) -> Path:
-    """Make and lock the folder of --out, or a new one in runs/, and return it.
+def make_run_folder(cfg: RunSettings, continued: bool, started_in: Path = Path()) -> Path:
+    """Make and lock the folder of --out, or a new one in runs/, and return its name, relative to `started_in`.
 
     Raises a UserError if it has files in it and the run is not `continued`, if another run has locked it, or if it
     cannot be made. The lock ends with this process.
     """
-    folder = Path(cfg.out)
+    shown = Path(cfg.out)
     try:
         if not cfg.out:
-            folder = new_folder(cfg)
-        refuse_files_in(folder, continued)
-        (folder / "videos").mkdir(parents=True, exist_ok=True)
+            shown = new_folder(cfg, started_in)
+        folder = started_in / shown
+        refuse_files_in(folder, shown, continued)
+        folder.mkdir(parents=True, exist_ok=True)
+        refuse_links(folder)
+        if not continued:
+            with contextlib.suppress(FileExistsError):
+                open(folder / STARTING, "x").close()
+        (folder / "videos").mkdir(exist_ok=True)
         LOCKS.append(FileLock(folder / ".lock"))
         LOCKS[-1].acquire(timeout=0)
-        refuse_files_in(folder, continued)  # again, now that no other run can add any
+        refuse_files_in(folder, shown, continued)  # again, now that no other run can add any
     except Timeout:
-        raise UserError(f"another run is writing to {folder}; wait for it or name another with --out") from None
+        raise UserError(f"another run is writing to {shown}; wait for it or name another with --out") from None
     except OSError as error:
-        raise UserError(f"cannot make the run folder {folder} ({error.strerror}); name another with --out") from None
-    return folder
+        raise UserError(f"cannot make the run folder {shown} ({error.strerror}); name another with --out") from None
+    return shown
 
 
-def new_folder(cfg: RunSettings) -> Path:
+def new_folder(cfg: RunSettings, started_in: Path) -> Path:
     """Make a folder in runs/, named after environment and time, and numbered if other runs begin in the same second."""
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     kind = "" if cfg.KIND == "mlsh" else f"{cfg.KIND}-"
     folder = first = Path(f"runs/{kind}{cfg.env.split(':')[-1]}-{stamp}")
-    first.parent.mkdir(exist_ok=True)
+    (started_in / first).parent.mkdir(exist_ok=True)
     others = 0
     while True:
         try:
-            folder.mkdir()  # succeeds in one process only, also on a network file system
+            (started_in / folder).mkdir()  # succeeds in one process only, also on a network file system
             return folder
         except FileExistsError:
             others += 1
             folder = Path(f"{first}-{others + 1}")
 
 
-def refuse_files_in(folder: Path, continued: bool) -> None:
+def refuse_files_in(folder: Path, shown: Path, continued: bool) -> None:
     """Raise a UserError if there are files that a run which begins in this folder could overwrite."""
-    if folder.exists() and not continued:
-        names = [path.name for path in folder.iterdir()] if folder.is_dir() else [folder.name]
-        if not all(name in INTERRUPTED_START or name.startswith("events.out.tfevents") for name in names):
-            if "checkpoint.pt" in names:
-                raise UserError(f"--out {folder} is not empty; continue it with -c or name another folder")
-            raise UserError(f"--out {folder} is not empty and has no checkpoint to continue; name another folder")
+    if continued or not folder.exists():
+        return
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
+    if "checkpoint.pt" in names and STARTING not in names:
+        raise UserError(f"--out {shown} is not empty; continue it with -c or name another folder")
+    if names and STARTING not in names:
+        raise UserError(f"--out {shown} is not empty and has no checkpoint to continue; name another folder")
+
+
+def check_tracking(cfg: TrackedSettings) -> None:
+    """Raise a UserError for a name that wandb would refuse, and for --wandb online where wandb is not installed."""
+    if cfg.wandb_mode == "disabled":
+        return
+    try:
+        from mlsh.runs.tracking import check_names
+    except ModuleNotFoundError as error:
+        if cfg.wandb_mode == "online":
+            raise UserError(f"{error}; install it, or use --wandb disabled") from None
+    else:
+        check_names(cfg)
 
 
 def start_trackers(cfg: TrackedSettings, folder: Path, run_id: str, env_steps: int = 0) -> tuple[list[Tracker], str]:
@@ -238,11 +273,14 @@ def start_trackers(cfg: TrackedSettings, folder: Path, run_id: str, env_steps: i
     trackers: list[Tracker] = []
     redirect_home(folder)
     if cfg.wandb_mode != "disabled":
-        from mlsh.runs.tracking import WandbTracker
-
-        tracker = WandbTracker(cfg, folder, run_id, describe_machine())
-        trackers.append(tracker)
-        run_id = tracker.run_id
+        try:
+            from mlsh.runs.tracking import WandbTracker
+        except ModuleNotFoundError as error:
+            print(f"wandb did not start, continuing without it: {error}", file=sys.stderr)
+        else:
+            tracker = WandbTracker(cfg, folder, run_id, describe_machine())
+            trackers.append(tracker)
+            run_id = tracker.run_id
     if cfg.tensorboard:
         from mlsh.runs.events import TensorBoardTracker
 
@@ -280,6 +318,21 @@ def git_commit() -> str | None:
     return json.loads(source or "{}").get("vcs_info", {}).get("commit_id")
 
 
+def code_version() -> str:
+    """Return what tells this code, with any changes, from another: the version of PyTorch, and a hash."""
+    sources = sorted(Path(__file__).parents[1].rglob("*.py"))
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+    return f"{digest[:12]} with PyTorch {torch.__version__}"
+
+
+def installed_version(package: str) -> str | None:
+    """Return a package's version, or None if it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 @functools.cache
 def describe_machine() -> dict[str, Any]:
     """Return the commit, the versions of Python and packages, and the hardware."""
@@ -289,7 +342,7 @@ def describe_machine() -> dict[str, Any]:
     return {
         "commit": git_commit(),
         "python": platform.python_version(),
-        "packages": {"mlsh": __version__} | {name: version(name) for name in PACKAGES},
+        "packages": {"mlsh": __version__} | {name: installed_version(name) for name in PACKAGES},
         "processor": names[0] if names else platform.processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import wandb
 from tqdm import tqdm
+from wandb.errors import UsageError
 
 from mlsh.errors import UserError
 from mlsh.settings import TrackedSettings
@@ -127,17 +128,34 @@ def start_wandb(cfg: TrackedSettings, folder: Path, run_id: str, machine: Mappin
         return None
     if run.offline:
         offline_runs = Path(run.dir).parent.parent
-        pattern = f"{shlex.quote(str(offline_runs))}/offline-run-*-{run.id}"  # the shell must see the star unquoted
+        # the shell must see the star unquoted
+        pattern = f"{shlex.quote(str(offline_runs))}/offline-run-*-{shlex.quote(run.id)}"
         print(f"wandb is offline; to upload this run: `wandb login`, then `wandb sync {pattern}`", file=sys.stderr)
     else:
         print(f"wandb: {run.url}", file=sys.stderr)
     return run
 
 
+def check_names(cfg: TrackedSettings) -> None:
+    """Raise a UserError if wandb refuses the project's name, or the run's id in $WANDB_RUN_ID."""
+    try:
+        wandb.Settings(project=project_name(cfg), run_id=os.environ.get("WANDB_RUN_ID") or None)
+    except UsageError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"wandb refuses a name ({reason}); change --wandb_project, or the variable it is from"
+        ) from None
+
+
+def project_name(cfg: TrackedSettings) -> str:
+    """Return the name of the project on wandb."""
+    return cfg.wandb_project or os.environ.get("WANDB_PROJECT") or "mlsh"
+
+
 def init_wandb(cfg: TrackedSettings, folder: Path, run_id: str, mode: Any, machine: Mapping[str, Any]) -> wandb.Run:
     """Call `wandb.init` with this run's names, settings and x axis."""
     run = wandb.init(
-        project=cfg.wandb_project or os.environ.get("WANDB_PROJECT") or "mlsh",
+        project=project_name(cfg),
         group=os.environ.get("WANDB_RUN_GROUP") or cfg.env.split(":")[-1],
         name=os.environ.get("WANDB_NAME") or folder.name,
         job_type=os.environ.get("WANDB_JOB_TYPE") or cfg.KIND,

@@ -15,6 +15,7 @@ from PIL import Image
 from PIL.GifImagePlugin import getdata, getheader
 
 from mlsh.errors import RenderingUnavailable, UserError
+from mlsh.runs.files import temporary_for
 
 Frame = NDArray[np.uint8]  # [height, width, 3]
 
@@ -31,9 +32,10 @@ def video(path: Path | str, fps: float) -> Iterator[Callable[[Frame], None]]:
     Pictures are what `rgb` takes; those of another size than the first one are scaled to it. The file appears when the
     block ends without an exception. Raises a UserError if it cannot be written, and as `rgb` does.
     """
-    temporary = Path(path).with_name(f".{Path(path).name}")  # with the same suffix, by which imageio picks the format
     with write_errors(path):
-        writer = WRITERS[temporary.suffix](temporary, fps=fps)
+        make_writer = WRITERS[Path(path).suffix]
+        temporary = temporary_for(path)  # with the same suffix, by which imageio picks the format
+        writer = make_writer(temporary, fps=fps)
 
     shape, frames = (), 0
 
