@@ -103,7 +103,7 @@ def test_bounds_near_the_largest_float_are_none(dtype):
 def test_our_discrete_actions_may_be_of_any_integer_type(env_id):
     env = gym.make(f"mlsh:{env_id}")
     results = []
-    for kind in (int, np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16):
+    for kind in (int, np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.array, torch.tensor):
         env.reset(seed=0)
         results.append(env.step(kind(1))[0].tolist())
     assert all(result == results[0] for result in results)

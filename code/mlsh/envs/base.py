@@ -226,7 +226,7 @@ class SingleEnv(gym.Env[np.ndarray, Any]):
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Take one step. Raises ValueError for an action that a Discrete action space does not contain."""
         if isinstance(self.action_space, Discrete):
-            if not self.action_space.contains(action):
+            if not self.action_space.contains(np.asarray(action)):
                 raise ValueError(f"the action is {action!r}; use an integer of {self.action_space}")
             action = int(action)  # a tensor of another integer type is no index
         observation, reward, terminated, truncated, info = self._vector.step(torch.as_tensor(action)[None])

@@ -23,6 +23,7 @@ except Exception:  # MUJOCO_GL names a backend that this machine lacks; only ren
 
 BACKENDS = ("glfw", "egl", "osmesa")
 CHOOSE_PLATFORM = ("PYOPENGL_PLATFORM", "MUJOCO_EGL_DEVICE_ID")  # variables that may exclude a backend that works
+UNSET = (None, None)
 REMEDY = "on Debian, apt install libegl1 or libosmesa6"
 RENDER_ONCE = """
 import mujoco, sys
@@ -47,10 +48,11 @@ def choose_opengl(human: bool = False) -> None:
         return
     requested = os.environ.get("MUJOCO_GL", "").lower()
     order = sorted(BACKENDS, key=lambda backend: backend != requested)
-    for without in ((), CHOOSE_PLATFORM if any(name in os.environ for name in CHOOSE_PLATFORM) else ()):
+    set_by_user = tuple(os.environ.get(name) for name in CHOOSE_PLATFORM)
+    for values in (set_by_user, UNSET):
         for backend in order:
-            if can_render(backend, without):
-                for name in without:
+            if can_render(backend, values):
+                for name in CHOOSE_PLATFORM if values == UNSET else ():
                     os.environ.pop(name, None)
                 use(backend)
                 return
@@ -73,13 +75,15 @@ def use(backend: str) -> None:
 
 
 @functools.cache
-def can_render(backend: str, without: tuple[str, ...] = ()) -> bool:
-    """Return whether the OpenGL backend works on this machine, without these environment variables."""
+def can_render(backend: str, values: tuple[str | None, ...] = UNSET) -> bool:
+    """Return whether the OpenGL backend works on this machine, with these values of `CHOOSE_PLATFORM`."""
     if backend == "glfw":
         return has_display()
     # tried in a process of its own, because a backend that fails leaves PyOpenGL unusable for the next
     command = [sys.executable, "-P", "-c", RENDER_ONCE, backend]
-    variables = {name: value for name, value in os.environ.items() if name not in without} | {"MUJOCO_GL": backend}
+    variables = {name: value for name, value in os.environ.items() if name not in CHOOSE_PLATFORM}
+    variables |= {name: value for name, value in zip(CHOOSE_PLATFORM, values, strict=True) if value is not None}
+    variables["MUJOCO_GL"] = backend
     return subprocess.run(command, env=variables, capture_output=True).returncode == 0
 
 
