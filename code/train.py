@@ -65,7 +65,7 @@ def main() -> None:
     agent.sub_policies.reset(Streams(cfg.seed, range(cfg.num_sub_policies))(0, "sub-policies"))
     sub_optimizer = Adam(agent.sub_policies, cfg.sub_lr, per_member=True)
     saved = {"sub_policies": agent.sub_policies, "normaliser": agent.normaliser, "optimizer": sub_optimizer}
-    with run.training(MLSHLog, **saved) as log:
+    with run.training(MLSHLog, **saved, **env.components) as log:
         start = run.progress["iteration"]
         if not start:
             env.set_task(balanced_tasks(env, streams, 0, cfg.groups))

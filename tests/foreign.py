@@ -5,6 +5,8 @@ import numpy as np
 from gymnasium.envs.mujoco.ant_v5 import AntEnv
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, Sequence, Space, Text, Tuple
 
+from mlsh.envs import OldGymTasks
+
 
 class Line(gym.Env):
     """A walk on a line from 0; the task is the side that pays. With `end` an episode ends after three steps."""
@@ -214,6 +216,47 @@ class Many(Listed):
     train_tasks = np.array([Listed.Task(goal) for goal in range(12)])
 
 
+class OldClass:
+    """Has the methods of the old Gym, and tasks as in FAMP: `sample_task` draws from the global generator."""
+
+    action_space, observation_space, task = Discrete(3), Box(-99, 99, (1,), np.float64), 1
+
+    def __init__(self):
+        self.rng = np.random.RandomState(1234)
+
+    def sample_task(self):
+        return [-1, 1][np.random.randint(2)]
+
+    def set_task(self, task):
+        self.task = task
+
+    def reset(self):
+        self.x, self.t = self.np_random.randint(1, 9) + self.rng.uniform(), 0
+        return np.array([self.x])
+
+    def step(self, action):
+        self.t += 1
+        return np.array([self.x]), float(self.task > 0), self.t == 3, None
+
+
+class OldTasks(OldGymTasks):
+    old_class = "foreign:OldClass"
+
+
+class OldSides(OldTasks):
+    """Defines the tasks itself."""
+
+    def sample_task(self, rng):
+        return int(rng.choice([-1, 1]))
+
+    def set_task(self, task):
+        self.old.task = task
+
+
+class OldAnt(OldGymTasks):
+    old_class = "gym.envs.mujoco:Ant"
+
+
 def broken(*args, **kwargs):
     """A method that raises ValueError."""
     return np.zeros(2) + np.zeros(3)
@@ -245,6 +288,9 @@ KINDS = {
     "SamplesHeldOut-v0": (SamplesHeldOut, {}),
     "ReportsInfo-v0": (ReportsInfo, {}),
     "Many-v0": (Many, {}),
+    "OldTasks-v0": (OldTasks, {}),
+    "OldSides-v0": (OldSides, {}),
+    "OldAnt-v0": (OldAnt, {}),
     "Directions-v0": (Directions, {}),
     "Tasks-v0": (Line, {}),
     "Buttons-v0": (Listed, {"actions": MultiBinary(3)}),

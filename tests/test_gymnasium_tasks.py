@@ -26,7 +26,7 @@ def family(kind, num_envs=4, **more):
 
 
 BROKEN = foreign.broken.__code__.co_firstlineno + 2
-REFUSED = ("Tasks", "Buttons", "Text", "Mission", "Nested", "Empty", "Faulty", "Broken")
+REFUSED = ("Old", "Tasks", "Buttons", "Text", "Mission", "Nested", "Empty", "Faulty", "Broken")
 TRAINED = [k for k in KINDS if not k.startswith(REFUSED)]
 
 
@@ -314,18 +314,32 @@ def test_the_adapters_among_the_examples_train(command, tmp_path, monkeypatch, n
     assert ("held_out" in results) == (env_id != "Ants-v0")
 
 
-def test_the_original_classes_train_unchanged_on_the_old_gym(command, tmp_path, monkeypatch):
+def test_classes_of_the_original_code_train_unchanged(command, tmp_path, monkeypatch):
     """Uses a stand-in that has the old interfaces of the original classes."""
-    pytest.importorskip("shimmy", reason="pip install -e .[gym]")
     (tmp_path / "test_envs").mkdir()
     for file, text in (("__init__", REGISTRATION), ("envs", ORIGINAL_CLASS)):
         (tmp_path / "test_envs" / f"{file}.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "test_envs", raising=False)  # a test file of that name may have been collected
-    for module in ("gym.envs.registration.register", "gym.utils.seeding.np_random"):
-        monkeypatch.setattr(module, None)  # the example replaces them; monkeypatch restores them afterwards
     rows = train_example(command, tmp_path, monkeypatch, "originals", "Originals-v0")
-    assert {row["task"] for row in rows} <= {"0", "1"}
+    assert {row["task"] for row in rows} <= {"0", "1"} and "gym" not in sys.modules
+    with pytest.raises(UserError, match="No module named 'gym.envs.mujoco'"):
+        make_env(Config(env="foreign:OldAnt-v0"), 1)
+
+
+@pytest.mark.parametrize("kind", ["OldTasks", "OldSides"])
+def test_old_classes_offer_their_tasks_or_get_them_from_the_adapter(kind):
+    env = make_env(Config(env=f"foreign:{kind}-v0", T=5), 2)
+    tasks = [env.sample_task(np.random.default_rng(i)) for i in range(20)]
+    assert set(tasks) == {-1, 1} and tasks == [env.sample_task(np.random.default_rng(i)) for i in range(20)]
+    env.set_task([1, -1])
+    first, _ = env.reset(seed=[1, 1])
+    again, _ = env.reset(seed=[1, 1])
+    assert torch.equal(first, again)
+    for t in range(4):
+        _, reward, terminated, truncated, _ = env.step(torch.tensor([2, 2]))
+        assert reward.tolist() == ([1, 0] if t < 3 else [0, 0]) and terminated.tolist() == [t == 2] * 2
+    assert not truncated.any()
 
 
 REGISTRATION = """

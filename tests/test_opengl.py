@@ -22,11 +22,17 @@ ctypes.CDLL.__init__ = refuse
 DEAD = ":77"  # a display that does not exist
 
 
+@pytest.fixture
+def only_set(monkeypatch):
+    """Backends are set without their libraries, which a process can load for one backend only."""
+    monkeypatch.setattr(opengl, "use", lambda backend: monkeypatch.setenv("MUJOCO_GL", backend))
+
+
 def working(*backends):
-    return lambda name: name in backends
+    return lambda name, without=(): name in backends
 
 
-def test_the_first_backend_that_works_is_chosen(monkeypatch):
+def test_the_first_backend_that_works_is_chosen(monkeypatch, only_set):
     for backends, chosen in ((opengl.BACKENDS, "glfw"), (("osmesa", "egl"), "egl"), (("osmesa",), "osmesa")):
         monkeypatch.setenv("MUJOCO_GL", "")
         monkeypatch.setattr(opengl, "can_render", working(*backends))
@@ -38,15 +44,27 @@ def test_the_first_backend_that_works_is_chosen(monkeypatch):
         choose_opengl()
 
 
-def test_the_users_own_choice_is_kept(monkeypatch):
-    monkeypatch.setattr(opengl, "can_render", working("glfw", "osmesa"))
-    monkeypatch.setenv("MUJOCO_GL", "osmesa")
-    choose_opengl()
-    assert os.environ["MUJOCO_GL"] == "osmesa"
-    monkeypatch.setenv("MUJOCO_GL", "egl")
-    with pytest.raises(RenderingUnavailable, match="no OpenGL with MUJOCO_GL=egl; unset it"):
+def test_the_users_own_choice_comes_first(monkeypatch, only_set):
+    monkeypatch.setattr(opengl, "can_render", working("egl", "osmesa"))
+    for chosen in ("osmesa", "OSMesa"):
+        monkeypatch.setenv("MUJOCO_GL", chosen)
         choose_opengl()
-    assert os.environ["MUJOCO_GL"] == "egl"
+        assert os.environ["MUJOCO_GL"] == "osmesa"
+    monkeypatch.setattr(opengl, "can_render", working("egl"))
+    choose_opengl()
+    assert os.environ["MUJOCO_GL"] == "egl"  # another way to draw is better than none
+    monkeypatch.setattr(opengl, "can_render", working())
+    with pytest.raises(RenderingUnavailable, match="no OpenGL for rendering with MUJOCO_GL=egl or any other"):
+        choose_opengl()
+
+
+def test_variables_that_exclude_every_backend_are_removed(monkeypatch, only_set):
+    monkeypatch.setattr(opengl, "can_render", lambda backend, without=(): backend == "egl" and bool(without))
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    monkeypatch.setenv("PYOPENGL_PLATFORM", "osmesa")
+    monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "99")
+    choose_opengl()
+    assert not {"PYOPENGL_PLATFORM", "MUJOCO_EGL_DEVICE_ID"} & os.environ.keys()
 
 
 def test_a_window_needs_a_display(monkeypatch):

@@ -164,7 +164,7 @@ def test_what_was_killed_before_its_first_checkpoint_starts_again(command, tmp_p
 
 @pytest.mark.slow
 def test_a_run_killed_at_any_moment_ends_as_if_it_had_never_been_killed(tmp_path):
-    """`make soak` does the same with fifty runs."""
+    """`make soak` kills ten runs four times each, and all other commands."""
     tried, interrupted, identical = soak(tmp_path, runs=1, kills=3, rng=random.Random(0))
     assert tried == 3 and interrupted and identical == 1
 

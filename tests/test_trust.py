@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+import subprocess
 import sys
 import zipfile
 
@@ -15,14 +16,13 @@ from conftest import CODE, TINY
 from mlsh.errors import UserError
 from mlsh.harness.finished import read_run
 
+SOAK = CODE.parent / "tests" / "soak.py"
 SMALL = [*TINY, "--hidden", "8", "--record", "1"]
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """The folder of a finished run; copy it before changing it."""
-    import subprocess
-
     folder = tmp_path_factory.mktemp("runs") / "run"
     words = [sys.executable, CODE / "train.py", *SMALL, "--out", folder]
     subprocess.run(list(map(str, words)), check=True, capture_output=True)
@@ -193,7 +193,7 @@ def test_a_linked_folder_in_a_run_folder_is_refused(run, command, tmp_path, name
     (run / name).symlink_to(tmp_path / "elsewhere")
     for script, words in (("train.py", ["-c", "--out", run]), ("evaluate.py", [run, "--tensorboard"])):
         code, _, err = command(script, *words)
-        assert code == 2 and f"{name} is a link to another folder" in err, err
+        assert code == 2 and f"{name} is a link to what is elsewhere" in err, err
     assert not [*(tmp_path / "elsewhere").iterdir()]
 
 
@@ -297,9 +297,8 @@ def test_damaged_files_are_told_in_one_line(run, command, tmp_path, name):
             accepted += [what] * bool(read_run(run))
         except UserError as error:
             assert str(path) in str(error) and "\n" not in str(error), what
-    print(len(versions), accepted)
-    assert len(accepted) < 0.2 * len(versions)
-    for what in accepted:
+    assert not {"empty", "half", "not UTF-8", "zeros", "list", "deep", "header"} & {*accepted}
+    for what in accepted[:: len(accepted) // 5 or 1]:  # what report.py does not need may be anything
         path.write_bytes(versions[what])
         code, _, err = command("report.py", run, "--csv", tmp_path / "x.csv")
         assert code == 0 and not err, what
@@ -307,3 +306,10 @@ def test_damaged_files_are_told_in_one_line(run, command, tmp_path, name):
     path.mkdir()
     code, _, err = command("report.py", run)
     assert code == 2 and str(path) in err and err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_few_kills_and_wrong_inputs_of_the_soak():
+    done = subprocess.run([sys.executable, SOAK, "--quick"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "| all " in done.stdout

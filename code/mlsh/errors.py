@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import re
 import signal
 import sys
 import threading
@@ -17,6 +18,7 @@ from mlsh import process
 
 OWN_CODE = (str(Path(__file__).parent), str(Path(gymnasium.__file__).parent))
 STANDARD_LIBRARY = ("<", str(Path(signal.__file__).parent))  # "<" begins names such as <frozen importlib>
+RETURNED = "reset() must return observation, info; step() observation, reward, terminated, truncated, info"
 
 
 class UserError(Exception):
@@ -38,14 +40,20 @@ class EnvironmentFailed(UserError):
         """Describe `error`, which an environment raised, with the file and line that raised it.
 
         `where` says when it happened, such as "at step 3, task 1". The line named is the last one in the user's own
-        files. If there is none, it is the last one in an installed package other than Gymnasium.
+        files. If there is none, it is the last one in an installed package other than Gymnasium. A UserError keeps its
+        own words: it says what is wrong with something that the environment returned.
         """
+        if isinstance(error, cls):
+            return error
+        if isinstance(error, UserError):
+            return cls(f"the environment failed {where}: {error}")
         frames = [x for x in traceback.extract_tb(error.__traceback__) if not x.filename.startswith(OWN_CODE)]
         in_packages = [frame for frame in frames if "site-packages" in frame.filename]
         in_user_files = [x for x in frames if x not in in_packages and not x.filename.startswith(STANDARD_LIBRARY)]
         culprit = (in_user_files or in_packages or [None])[-1]
         place = f", in {culprit.filename}:{culprit.lineno}" if culprit else ""
-        return cls(f"the environment failed {where}{place} ({' '.join(repr(error).split()):.200})")
+        remedy = f"; {RETURNED}" if not culprit and "unpack" in str(error) else ""  # by a wrapper of Gymnasium
+        return cls(f"the environment failed {where}{place} ({' '.join(repr(error).split()):.200}{remedy})")
 
 
 class RenderingUnavailable(UserError):
@@ -85,7 +93,7 @@ def run_command(main: Callable[[], None]) -> None:
     except ModuleNotFoundError as error:
         fail(f"{error}; install it with pip")
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
+        if isinstance(error, RuntimeError) and not re.search("memory|size calculation overflowed", str(error)):
             raise
         reason = " ".join(str(error).split()) or "there is too little memory"
         fail(f"{reason:.150}; use smaller -N, --groups or --hidden")

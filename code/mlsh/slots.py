@@ -190,10 +190,11 @@ def draw_seeds(rngs: Sequence[np.random.Generator]) -> list[int]:
 
 def check_finite(env: VectorTasks, reward: Tensor, obs: Tensor) -> None:
     """Raise a FloatingPointError for the first reward [T, E] or observation [T or T + 1, E, …] that is not finite."""
-    for name, finite in (("a reward", reward.isfinite()), ("an observation", obs.isfinite().all(-1))):
+    of_rewards, of_observations = reward.isfinite(), obs.isfinite().all(-1)
+    for name, finite, step in (("a reward", of_rewards, 1), ("an observation", of_observations, 0)):  # number of row 0
         if not finite.all():
             t, e = (~finite).nonzero()[0].tolist()
-            raise not_finite(env, name, t, e)
+            raise not_finite(env, name, t + step, e)
 
 
 def not_finite(env: VectorTasks, what: str, step: int, slot: int) -> FloatingPointError:

@@ -290,6 +290,6 @@ def main() -> None:
     for part in ("options", "critic"):
         reset_part(agent, streams, 0, part)
     saved = {"options_optimizer": optimizers[0], "critic_optimizer": optimizers[1]}
-    with run.training(OptionCriticLog, **agent._asdict(), **saved) as log:
+    with run.training(OptionCriticLog, **agent._asdict(), **saved, **env.components) as log:
         train(cfg, env, agent, optimizers, streams, log, run.progress["iteration"])
         run.finish()

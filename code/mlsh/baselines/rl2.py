@@ -359,6 +359,6 @@ def main() -> None:
     policy = cfg.build(env)
     policy.reset(streams.of(0, "rl2: weights"))
     optimizer = torch.optim.Adam(policy.parameters(), cfg.lr, eps=1e-5)
-    with run.training(RL2Log, policy=policy, optimizer=optimizer) as log:
+    with run.training(RL2Log, policy=policy, optimizer=optimizer, **env.components) as log:
         train(cfg, env, policy, optimizer, streams, log, run.progress["iteration"])
         run.finish()

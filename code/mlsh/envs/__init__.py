@@ -13,6 +13,26 @@ from mlsh.envs import (  # noqa: F401
     movement_bandits_conv,
     taxi,
 )
-from mlsh.envs.registry import best_return, env_ids, find_class, find_id, find_preset, make_env, max_parallel_episodes
+from mlsh.envs.old_gym import OldGymTasks
+from mlsh.envs.registry import (
+    best_return,
+    env_ids,
+    find_class,
+    find_id,
+    find_preset,
+    has_preset,
+    make_env,
+    max_parallel_episodes,
+)
 
-__all__ = ["best_return", "env_ids", "find_class", "find_id", "find_preset", "make_env", "max_parallel_episodes"]
+__all__ = [
+    "OldGymTasks",
+    "best_return",
+    "env_ids",
+    "find_class",
+    "find_id",
+    "find_preset",
+    "has_preset",
+    "make_env",
+    "max_parallel_episodes",
+]

@@ -1,12 +1,13 @@
 """The base classes of all task families: a batched environment on torch tensors, and its single-episode view."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium.spaces import Discrete
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
@@ -46,6 +47,7 @@ class VectorTasks(VectorEnv[torch.Tensor, torch.Tensor, torch.Tensor]):
     test_tasks: list[int] | None = None
     sample_test_task: Callable[[np.random.Generator], Task] | None = None
     terminates = True
+    components: Mapping[str, Any] = {}  # what a checkpoint keeps of the environment: name -> it has state_dict()
 
     def __init__(
         self, num_envs: int, max_episode_steps: int | None, render_mode: str | None, device: str | torch.device
@@ -123,6 +125,8 @@ class VectorTasks(VectorEnv[torch.Tensor, torch.Tensor, torch.Tensor]):
         The final test and metrics.csv report the means of tensors [E] in the info of an episode's last step.
         """
         self._elapsed += 1
+        if not actions.is_floating_point():
+            actions = actions.long()  # torch takes other integer types for masks, or not at all
         observation, reward, terminated, info = self._step(actions)
         return observation, reward, terminated, self._elapsed == (self.max_episode_steps or -1), info
 
@@ -220,6 +224,11 @@ class SingleEnv(gym.Env[np.ndarray, Any]):
         return observation[0].numpy(), info
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Take one step. Raises ValueError for an action that a Discrete action space does not contain."""
+        if isinstance(self.action_space, Discrete):
+            if not self.action_space.contains(action):
+                raise ValueError(f"the action is {action!r}; use an integer of {self.action_space}")
+            action = int(action)  # a tensor of another integer type is no index
         observation, reward, terminated, truncated, info = self._vector.step(torch.as_tensor(action)[None])
         if self.render_mode == "human":
             self._vector.render()

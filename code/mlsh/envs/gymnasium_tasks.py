@@ -10,13 +10,19 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
-from gymnasium.spaces.utils import flatdim, flatten_space
-from gymnasium.wrappers import FlattenObservation
+from gymnasium.spaces.utils import flatdim, flatten, flatten_space
 
+from mlsh.envs import boundary
 from mlsh.envs.base import Frames, Info, StepResult, Task, VectorTasks
+from mlsh.envs.boundary import environment_errors
 from mlsh.envs.opengl import choose_opengl
-from mlsh.envs.protocols import REMEDY, find_protocol
+from mlsh.envs.protocols import REMEDY, find_protocol, seed_global_generators, spaces_of
+from mlsh.envs.statistics import RunningStatistics
 from mlsh.errors import EnvironmentFailed, RenderingUnavailable, UserError
+
+UNBOUNDED = 1e18  # bounds of a Box that are larger mean that there is none, as in Box(-finfo.max, finfo.max)
+NUMBERS = (float, int, np.float64, np.float32)  # types of rewards that need no conversion
+ONE_AGENT = "environments of several agents are not supported"
 
 
 class GymnasiumTasks(VectorTasks):
@@ -31,8 +37,10 @@ class GymnasiumTasks(VectorTasks):
     Actions: a Box with finite bounds is mapped linearly from [-1, 1], because actions of a new policy have about that
     size. Values beyond the bounds are clipped. A Discrete space may start at any number.
 
-    Random numbers: NumPy's and Python's global generators are seeded before every reset, for environments that draw
-    from them. The episodes of such environments are the same in every run, but differ with the number of processes.
+    Random numbers: the global generators of NumPy, Python and torch (on the CPU) are seeded before every copy is made
+    and before every reset, for environments that draw from them. The spaces are seeded before every rollout. The
+    episodes of environments that draw from global generators are the same in every run, but differ with the number of
+    processes.
 
     Raises UserError for an environment that has no tasks, has spaces of other kinds, or fails in its first step;
     EnvironmentFailed if it fails later; RenderingUnavailable if it cannot render in `render_mode`.
@@ -47,26 +55,32 @@ class GymnasiumTasks(VectorTasks):
         device: str | torch.device = "cpu",
     ) -> None:
         kwargs: dict[str, Any] = {"max_episode_steps": max_episode_steps}
-        if render_mode:
-            probe = make(**kwargs)
-            probe.close()
-            if render_mode not in probe.metadata.get("render_modes", []):
-                raise RenderingUnavailable(f"the environment does not support render_mode {render_mode}")
-            # Gymnasium's own MuJoCo environments, Gymnasium-Robotics and Meta-World have this attribute
-            if hasattr(unwrap(probe), "mujoco_renderer"):
-                choose_opengl(render_mode == "human")
-            kwargs["render_mode"] = render_mode
+        self.envs: list[gym.Env] = []
         try:
-            self.envs = [flatten_observations(make(**kwargs)) for _ in range(num_envs)]
-        except Exception as error:
-            if render_mode:
-                raise RenderingUnavailable(str(error)) from None
+            with boundary.each_warning_once():
+                if render_mode:
+                    prepare_rendering(make(**kwargs), render_mode)
+                    kwargs["render_mode"] = render_mode
+                for e in range(num_envs):
+                    seed_global_generators(np.random.default_rng(e))
+                    self.envs.append(make(**kwargs))
+        except RenderingUnavailable:
             raise
+        except (Exception, SystemExit) as error:
+            where = f"when copy {len(self.envs) + 1} of {num_envs} was made" if self.envs else "at its start"
+            self.close_extras()
+            failed = EnvironmentFailed.from_exception(where, error)
+            if isinstance(error, TypeError) and "gymnasium.Env class" in str(error):
+                failed = UserError(f"it is no gymnasium.Env; {ONE_AGENT}, such as PettingZoo's")
+            raise (RenderingUnavailable(str(failed)) if render_mode else failed) from None
         first = self.envs[0]
+        if hasattr(unwrap(first), "possible_agents"):
+            raise UserError(f"it has possible_agents, but {ONE_AGENT}")
         self._native_actions = ActionMap(first.action_space)
-        self.single_observation_space = first.observation_space
+        self._native_space = first.observation_space
+        self.single_observation_space = flat_space(self._native_space)
         self.single_action_space = self._native_actions.policy_space
-        self.metadata = VectorTasks.metadata | {"render_fps": first.metadata.get("render_fps") or 30}
+        self.metadata = VectorTasks.metadata | {"render_fps": frames_per_second(first.metadata)}
         self._task_envs = [find_task_layer(env) for env in self.envs]
         protocol = find_protocol(self._task_envs[0])
         if protocol is None:
@@ -77,17 +91,32 @@ class GymnasiumTasks(VectorTasks):
             self.sample_test_task = self._sample_test_task
         super().__init__(num_envs, max_episode_steps, None, device)
         self.render_mode = render_mode
-        shape, dtype = first.observation_space.shape or (), first.observation_space.dtype
+        shape, dtype = self.single_observation_space.shape or (), self.single_observation_space.dtype
         dtype = np.uint8 if len(shape) == 3 and dtype == np.uint8 else np.float32
         self._observations = np.zeros((num_envs, *shape), dtype)
+        self._native_shape = self._native_space.shape if isinstance(self._native_space, Box) else shape
+        self._native_observations = self._observations.reshape(num_envs, *self._native_shape)  # the same memory
         self._finished = np.zeros(num_envs, bool)  # whether the episode of a slot is over
         self._last_info: dict[str, np.ndarray] = {}  # name -> [E], from the infos of last steps; NaN where missing
+        statistics = RunningStatistics(self.envs)
+        if statistics:
+            self.components = {"environment": statistics}
+            boundary.say_once(
+                "note: a wrapper normalises with statistics of its own, and tests begin with new ones; leave it out, "
+                "because --normalise does the same for observations and --reward_scale scales rewards"
+            )
+        if isinstance(self._native_space, Dict) and "desired_goal" in self._native_space.spaces:
+            boundary.say_once(
+                "note: the observations contain desired_goal, which shows the task to the policies; to leave it out, "
+                "wrap the environment in gymnasium.wrappers.FilterObservation"
+            )
         # one step now, so that an environment that cannot be played is refused before the run begins
         self.task_label(self.task[0])
-        self._begin_episode(0, 0)
-        self._observations[0] = first.step(
-            self._native_actions(np.zeros((1, *(self.single_action_space.shape or ()))))[0]
-        )[0]
+        self._begin_episode(0, 0, in_new_rollout=True)
+        action = self._native_actions(np.zeros((1, *(self.single_action_space.shape or ()))))[0]
+        observation, reward, *_ = first.step(action)
+        self._keep_observation(0, observation)
+        boundary.reward_in(reward)
 
     def sample_task(self, rng: np.random.Generator) -> Task:
         if self.train_tasks:
@@ -103,19 +132,31 @@ class GymnasiumTasks(VectorTasks):
         with environment_errors(f"in task_label of task {task}"):
             return self._protocol.label(self._task_envs[0], task)
 
-    def _begin_episode(self, e: int, seed: int) -> None:
+    def _begin_episode(self, e: int, seed: int, in_new_rollout: bool) -> None:
         env, rng = self._task_envs[e], np.random.default_rng(seed)
-        self._protocol.set_task(env, self.task[e])
         self._protocol.seed(env, rng)
-        self._observations[e] = self.envs[e].reset(seed=int(seed))[0]
+        self._protocol.set_task(env, self.task[e])
+        if in_new_rollout:  # for every episode it would take too long
+            for space in (space for layer in layers(self.envs[e]) for space in spaces_of(layer)):
+                space.seed(seed)
+        self._keep_observation(e, boundary.reset_observation(self.envs[e].reset(seed=int(seed))))
+
+    def _keep_observation(self, e: int, observation: Any) -> None:
+        if not isinstance(self._native_space, Box):
+            observation = flatten(self._native_space, observation)
+        if getattr(observation, "shape", None) != self._native_shape:
+            observation = boundary.array_of_shape(observation, self._native_shape)
+        self._native_observations[e] = observation
 
     def _reset(self, slots: np.ndarray) -> torch.Tensor:
         seeds = self._sample(lambda rng, n: rng.integers(2**31, size=n), slots)
-        for e, seed in zip(slots, seeds, strict=True):
-            try:
-                self._begin_episode(e, seed)
-            except Exception as error:
-                raise self._failure(e, error) from None
+        e = 0
+        try:
+            with boundary.restored_settings():
+                for e, seed in zip(slots.tolist(), seeds.tolist(), strict=True):
+                    self._begin_episode(e, seed, in_new_rollout=len(slots) == self.num_envs)
+        except (Exception, SystemExit) as error:
+            raise self._failure(e, error) from None
         for values in self._last_info.values():
             values[slots] = np.nan
         self._finished[slots] = ~self._finite()[slots]
@@ -130,19 +171,27 @@ class GymnasiumTasks(VectorTasks):
         The info holds the numbers and bools that the environments reported at the last step of their episodes.
         """
         self._elapsed += 1
-        reward, terminated, truncated = (np.zeros(self.num_envs, kind) for kind in (float, bool, bool))
-        for e, action in enumerate(self._native_actions(actions.cpu().numpy())):
-            if not self._finished[e]:
-                try:
-                    result = self.envs[e].step(action)
-                    self._observations[e], reward[e], terminated[e], truncated[e], info = result
-                    if terminated[e] or truncated[e]:
-                        self._record_info(e, info)
-                except Exception as error:
-                    raise self._failure(e, error) from None
+        rewards, terminated, truncated = (np.zeros(self.num_envs, kind) for kind in (float, bool, bool))
+        envs, observations, shape, e = self.envs, self._native_observations, self._native_shape, 0
+        try:
+            with boundary.restored_settings():
+                native_actions = self._native_actions(actions.cpu().numpy())
+                for e in np.flatnonzero(~self._finished).tolist():
+                    observation, reward, ends, is_cut, info = envs[e].step(native_actions[e])
+                    if type(observation) is np.ndarray and observation.shape == shape:  # almost always
+                        observations[e] = observation
+                    else:
+                        self._keep_observation(e, observation)
+                    rewards[e] = reward if type(reward) in NUMBERS else boundary.reward_in(reward)
+                    if ends is not False or is_cut is not False:  # it has ended, or reports that in another type
+                        terminated[e], truncated[e] = boundary.flag_in(ends), boundary.flag_in(is_cut)
+                        if terminated[e] or truncated[e]:
+                            self._record_info(e, info)
+        except (Exception, SystemExit) as error:
+            raise self._failure(e, error) from None
         self._finished |= terminated | truncated | ~self._finite()
         ends = [torch.from_numpy(x).to(self.device) for x in (terminated, truncated)]
-        return self._observation_tensor(), self._tensor(reward), ends[0], ends[1], self._info()
+        return self._observation_tensor(), self._tensor(rewards), ends[0], ends[1], self._info()
 
     def _finite(self) -> np.ndarray:  # [E]
         return np.all(np.isfinite(self._observations).reshape(self.num_envs, -1), axis=1)
@@ -150,31 +199,30 @@ class GymnasiumTasks(VectorTasks):
     def _observation_tensor(self) -> torch.Tensor:
         return torch.from_numpy(self._observations.copy()).to(self.device)
 
-    def _record_info(self, e: int, info: dict[str, Any] | None) -> None:
-        for name, x in (info or {}).items():
-            if isinstance(x, (bool, int, float, np.bool_, np.number)) and np.isfinite(x):
-                self._last_info.setdefault(name, np.full(self.num_envs, np.nan))[e] = x
+    def _record_info(self, e: int, info: Any) -> None:
+        for name, x in boundary.info_in(info).items():
+            self._last_info.setdefault(name, np.full(self.num_envs, np.nan))[e] = x
 
     def _info(self) -> Info:
         return {name: self._tensor(values.copy()) for name, values in self._last_info.items()}
 
-    def _failure(self, e: int, error: Exception) -> EnvironmentFailed:
+    def _failure(self, e: int, error: BaseException) -> EnvironmentFailed:
         return EnvironmentFailed.from_exception(f"at step {self._elapsed[e]}, task {self.task[e]}", error)
 
     def render(self) -> Frames:
-        """Return one frame per slot. Raises RenderingUnavailable if the environment fails to render."""
+        """Return what `render()` of each copy returns. Raises RenderingUnavailable if one of them fails."""
         try:
-            frames: Any = tuple(env.render() for env in self.envs)
-        except Exception as error:
-            raise RenderingUnavailable(f"the environment cannot render here ({error})") from None
-        for frame in frames if self.render_mode == "rgb_array" else ():
-            if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3:
-                raise RenderingUnavailable("the environment's render() does not return a uint8 array [H, W, 3]")
+            with environment_errors("in render"):
+                frames: Any = tuple(env.render() for env in self.envs)
+        except EnvironmentFailed as error:
+            raise RenderingUnavailable(str(error)) from None
         return frames
 
     def close_extras(self, **kwargs: Any) -> None:
+        """Close the copies. What fails here is ignored, because nothing depends on it any more."""
         for env in self.envs:
-            env.close()
+            with contextlib.suppress(Exception, SystemExit), boundary.restored_settings():
+                env.close()
 
 
 class ActionMap:
@@ -186,14 +234,15 @@ class ActionMap:
     def __init__(self, space: gym.Space[Any]) -> None:
         if isinstance(space, Box):
             low, high = space.low.astype(float), space.high.astype(float)
-            bounded = np.isfinite(low) & np.isfinite(high)
+            bounded = (np.abs(low) < UNBOUNDED) & (np.abs(high) < UNBOUNDED)
             low, high = np.where(bounded, low, -1), np.where(bounded, high, 1)
             self._centre, self._range = (low + high) / 2, high - low
             self.policy_space = Box(-1, 1, (math.prod(space.shape),))
         elif isinstance(space, Discrete):
             self.policy_space = Discrete(int(space.n))
         else:
-            raise UserError(f"its action space is {space}; use Discrete or Box")
+            several = f" ({ONE_AGENT})" if isinstance(space, (Dict, Tuple)) or callable(space) else ""
+            raise UserError(f"its action space is {boundary.shortened(space)}; use Discrete or Box{several}")
         self._space = space
 
     def __call__(self, actions: np.ndarray) -> Sequence[Any] | np.ndarray:
@@ -208,12 +257,7 @@ class ActionMap:
 
 def find_task_layer(env: gym.Env) -> Any:
     """Return the outermost wrapper that has a task distribution, or the bare environment if no wrapper has one."""
-    layer = env
-    while isinstance(layer, gym.Wrapper):
-        if find_protocol(layer):
-            return layer
-        layer = layer.env
-    return unwrap(env)
+    return next((layer for layer in layers(env) if find_protocol(layer)), unwrap(env))
 
 
 def unwrap(env: gym.Env) -> Any:
@@ -222,20 +266,44 @@ def unwrap(env: gym.Env) -> Any:
     return bare.gym_env.unwrapped if hasattr(bare, "gym_env") else bare
 
 
-@contextlib.contextmanager
-def environment_errors(where: str) -> Iterator[None]:
-    """Turn any exception of the environment's own code into EnvironmentFailed. `where` completes its message."""
+def prepare_rendering(probe: gym.Env, render_mode: str) -> None:
+    """Close a copy of an environment, after choosing a way to draw if it uses MuJoCo.
+
+    Raises RenderingUnavailable if the environment does not have the render mode, or if OpenGL does not work here.
+    """
+    needs_opengl = uses_mujoco(probe)
+    with contextlib.suppress(Exception, SystemExit):
+        probe.close()
+    if render_mode not in ((probe.metadata or {}).get("render_modes") or ()):
+        raise RenderingUnavailable(f"the environment does not support render_mode {render_mode}")
+    if needs_opengl:
+        choose_opengl(render_mode == "human")
+
+
+def uses_mujoco(env: gym.Env) -> bool:
+    """Return whether an environment, or an object up to two attributes away from it, belongs to MuJoCo."""
+    objects: list[Any] = list(layers(env))
+    for _ in range(2):
+        objects += [x for owner in objects for x in getattr(owner, "__dict__", {}).values()]
+    modules = {kind.__module__ for x in objects for kind in type(x).__mro__}
+    return any("mujoco" in module or "dm_control" in module for module in modules)
+
+
+def layers(env: gym.Env) -> Iterator[gym.Env]:
+    """Yield the environment and what it wraps, from the outermost wrapper inwards."""
+    yield env
+    while isinstance(env, gym.Wrapper):
+        env = env.env
+        yield env
+
+
+def frames_per_second(metadata: Any) -> float:
+    """Return the frame rate in an environment's metadata, or 30 if there is no positive number."""
+    rate: Any = (metadata or {}).get("render_fps")
     try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        raise EnvironmentFailed.from_exception(where, error) from None
-
-
-def flatten_observations(env: gym.Env) -> gym.Env:
-    """Return the environment with the observations that policies see; see `flat_space`."""
-    return env if flat_space(env.observation_space) is env.observation_space else FlattenObservation(env)
+        return float(rate) if 0 < float(rate) < math.inf else 30
+    except (TypeError, ValueError):
+        return 30
 
 
 def flat_space(space: gym.Space[Any]) -> gym.Space[Any]:

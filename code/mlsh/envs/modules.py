@@ -8,14 +8,13 @@ import importlib.util
 import shlex
 import sys
 from pathlib import Path
-from types import ModuleType
 
 from mlsh.errors import UserError
 
 FROM_CHECKPOINTS: dict[str, Path] = {}  # `module:Id` of an environment -> the checkpoint that names it
 
 
-def import_module(name: str, env: str) -> ModuleType:
+def import_checked(name: str, env: str) -> None:
     """Import the module `name` of the environment `env` with its parent packages, unless that is done already.
 
     If only a checkpoint names it, a line is printed first. Raises a UserError for a module in a run folder.
@@ -28,7 +27,6 @@ def import_module(name: str, env: str) -> ModuleType:
         if package not in sys.modules:
             refuse_run_folder(package)
             importlib.import_module(package)
-    return sys.modules[name]
 
 
 def on_command_line(env: str) -> bool:

@@ -57,11 +57,22 @@ class MujocoTasks(VectorTasks):
         threads = min(sim_threads or max(cores, 1), num_envs)
         # without this MuJoCo writes MUJOCO_LOG.TXT into the working directory
         mujoco.set_mju_user_warning(lambda message: None)
-        self._pool = mujoco.rollout.Rollout(nthread=threads if threads > 1 else 0)
         self._data = [mujoco.MjData(model) for _ in range(threads)]
+        self._pool = self._make_pool()
         self._renderer: MujocoRenderer | None = None
         self._state = np.zeros((num_envs, 1 + model.nq + model.nv))  # time, qpos, qvel
         self._sensors = np.zeros((num_envs, model.nsensordata))  # of the last good step
+
+    def _make_pool(self) -> mujoco.rollout.Rollout:
+        threads = len(self._data)
+        return mujoco.rollout.Rollout(nthread=threads if threads > 1 else 0)
+
+    def __getstate__(self) -> dict[str, Any]:  # to copy and pickle; threads and OpenGL cannot be
+        return self.__dict__ | {"_pool": None, "_renderer": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._pool = self._make_pool()
 
     def _initial_state(self, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         raise NotImplementedError

@@ -1,6 +1,7 @@
 """Which OpenGL backend renders MuJoCo's scenes: that of a display (GLFW), EGL or OSMesa."""
 
 import functools
+import importlib
 import os
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import glfw
 
 from mlsh.errors import RenderingUnavailable
 
+if "MUJOCO_GL" in os.environ:  # dm_control does not take capitals
+    os.environ["MUJOCO_GL"] = os.environ["MUJOCO_GL"].lower().strip()
 try:
     import mujoco
 except Exception:  # MUJOCO_GL names a backend that this machine lacks; only rendering needs it
@@ -19,6 +22,7 @@ except Exception:  # MUJOCO_GL names a backend that this machine lacks; only ren
     os.environ["MUJOCO_GL"] = requested
 
 BACKENDS = ("glfw", "egl", "osmesa")
+CHOOSE_PLATFORM = ("PYOPENGL_PLATFORM", "MUJOCO_EGL_DEVICE_ID")  # variables that may exclude a backend that works
 REMEDY = "on Debian, apt install libegl1 or libosmesa6"
 RENDER_ONCE = """
 import mujoco, sys
@@ -30,37 +34,53 @@ mujoco.MjrContext(mujoco.MjModel.from_xml_string("<mujoco/>"), mujoco.mjtFontSca
 
 
 def choose_opengl(human: bool = False) -> None:
-    """Set MUJOCO_GL to the first backend that works here: a display, EGL, OSMesa. A user's own setting is kept.
+    """Set MUJOCO_GL to a backend that works here: the one that the user has set, else a display, EGL, or OSMesa.
 
-    `human` asks for a window, which needs a display.
+    If none works, they are tried again without the user's settings that choose a platform or device of PyOpenGL and
+    EGL. `human` asks for a window, which needs a display.
 
-    Raises RenderingUnavailable if no backend works, if the one that the user has set does not work, or if a window has
-    no display.
+    Raises RenderingUnavailable if no backend works, or if a window has no display.
     """
     if human:
         if not can_render("glfw"):
             raise RenderingUnavailable("there is no display for a window; use render_mode rgb_array")
         return
-    requested = os.environ.get("MUJOCO_GL")
-    for backend in (requested,) if requested else BACKENDS:
-        if can_render(backend):
-            os.environ["MUJOCO_GL"] = backend
-            return
-    if requested:
-        raise RenderingUnavailable(f"no OpenGL with MUJOCO_GL={requested}; unset it or use another; {REMEDY}")
-    raise RenderingUnavailable(f"no OpenGL for rendering; {REMEDY}")
+    requested = os.environ.get("MUJOCO_GL", "").lower()
+    order = sorted(BACKENDS, key=lambda backend: backend != requested)
+    for without in ((), CHOOSE_PLATFORM if any(name in os.environ for name in CHOOSE_PLATFORM) else ()):
+        for backend in order:
+            if can_render(backend, without):
+                for name in without:
+                    os.environ.pop(name, None)
+                use(backend)
+                return
+    was = f" with MUJOCO_GL={requested} or any other" if requested else ""
+    raise RenderingUnavailable(f"no OpenGL for rendering{was}; {REMEDY}")
+
+
+def use(backend: str) -> None:
+    """Set the backend, also in libraries that read MUJOCO_GL when they were imported."""
+    if os.environ.get("MUJOCO_GL") == backend:
+        return
+    os.environ["MUJOCO_GL"] = backend
+    if backend != "glfw":
+        context = importlib.import_module(f"mujoco.{backend}").GLContext
+        for name, module in list(sys.modules.items()):
+            if name.startswith("mujoco.") and name.endswith("gl_context"):
+                setattr(module, "GLContext", context)  # noqa: B010 (type checkers do not know the attribute)
+    if "dm_control._render" in sys.modules:
+        importlib.reload(sys.modules["dm_control._render"])
 
 
 @functools.cache
-def can_render(backend: str) -> bool:
-    """Return whether the OpenGL backend works on this machine."""
+def can_render(backend: str, without: tuple[str, ...] = ()) -> bool:
+    """Return whether the OpenGL backend works on this machine, without these environment variables."""
     if backend == "glfw":
         return has_display()
-    if backend not in BACKENDS:
-        return False
     # tried in a process of its own, because a backend that fails leaves PyOpenGL unusable for the next
     command = [sys.executable, "-P", "-c", RENDER_ONCE, backend]
-    return subprocess.run(command, env=os.environ | {"MUJOCO_GL": backend}, capture_output=True).returncode == 0
+    variables = {name: value for name, value in os.environ.items() if name not in without} | {"MUJOCO_GL": backend}
+    return subprocess.run(command, env=variables, capture_output=True).returncode == 0
 
 
 def has_display() -> bool:

@@ -2,27 +2,42 @@
 
 import inspect
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+import torch
+from gymnasium import Space
 
 from mlsh.envs.base import Task
 
 
 def seed_global_generators(rng: np.random.Generator) -> None:
-    """Seed NumPy's and Python's global generators with numbers from `rng`."""
+    """Seed the global generators of NumPy, Python and torch (on the CPU) with numbers from `rng`."""
     np.random.seed(rng.integers(2**32))
-    random.seed(int(rng.integers(2**32)))
+    seed = int(rng.integers(2**32))
+    random.seed(seed)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed takes a hundred times as long
+
+
+def spaces_of(env: Any) -> Iterable[Space]:
+    """Return the action space, the observation space, and any other space among the attributes of `env`."""
+    named = [getattr(env, "action_space", None), getattr(env, "observation_space", None)]
+    return {id(x): x for x in (*named, *getattr(env, "__dict__", {}).values()) if isinstance(x, Space)}.values()
 
 
 def seed_all_generators(env: Any, rng: np.random.Generator) -> None:
-    """Seed the global generators and that of `env`, so that a method without a generator argument is reproducible."""
+    """Seed the global generators and those of `env`, so that a method without a generator argument is reproducible."""
     seed_global_generators(rng)
-    if hasattr(env, "seed"):  # environments of the old Gym
+    if callable(getattr(env, "seed", None)):  # environments of the old Gym
         env.seed(int(rng.integers(2**31)))
     else:
         env.np_random = np.random.default_rng(rng.integers(2**32))
+    for space in spaces_of(env):
+        space.seed(int(rng.integers(2**31)))
+
+
+LABEL_LENGTH = 30  # longer tasks are labelled by their index
 
 
 class TaskProtocol:
@@ -87,6 +102,14 @@ class TaskList(TaskProtocol):
     def native_task(self, task: Any) -> Any:
         return self._native_tasks[task]
 
+    def label(self, env: Any, task: Any) -> str:
+        """Return the environment's `task_label`, or the task itself if it is short, or its index."""
+        native = self.native_task(task)
+        if hasattr(env, "task_label") or not isinstance(native, (bool, int, float, str, np.generic)):
+            return super().label(env, task)
+        text = f"{native:g}" if isinstance(native, (float, np.floating)) else str(native)
+        return text if len(text) <= LABEL_LENGTH else str(task)
+
 
 class TaskSampler(TaskProtocol):
     """Environments with `sample_task` and `set_task`, and possibly `sample_test_task`.
@@ -111,6 +134,7 @@ class TaskSampler(TaskProtocol):
 
     def _call(self, env: Any, sample: Callable[..., Any], rng: np.random.Generator) -> Any:
         if inspect.signature(sample).parameters:
+            seed_global_generators(rng.spawn(1)[0])  # in case that it draws from them nevertheless
             task = sample(rng)
         else:
             seed_all_generators(env, rng)

@@ -4,15 +4,20 @@ import contextlib
 import functools
 import inspect
 import math
+import sys
+from pathlib import Path
 from typing import Any, Protocol
 
 import gymnasium as gym
+import numpy as np
 from gymnasium.envs.registration import load_env_creator
 
 from mlsh.envs.base import SingleEnv, VectorTasks
+from mlsh.envs.boundary import restored_settings
 from mlsh.envs.gymnasium_tasks import GymnasiumTasks
 from mlsh.envs.memory import available_memory
-from mlsh.envs.modules import import_module
+from mlsh.envs.modules import import_checked
+from mlsh.envs.protocols import seed_global_generators
 from mlsh.errors import EnvironmentFailed, RenderingUnavailable, UserError
 
 ALWAYS_FITS = 1_000_000  # env steps: a rollout of so many fits into memory, whatever its observations
@@ -74,18 +79,32 @@ def find_id(env: str) -> str:
     Raises UserError if the import fails or there is no such environment.
     """
     module, _, env_id = env.rpartition(":")
+    if module and module not in sys.modules:
+        import_module(module, env)
     try:
-        if module:
-            import_module(module, env)
         gym.spec(env_id)
-    except UserError:
-        raise
-    except Exception as error:  # the imported module may raise anything
-        if not isinstance(error, (gym.error.Error, ModuleNotFoundError)):
-            raise UserError(f"--env {env}: {EnvironmentFailed.from_exception('at its import', error)}") from None
+    except gym.error.Error as error:
         reason = " ".join(str(error).split())
         raise UserError(f"--env {env} is unknown ({reason}); this package registers {', '.join(PRESETS)}") from None
     return env_id
+
+
+def import_module(module: str, env: str) -> None:
+    """Import the module that `--env` names. Raises UserError if it fails."""
+    top = module.split(".")[0]
+    seed_global_generators(np.random.default_rng(0))  # the module may draw its tasks
+    try:
+        with restored_settings():
+            import_checked(module, env)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:  # the module may raise anything
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing and (module == missing or module.startswith(f"{missing}.")):
+            here = [path for path in (Path(f"{top}.py"), Path(top)) if path.exists()]
+            remedy = f"; {here[0]} is in the current folder: set PYTHONPATH=. to import from it" if here else ""
+            raise UserError(f"--env {env} is unknown (No module named {missing!r}){remedy}") from None
+        raise UserError(f"--env {env}: {EnvironmentFailed.from_exception('at its import', error)}") from None
 
 
 def find_preset(env: str) -> dict[str, Any]:
@@ -93,6 +112,11 @@ def find_preset(env: str) -> dict[str, Any]:
     env_id = find_id(env)
     limit = gym.spec(env_id).max_episode_steps
     return ({"T": limit} if limit else {}) | PRESETS.get(env_id, {})
+
+
+def has_preset(env: str) -> bool:
+    """Return whether the family named `env` was registered with a preset."""
+    return find_id(env) in PRESETS
 
 
 def best_return(env: str) -> float | None:
@@ -150,10 +174,11 @@ def _build_env(cfg: EnvSettings, num_envs: int, render_mode: str | None = None) 
     if batched is None:
         make = functools.partial(gym.make, env_id, disable_env_checker=True)
         try:
-            return GymnasiumTasks(make, num_envs, cfg.T, render_mode, cfg.device)
+            with restored_settings():
+                return GymnasiumTasks(make, num_envs, cfg.T, render_mode, cfg.device)
         except RenderingUnavailable:
             raise
-        except Exception as error:  # includes those that the environment itself raises
+        except (Exception, SystemExit) as error:  # includes those that the environment itself raises
             reason = error if isinstance(error, UserError) else EnvironmentFailed.from_exception("at its start", error)
             raise UserError(f"--env {cfg.env}: {reason}") from None
     takes_threads = "sim_threads" in inspect.signature(batched).parameters

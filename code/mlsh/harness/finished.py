@@ -132,10 +132,11 @@ def read_rows(folder: Path) -> list[dict[str, str]]:
     rows, path = read_metrics(folder), folder / "metrics.csv"
     with reading(path):
         for row in rows or [{}]:
-            numbers = [int(row["iteration"]), int(row["env_steps"]), float(row["trained_reward"])]
-            numbers += [float(row[name]) for name in ("seconds", "pretrain_reward", "joint_reward") if name in row]
+            task, numbers = row["task"], [float(row[name]) for name in ("trained_reward", "seconds")]
+            numbers += [int(row[name]) for name in ("iteration", "env_steps")]
+            numbers += [float(row[name]) for name in ("pretrain_reward", "joint_reward") if name in row]
             if not all(fits(x, float) for x in numbers):
-                raise ValueError(f"a number in the row of task {row['task']} cannot be")
+                raise ValueError(f"a number in a row of task {task} cannot be")
     return rows
 
 

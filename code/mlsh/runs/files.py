@@ -50,18 +50,14 @@ def temporary_for(path: Path | str) -> Path:
     Nobody can know its name before, and put a link there. Those that a killed process left are removed. Raises OSError.
     """
     path = Path(path)
-    for name in os.listdir(path.parent):  # noqa: PTH208
-        if half_written(name, path.name):
+    pattern = rf"\.{re.escape(path.name)}\.[0-9a-f]{{16}}{re.escape(path.suffix)}"
+    for left in path.parent.iterdir():
+        if re.fullmatch(pattern, left.name):
             with contextlib.suppress(OSError):
-                path.with_name(name).unlink()
+                left.unlink()
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{path.suffix}")
     open(temporary, "xb").close()
     return temporary
-
-
-def half_written(name: str, of: str = "checkpoint.pt") -> bool:
-    """Return whether `name` is one that `temporary_for` gives to what is to become the file `of`."""
-    return re.fullmatch(rf"\.{re.escape(of)}\.[0-9a-f]{{16}}{re.escape(Path(of).suffix)}", name) is not None
 
 
 def write_whole(path: Path | str, content: bytes | memoryview | str) -> None:
@@ -95,11 +91,11 @@ def safe_name(text: str) -> str:
 
 
 def refuse_links(folder: Path) -> None:
-    """Raise a UserError if a folder within the run folder `folder` is a symbolic link, and so is elsewhere."""
+    """Raise a UserError if a folder or a missing file in a run folder is a symbolic link, and so would be elsewhere."""
     for path in (folder, folder / "videos", folder / "adaptation"):
         for inner in path.iterdir() if path.is_dir() else ():
-            if inner.is_symlink() and inner.is_dir():
-                raise UserError(f"{inner} is a link to another folder; remove it, or copy that folder")
+            if inner.is_symlink() and not inner.is_file():
+                raise UserError(f"{inner} is a link to what is elsewhere; remove it")
 
 
 def make_folder(folder: Path) -> None:

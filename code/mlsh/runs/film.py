@@ -11,7 +11,7 @@ from mlsh import parallel
 from mlsh.config import Config
 from mlsh.envs import make_env
 from mlsh.envs.base import VectorTasks
-from mlsh.errors import RenderingUnavailable
+from mlsh.errors import EnvironmentFailed, UserError
 from mlsh.models import Hierarchy
 from mlsh.rollout import evaluate
 from mlsh.runs.files import safe_name
@@ -50,9 +50,10 @@ class Evaluator:
         try:
             for task in film(self._cfg, agent, tasks, rngs, path):
                 self._log.add_video(name(task), path(task))
-        except RenderingUnavailable as error:
-            self._log.message(f"no videos: {error}")
-            self._can_film = False
+        except Exception as error:  # a film is not worth a run
+            said = error if isinstance(error, UserError) else EnvironmentFailed.from_exception("in a film", error)
+            self._log.message(f"no videos: {said}")
+            self._can_film = type(error) is UserError  # it could not be written, which may change
 
 
 def film(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.GifImagePlugin import getdata, getheader
 
-from mlsh.errors import UserError
+from mlsh.errors import RenderingUnavailable, UserError
 from mlsh.runs.files import temporary_for
 
 Frame = NDArray[np.uint8]  # [height, width, 3]
@@ -27,23 +27,34 @@ UNCHANGED = 127  # the transparent colour, which leaves a pixel as it is
 
 @contextlib.contextmanager
 def video(path: Path | str, fps: float) -> Iterator[Callable[[Frame], None]]:
-    """Context that writes a film to `path`, a .gif or .mp4; it yields a function that adds a frame.
+    """Context that writes a film to `path`, a .gif or .mp4; it yields a function that adds a picture.
 
-    The file appears when the block ends without an exception. Raises a UserError if it cannot be written.
+    Pictures are what `rgb` takes; those of another size than the first one are scaled to it. The file appears when the
+    block ends without an exception. Raises a UserError if it cannot be written, and as `rgb` does.
     """
     with write_errors(path):
         make_writer = WRITERS[Path(path).suffix]
         temporary = temporary_for(path)  # with the same suffix, by which imageio picks the format
         writer = make_writer(temporary, fps=fps)
 
-    def add(frame: Frame) -> None:
+    shape, frames = (), 0
+
+    def add(picture: Any) -> None:
+        nonlocal shape, frames
+        frame = rgb(picture)
+        shape = shape or frame.shape
+        if frame.shape != shape:
+            frame = np.asarray(Image.fromarray(frame).resize((shape[1], shape[0])))
         with write_errors(path):
             writer.append_data(frame)
+        frames += 1
 
     try:
         yield add
         with write_errors(path):
             writer.close()
+            if temporary.suffix == ".mp4":  # ffmpeg does not report a full disk
+                check_frames(temporary, frames)
             os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(Exception):
@@ -57,9 +68,37 @@ def write_errors(path: Path | str) -> Iterator[None]:
     """Turn what a writer of films raises into a UserError."""
     try:
         yield
-    except (KeyError, OSError, ValueError) as error:
+    except (KeyError, OSError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
         remedy = "check the disk space and permissions, and use a name that ends in .gif or .mp4"
-        raise UserError(f"cannot write {path} ({error}); {remedy}") from None
+        raise UserError(f"cannot write {path} ({reason:.150}); {remedy}") from None
+
+
+def check_frames(path: Path, frames: int) -> None:
+    """Raise an exception if a film is damaged or does not have so many frames."""
+    with imageio.get_reader(path) as reader:
+        readable: Any = reader
+        if readable.count_frames() != frames:
+            raise OSError("it was cut short")
+
+
+def rgb(picture: Any) -> Frame:
+    """Return a picture as a new array [height, width, 3].
+
+    It may be grey or coloured, with or without transparency: uint8 or bool [H, W], [H, W, C] or [C, H, W] with C = 1,
+    3 or 4. Raises RenderingUnavailable for anything else.
+    """
+    array = np.asarray(picture)
+    if array.dtype == bool:
+        array = array.astype(np.uint8) * 255
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim == 3 and array.shape[2] not in (1, 3, 4):
+        array = array.transpose(1, 2, 0)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in (1, 3, 4) or not array.size:
+        what = f"{array.dtype} {list(array.shape)}" if array.dtype != object else repr(picture)
+        raise RenderingUnavailable(f"render() returned {what:.80}; it must return a picture, uint8 [height, width, 3]")
+    return np.array(np.broadcast_to(array[:, :, :3], (*array.shape[:2], 3)))  # a copy: many draw into it again
 
 
 class Gif:

@@ -1,0 +1,147 @@
+"""What comes in from environments by other people is checked here, and their code leaves this process as it was."""
+
+import contextlib
+import functools
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import mujoco
+import numpy as np
+import torch
+
+from mlsh.errors import EnvironmentFailed, UserError
+
+LARGEST = float(np.finfo(np.float32).max)
+
+
+@contextlib.contextmanager
+def environment_errors(where: str) -> Iterator[None]:
+    """Context for an environment's own code. Whatever it raises becomes EnvironmentFailed, `sys.exit()` included.
+
+    `where` completes the message. Process-wide settings that the code changes are restored; see `restored_settings`.
+    """
+    try:
+        with restored_settings():
+            yield
+    except (Exception, SystemExit) as error:
+        raise EnvironmentFailed.from_exception(where, error) from None
+
+
+def working_folder() -> str | None:
+    try:
+        return os.getcwd()  # noqa: PTH109 (this is called at every step)
+    except FileNotFoundError:  # it has been deleted
+        return None
+
+
+def set_working_folder(folder: str | None) -> None:
+    with contextlib.suppress(OSError):
+        os.chdir(folder or "")
+
+
+SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
+    (working_folder, set_working_folder),
+    (torch.get_default_dtype, torch.set_default_dtype),
+    (torch.is_grad_enabled, torch.set_grad_enabled),
+    (torch.get_num_threads, torch.set_num_threads),
+    (np.geterr, lambda values: np.seterr(**values)),
+)
+OF_ENVIRONMENTS = SETTINGS[:2]  # an environment may rely on what it has set, so these come back when it is called again
+chosen: dict[Callable[[], Any], Any] = {}  # what an environment has set: reading function -> value
+
+
+@contextlib.contextmanager
+def restored_settings() -> Iterator[None]:
+    """Context after which the working folder, NumPy's error handling and torch's global settings are as before.
+
+    The working folder and the default dtype that an environment has set are set again within the next such context.
+    """
+    before = [get() for get, _ in SETTINGS]
+    for get, set_to in OF_ENVIRONMENTS:
+        if get in chosen:
+            set_to(chosen[get])
+    try:
+        yield
+    finally:
+        chosen.clear()
+        for (get, set_to), value in zip(SETTINGS, before, strict=True):
+            now = get()
+            if now != value:
+                chosen[get] = now
+                set_to(value)
+
+
+@functools.cache
+def say_once(text: str) -> None:
+    """Print a line to stderr, but only the first time."""
+    print(text, file=sys.stderr)
+
+
+shown: set[tuple[type[Warning], str]] = set()
+
+
+@contextlib.contextmanager
+def each_warning_once() -> Iterator[None]:
+    """Context that shows each warning of Python or MuJoCo once in this process, and not once for each copy."""
+    mujoco.set_mju_user_warning(lambda message: say_once(f"MuJoCo warns: {message}"))
+    with warnings.catch_warnings(record=True) as caught:
+        yield
+    for warning in caught:
+        key = warning.category, str(warning.message)
+        if key not in shown:
+            shown.add(key)
+            warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
+
+
+def number_in(x: Any) -> float | None:
+    """Return the finite number that `x` is or holds as its only element, or None if there is none."""
+    with contextlib.suppress(Exception):  # other people's objects may fail in any way
+        array = np.asarray(x.detach().cpu() if isinstance(x, torch.Tensor) else x)
+        if array.size == 1 and array.dtype.kind in "biuf":
+            return array.item()
+    return None
+
+
+def reward_in(x: Any) -> float:
+    """Return a reward that is a number or holds one as its only element. Raises UserError if it does not."""
+    number = number_in(x)
+    if number is None:
+        raise UserError(f"step() returned the reward {shortened(x)}; it must be one number")
+    return number
+
+
+def flag_in(x: Any) -> bool:
+    """Return whether an episode has ended, from what `step` returned."""
+    return bool(number_in(x)) if isinstance(x, (list, tuple, np.ndarray, torch.Tensor)) else bool(x)
+
+
+def info_in(info: Any) -> dict[str, float]:
+    """Return the numbers of an info dict that are finite as float32. Everything else in it is ignored."""
+    numbers = {str(name): number_in(x) for name, x in info.items()} if isinstance(info, Mapping) else {}
+    return {name: x for name, x in numbers.items() if x is not None and abs(x) <= LARGEST}
+
+
+def reset_observation(result: Any) -> Any:
+    """Return the observation of what `reset` returned. Raises UserError if that is not a pair with an info."""
+    if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], (Mapping, type(None))):
+        return result[0]
+    raise UserError(f"reset() returned {shortened(result)}; it must return (observation, info)")
+
+
+def array_of_shape(observation: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Return an observation of a Box as an array of the shape of its space, apart from axes of length 1.
+
+    Raises UserError for another shape.
+    """
+    array = np.asarray(observation.detach().cpu() if isinstance(observation, torch.Tensor) else observation)
+    if np.squeeze(array).shape != tuple(n for n in shape if n != 1):
+        raise UserError(f"an observation has shape {list(array.shape)}, but its observation space {list(shape)}")
+    return array.reshape(shape)
+
+
+def shortened(x: Any) -> str:
+    """Return the representation of an object as one short line."""
+    return f"{' '.join(repr(x).split()):.80}"
