@@ -5,6 +5,7 @@
 # make bandits   reproduce the study of the 2D bandits; likewise point-worlds, fourrooms and taxi
 # make paper     reproduce these four studies
 # make ants      reproduce the study of the heavy ant
+# make others    compare the defaults for other people's environments with PPO (installs into .venv/others)
 # make drawings  draw the diagrams of README and docs
 PYTHON ?= python3
 BIN := .venv/bin
@@ -16,7 +17,7 @@ endif
 
 STUDIES := bandits point-worlds fourrooms taxi
 
-.PHONY: train check test test-all soak paper ants drawings $(STUDIES)
+.PHONY: train check test test-all soak paper ants others drawings $(STUDIES)
 train: .venv/installed
 	cd code && ../$(BIN)/python train.py $(if $(W),-W $(W)) $(if $(U),-U $(U)) --env $(ENV) $(ARGS)
 
@@ -40,8 +41,17 @@ $(STUDIES) ants: .venv/installed
 
 paper: $(STUDIES)
 
+others: .venv/others/installed
+	cd code && PYTHONPATH=../examples ../.venv/others/bin/python -m studies.others --figures ../assets
+
 drawings: .venv/installed
 	$(BIN)/python docs/drawings.py assets
+
+# Meta-World needs MuJoCo 3.3.0, which the pins of requirements.txt do not have.
+.venv/others/installed: requirements.txt pyproject.toml setup.py
+	$(PYTHON) -m venv .venv/others
+	grep -v mujoco requirements.txt | .venv/others/bin/python -m pip install -r /dev/stdin -e ".[others]"
+	touch $@
 
 .venv/installed: requirements.txt pyproject.toml setup.py
 	$(PYTHON) -m venv .venv

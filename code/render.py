@@ -58,24 +58,25 @@ def main() -> None:
     args = cli(Args, description=cleandoc(Args.__doc__ or ""))
     args.validate()
     data = checkpoint.load(args.run, [Config])
+    started_in, is_folder = Path.cwd(), args.run.is_dir()  # before an environment can change the working folder
     cfg = transferred(data["config"], args.env)
     cfg.device, cfg.N, cfg.T = args.device, args.N or cfg.N, args.T or cfg.T
     cfg.master_lr = args.master_lr or cfg.master_lr
     env = make_env(cfg, cfg.N)
     task = find_task(env, args.task, "--task")
     in_run_folder = args.run.name == "checkpoint.pt"
-    folder = args.run if args.run.is_dir() else args.run.parent if in_run_folder else Path()
+    folder = args.run if is_folder else args.run.parent if in_run_folder else Path()
     out = Path(args.out or folder / f"task-{safe_name(str(task))}.gif")
     if out.suffix not in (".gif", ".mp4"):
         raise UserError(f"--out is {out}: use a name that ends in .gif or .mp4")
-    if not out.parent.is_dir():
+    if not (started_in / out.parent).is_dir():
         raise UserError(f"--out is {out}, but there is no folder {out.parent}; make it first")
     agent = load_agent(data | {"config": cfg}, env)  # on --device, not on that of the run
     for name, updates in (("untrained", 0), ("trained", args.updates or cfg.W or cfg.U)):
         adapted, _ = adapt(agent, env, [task], cfg, updates)
         path = out.with_stem(f"{out.stem}-{name}")
         rngs = Streams(cfg.seed, [0])(0, "render")
-        film(cfg, adapted, [task], rngs, lambda _, path=path: path, args.episodes, args.every)
+        film(cfg, adapted, [task], rngs, lambda _, path=path: started_in / path, args.episodes, args.every)
         print(path)
 
 

@@ -225,21 +225,19 @@ def main() -> None:
     for env, runs in by_env.items():
         best = common_best_return(env, runs)
         tables = tabulate(runs, best)
-        for table in tables:
-            print_table(table.header, table.rows)
-            if table.notes:
-                print("", *table.notes, sep="\n")
         if args.csv:
             write_csv(Path(args.csv), runs, best)
-        if not (args.figures or args.html):
-            continue
-        figures = draw(runs, env)
+        figures = draw(runs, env) if args.figures or args.html else {}
         if args.figures:
             make_folder(Path(args.figures))
             for prefix, figure in figures.items():
                 save_figure(figure, Path(args.figures) / f"{prefix}trained_reward_{args.name or safe_name(env)}.png")
         if args.html:
             write_page(Path(args.html), env, runs, tables, list(figures.values()), best)
+        for table in tables:
+            print_table(table.header, table.rows)
+            if table.notes:
+                print("", *table.notes, sep="\n")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ def test_jobs_are_skipped_continued_or_restarted(tmp_path, capsys):
     assert starts() == 1 and read_metrics(tmp_path / "a") == rows  # clock times too: nothing was trained again
     for path in (tmp_path / "a").glob("*.*"):  # as if stopped before the first save
         path.unlink()
+    (tmp_path / "a" / ".starting").touch()
     assert starts() == 1 and len(read_metrics(tmp_path / "a")) == len(rows)
     (tmp_path / "a" / "results.json").unlink()
     (tmp_path / "a" / "checkpoint.pt").unlink()

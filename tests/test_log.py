@@ -281,7 +281,7 @@ def test_continuing_with_damaged_metrics_is_refused_or_said(cfg, folder, capsys,
     else:
         MLSHLog(FakeRun(cfg, folder, iteration=3)).close()
         first = 1 if "first" in damage else 3
-        assert f"metrics.csv has no rows of the first {first} outer iterations" in capsys.readouterr().err
+        assert f"metrics.csv has no rows before outer iteration {first}" in capsys.readouterr().err
 
 
 def test_the_results_are_written_before_anything_else_can_fail(cfg, folder, monkeypatch):

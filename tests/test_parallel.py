@@ -151,7 +151,13 @@ def test_a_warning_that_torchrun_passes_on_saves_and_the_same_command_continues(
 
 
 @pytest.mark.parametrize(
-    "variables", [{"RANK": ""}, {"WORLD_SIZE": ""}, {"RANK": "1"}, {"RANK": "one"}, {"WORLD_SIZE": "0"}]
+    "variables",
+    [
+        {"RANK": "", "WORLD_SIZE": ""},
+        {"RANK": "1"},
+        pytest.param({"RANK": "one"}, marks=pytest.mark.slow),
+        pytest.param({"WORLD_SIZE": "0"}, marks=pytest.mark.slow),
+    ],
 )
 def test_variables_that_name_no_processes_are_refused_or_empty(tmp_path, monkeypatch, variables):
     monkeypatch.delenv("RANK", raising=False)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from mlsh.compiled import can_compile
-from mlsh.envs import find_preset
+from mlsh.defaults import derive, find_facts
+from mlsh.envs import find_preset, has_preset
 from mlsh.errors import UserError
 from mlsh.ppo import PPOSettings
 from mlsh.rollout import RolloutSettings
@@ -15,6 +16,7 @@ from mlsh.settings import (
     Constraint,
     Count,
     CountOrZero,
+    Default,
     Fraction,
     HardwareSettings,
     NetworkSettings,
@@ -152,6 +154,13 @@ class Config(
     def defaults(cls, env: str) -> Self:
         settings: dict[str, Any] = {"env": env} | find_preset(env)
         return cls(**settings)
+
+    @classmethod
+    def derived(cls, env: str, T: int) -> dict[str, Default]:
+        if has_preset(env):
+            return {}
+        settings = cls.defaults(env)
+        return derive(find_facts(dataclasses.replace(settings, T=T or settings.T), settings.gamma))
 
     def episodes_at_once(self, processes: int) -> int:
         return max(self.N * math.ceil(self.groups / processes), self.test_episodes)

@@ -5,6 +5,7 @@ import functools
 import re
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -74,6 +75,13 @@ def run_command(main: Callable[[], None]) -> None:
         print(f"{program}: error: {reason}", file=sys.stderr)
         sys.exit(2)
 
+    def failed_in_thread(failed: threading.ExceptHookArgs) -> None:
+        if isinstance(failed.exc_value, OSError):  # TensorBoard's, which also raises it where values are logged
+            print(f"{program}: {failed.exc_value}", file=sys.stderr)
+        else:
+            threading.__excepthook__(failed)
+
+    threading.excepthook = failed_in_thread
     torch.set_flush_denormal(True)  # gradients of a saturated master are denormal, and slow a CPU down many times
     process.protect_output()
     try:

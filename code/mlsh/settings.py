@@ -30,6 +30,7 @@ from typing import (
 
 import torch
 import tyro
+from tabulate import tabulate
 
 from mlsh.errors import NoCheckpoint, UserError
 
@@ -128,6 +129,13 @@ class Settings:
             torch.zeros(1, device=device).item()
         except Exception:  # each kind of device raises its own
             raise UserError(f"--device {device} is not available here; use cpu, or cuda with a GPU") from None
+
+
+class Default(NamedTuple):
+    """A default that follows from the environment."""
+
+    value: Any
+    reason: str
 
 
 S = TypeVar("S", bound=Settings)
@@ -292,8 +300,13 @@ class RunSettings(TaskSettings, NetworkSettings, RunFolderSettings, TrackingSett
 
     @classmethod
     def defaults(cls, env: str) -> Self:
-        """The settings for an environment before any flag is read."""
+        """The settings for an environment before any flag is read: those of its preset."""
         return cls(env=env)
+
+    @classmethod
+    def derived(cls, env: str, T: int) -> dict[str, Default]:
+        """Defaults for an environment without a preset. `T`: the horizon, or 0 for the environment's own limit."""
+        return {}
 
     @classmethod
     def changeable(cls) -> list[str]:
@@ -421,6 +434,7 @@ def parse(
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--env", nargs="?", default=kind.env, const=kind.env)  # tyro refuses a flag without its value
     first.add_argument("--out", nargs="?", default="", const="")
+    first.add_argument("-T", nargs="?", default="", const="")
     first.add_argument("-c", "--resume", action="store_true")
     known, _ = first.parse_known_args(argv)
     if known.resume and not known.out:
@@ -430,9 +444,13 @@ def parse(
         with contextlib.suppress(NoCheckpoint):
             saved = load(f"{known.out}/checkpoint.pt")  # --out never names a shipped checkpoint
     default = dataclasses.replace(saved["config"], resume=False) if saved else kind.defaults(known.env)
+    derived = {} if saved else kind.derived(known.env, int(known.T) if known.T.isdigit() else 0)
+    default = dataclasses.replace(default, **{name: x.value for name, x in derived.items()})
     cfg = parse_grouped(kind, argv, default, describe(kind, default))
     if not saved:
         cfg.validate()
+        if derived:
+            print(explain(derived, cfg), file=sys.stderr)
         return cfg, None
     for name, value in default.as_dict().items():
         if getattr(cfg, name) == "auto" and name not in kind.changeable():
@@ -446,6 +464,12 @@ def parse(
     if length < saved["iteration"]:
         raise UserError(f"--{kind.LENGTH} is {length}: the run has done {saved['iteration']}; use that or more")
     return cfg, saved
+
+
+def explain(derived: dict[str, Default], cfg: RunSettings) -> str:
+    """A table of the derived defaults that no flag has overridden, with their reasons."""
+    rows = [(cfg.flag(name), x.value, x.reason) for name, x in derived.items() if getattr(cfg, name) == x.value]
+    return f"{cfg.env} has no preset; these defaults follow from it:\n" + tabulate(rows, tablefmt="plain")
 
 
 def describe(kind: type[RunSettings], default: RunSettings) -> str:

@@ -14,7 +14,16 @@ from mlsh.envs import (  # noqa: F401
     taxi,
 )
 from mlsh.envs.old_gym import OldGymTasks
-from mlsh.envs.registry import best_return, env_ids, find_class, find_id, find_preset, make_env, max_parallel_episodes
+from mlsh.envs.registry import (
+    best_return,
+    env_ids,
+    find_class,
+    find_id,
+    find_preset,
+    has_preset,
+    make_env,
+    max_parallel_episodes,
+)
 
 __all__ = [
     "OldGymTasks",
@@ -23,6 +32,7 @@ __all__ = [
     "find_class",
     "find_id",
     "find_preset",
+    "has_preset",
     "make_env",
     "max_parallel_episodes",
 ]

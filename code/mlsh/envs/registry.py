@@ -114,6 +114,11 @@ def find_preset(env: str) -> dict[str, Any]:
     return ({"T": limit} if limit else {}) | PRESETS.get(env_id, {})
 
 
+def has_preset(env: str) -> bool:
+    """Return whether the family named `env` was registered with a preset."""
+    return find_id(env) in PRESETS
+
+
 def best_return(env: str) -> float | None:
     """Return the best possible mean return in the family named `env`, or None if it is unknown."""
     return BEST_RETURNS.get(env.split(":")[-1])

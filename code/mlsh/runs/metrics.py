@@ -46,7 +46,7 @@ def check_rows(rows: Sequence[dict[str, str]], end: int) -> None:
     iterations = [int(row["iteration"]) for row in rows]
     first = iterations[0] if rows else end
     if first:
-        print(f"metrics.csv has no rows of the first {first} outer iterations", file=sys.stderr)
+        print(f"metrics.csv has no rows before outer iteration {first}", file=sys.stderr)
     if sorted(set(iterations)) != [*range(first, end)] or iterations != sorted(iterations):
         raise ValueError("rows are missing")
     if rows and "group" in rows[0]:  # which has one row in each outer iteration

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import secrets
+import shlex
 import subprocess
 import sys
 import time
@@ -71,7 +72,7 @@ class Run(Generic[SettingsType]):
     def __init__(self, kind: type[SettingsType]) -> None:
         """Join the other processes and read the command line."""
         parallel.start()
-        parallel.refuse_differences(command=sys.argv[1:], code=code_version())
+        parallel.refuse_differences(command=shlex.join(sys.argv[1:]), code=code_version())
         self._started_in = Path.cwd()  # an environment may change the working folder
         self._load = functools.partial(checkpoint.load, kinds=(kind,))
         self.cfg: SettingsType
@@ -211,7 +212,8 @@ def make_run_folder(cfg: RunSettings, continued: bool, started_in: Path = Path()
         folder.mkdir(parents=True, exist_ok=True)
         refuse_links(folder)
         if not continued:
-            (folder / STARTING).touch()
+            with contextlib.suppress(FileExistsError):
+                open(folder / STARTING, "x").close()
         (folder / "videos").mkdir(exist_ok=True)
         LOCKS.append(FileLock(folder / ".lock"))
         LOCKS[-1].acquire(timeout=0)
