@@ -179,7 +179,7 @@ def kill_and_repeat(command, folder, rng):
     (folder / "whole").mkdir(parents=True)
     finish(launch(command.words(folder / "whole")))
     duration = time.monotonic() - begin
-    whole, identical, interrupted = command.result(folder / "whole"), 0, 0
+    whole, identical, tried, interrupted = command.result(folder / "whole"), 0, 0, 0
 
     def done(part):
         try:
@@ -195,13 +195,14 @@ def kill_and_repeat(command, folder, rng):
                 continue
             run = launch(command.words(part))
             time.sleep(rng.uniform(0, duration))
+            tried += 1
             interrupted += run.poll() is None
             run.kill()
             run.communicate()
         if not done(part):
             finish(launch(command.words(part)))
         identical += done(part)
-    return command.chains * command.kills, interrupted, identical
+    return tried, interrupted, identical
 
 
 # Wrong inputs
