@@ -14,7 +14,9 @@ import torch
 import mlsh
 from conftest import CODE, TINY
 from mlsh.errors import UserError
-from mlsh.harness.finished import read_run
+from mlsh.harness.finished import read_results, read_run
+from mlsh.harness.jobs import Job
+from mlsh.harness.study import Study, read_adaptation, training_curve
 
 SOAK = CODE.parent / "tests" / "soak.py"
 SMALL = [*TINY, "--hidden", "8", "--record", "1"]
@@ -313,3 +315,20 @@ def test_a_few_kills_and_wrong_inputs_of_the_soak():
     done = subprocess.run([sys.executable, SOAK, "--quick"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "| all " in done.stdout
+
+
+def test_studies_report_damaged_files_in_one_line(run, tmp_path):
+    study, job = Study("x", []), Job("run", "train.py")
+    study.folder = tmp_path
+    header = "run,task,seed,update,env_steps,return,best_return"
+    readers = {
+        "adaptation.csv": (lambda: read_adaptation(study, job), [header, f"{header}\na,b,0,0,x,1,\n", "task\nb\n"]),
+        "metrics.csv": (lambda: training_curve(study, job), ["task,train_env_steps\n0,9\n"]),
+        "results.json": (lambda: read_results(run), ["{", "{}", '{"test": [{}]}']),
+    }
+    for name, (read, contents) in readers.items():
+        for content in (*contents, "\0", b"\xff", ""):
+            (run / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+            with pytest.raises(UserError) as error:
+                read()
+            assert str(run / name) in str(error.value) and "\n" not in str(error.value), (name, content)

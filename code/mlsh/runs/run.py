@@ -123,19 +123,19 @@ class Run(Generic[SettingsType]):
             log.close()
             where = f"in outer iteration {self.progress['iteration']}"
             saved = f"the state before it is saved in {self.shown / 'checkpoint.pt'}"
-            go_on = f"continue with -c --out {self.shown}"
+            go_on = f"continue with -c --out {shlex.quote(str(self.shown))}"
             raise UserError(f"{error}, {where}; {saved if parallel.FIRST else go_on}") from None
         except UserError as error:  # a file could not be written
             log.close_after_failed_write()
-            raise UserError(f"{error}, then continue with -c --out {self.shown}") from None
+            raise UserError(f"{error}, then continue with -c --out {shlex.quote(str(self.shown))}") from None
         except KeyboardInterrupt:  # -c repeats the outer iteration that was under way
             self._save()
             done = self._snapshot["iteration"]  # not `progress`: the interrupt may have come within `end_iteration`
             counts = f"{done} of {self.length} outer iterations"
-            log.message(f"saved after {counts}; continue with -c --out {self.shown}")
+            log.message(f"saved after {counts}; continue with -c --out {shlex.quote(str(self.shown))}")
             log.close()
             if not parallel.FIRST:  # the only word if the first process was killed, and torchrun ends the others
-                go_on = f"continue with -c --out {self.shown}"
+                go_on = f"continue with -c --out {shlex.quote(str(self.shown))}"
                 print(f"process {parallel.RANK} was stopped in outer iteration {done}; {go_on}", file=sys.stderr)
             raise
         parallel.stop()
