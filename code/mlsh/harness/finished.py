@@ -1,6 +1,5 @@
 """What the folder of a finished run of train.py holds."""
 
-import dataclasses
 import re
 import shlex
 import sys
@@ -29,7 +28,7 @@ class Run(NamedTuple):
 
     folder: Path
     config: dict[str, Any]
-    preset: dict[str, Any]  # the settings that the environment has without any flag
+    preset: dict[str, Any]  # see `preset_of`
     machine: dict[str, Any]  # commit, versions and hardware; empty if the run did not write them
     results: dict[str, Any]
     metrics: list[dict[str, str]]  # rows of metrics.csv
@@ -41,7 +40,7 @@ class Run(NamedTuple):
 
     def changed(self, leave_out: Collection[str]) -> list[str]:
         """The names of the settings that differ from the preset, except those in `leave_out`."""
-        return [name for name, x in self.preset.items() if name not in leave_out and self.config[name] != x]
+        return [x for x in self.config if x not in leave_out and self.config[x] != self.preset.get(x)]
 
     def flags(self, leave_out: Collection[str]) -> str:
         """The flags that differ from the preset, as people type them, except those in `leave_out`."""
@@ -96,22 +95,20 @@ def read_run(folder: Path) -> Run | None:
     check_shape(saved["machine"], {x: shape for x, shape in MACHINE.items() if x in saved["machine"]}, str(path))
     try:
         config = Config.from_dict(saved["config"])
-        preset = preset_of(config.env, saved.get("preset"))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    return Run(folder, config.as_dict(), preset.as_dict(), saved["machine"], read_results(folder), read_rows(folder))
+    return Run(
+        folder, config.as_dict(), preset_of(config.env), saved["machine"], read_results(folder), read_rows(folder)
+    )
 
 
-def preset_of(env: str, saved: Any) -> Config:
-    """Return the settings that an environment has without any flag.
+def preset_of(env: str) -> dict[str, Any]:
+    """Return the settings that a family of this package has without any flag.
 
-    Those of an environment from elsewhere are `saved`, because its module is not imported. An older version did not
-    save them: then all flags count as changed that differ from the general defaults, and -T always.
+    Those of an environment from elsewhere follow from it, and its module is not imported: for it there are none.
     """
     env_id = env.rpartition(":")[2]
-    if env_id in env_ids():
-        return dataclasses.replace(Config.defaults(env_id), env=env)
-    return Config.from_dict(saved) if saved else Config(env=env, T=0)
+    return Config.defaults(env_id).as_dict() | {"env": env} if env_id in env_ids() else {}
 
 
 def read_results(folder: Path) -> dict[str, Any]:

@@ -186,7 +186,6 @@ class Run(Generic[SettingsType]):
         self._compile_failures = len(compiled.FAILED)
         if parallel.FIRST:
             description = {"run_id": self.progress["run_id"], "config": self.cfg.as_dict()}
-            description |= {"preset": type(self.cfg).defaults(self.cfg.env).as_dict()}  # which report.py compares with
             description |= {"machine": describe_machine(), "compiler_failed": (compiled.FAILED or [None])[-1]}
             write_whole(self.folder / "config.json", json.dumps(description, indent=2) + "\n")
 
