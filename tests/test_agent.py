@@ -217,6 +217,7 @@ def test_a_shipped_name_is_a_run_for_every_command(command, tmp_path, monkeypatc
     code, _, err = command("evaluate.py", "MovementBandits-v0", *flags)
     assert code == 0, err
     assert {x.name for x in tmp_path.iterdir()} == {
+        ".evaluate.lock",
         "task-1-untrained.gif",
         "task-1-trained.gif",
         "adaptation.csv",

@@ -5,6 +5,7 @@ You can stop it at any time: finished runs are not repeated. Runs go to runs/oth
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -122,7 +123,7 @@ def cells(curves: dict[str, Curve]) -> list[str]:
     ]
 
 
-STUDY = Study(name="others", analyses=(lambda study: compare(study, "others.png"),))
+STUDY = Study(name="others", analyses=(partial(compare, figure="others.png"),))
 
 if __name__ == "__main__":
     run_command(lambda: cli(STUDY.reproduce, description=__doc__)())
