@@ -56,11 +56,11 @@ def test_facts_come_from_a_few_random_episodes():
 
 def test_defaults_follow_from_the_facts():
     found = values()
-    assert (found["groups"], found["N"], found["high_len"], found["num_sub_policies"]) == (4, 5, 50, 2)
+    assert (found["groups"], found["N"], found["high_len"], found["num_sub_policies"]) == (4, 5, 50, 4)
     assert (found["log_std"], found["reward_scale"], "normalise" in found) == (-0.5, 0.06, False)
-    assert found["sub_minibatches"] == 16  # 4 · 5 · 200 env steps in minibatches of 256
+    assert found["sub_minibatches"] == 8  # 4 · 5 · 200 env steps in minibatches of 512
     assert [values(tasks=n)["groups"] for n in (1, 3, 4, 8, 9, None)] == [4, 6, 4, 8, 8, 8]
-    assert [values(tasks=n)["num_sub_policies"] for n in (1, 2, 3, 5, 50, None)] == [2, 2, 3, 4, 4, 4]
+    assert [values(tasks=n)["num_sub_policies"] for n in (1, 2, 3, 5, 50, None)] == [4, 4, 6, 8, 8, 8]
     assert [values(T=T)["N"] for T in (1, 100, 1000)] == [64, 10, 4]
     assert "log_std" not in values(continuous=False) and values(one_hot=True)["normalise"] is False
     assert "reward_scale" not in values(return_size=0.0)  # no reward was found

@@ -20,7 +20,7 @@ FEW = 8  # tasks; an update learns from all of so many
 W, U = 6, 24
 ROLLOUT = 4_000  # env steps per rollout of all task groups together
 BUDGET = 400_000  # env steps of a run
-MINIBATCH = 256  # env steps per minibatch of the sub-policies
+MINIBATCH = 512  # env steps per minibatch of the sub-policies
 
 
 class Facts(NamedTuple):
@@ -76,9 +76,9 @@ def derive(facts: Facts) -> dict[str, Default]:
     T, n = facts.T, facts.tasks
     if n and n <= FEW:
         groups, why_groups = n * math.ceil(4 / n), "a multiple of the number of tasks, at least 4"
-        K, why_K = min(max(n, 2), 4), "one per task, but 2 to 4"
+        K, why_K = min(max(2 * n, 4), 8), "two per task, but 4 to 8: some stay unused or learn the same"
     else:
-        groups, why_groups, K, why_K = FEW, "many tasks: several in every update", 4, "many tasks share a few skills"
+        groups, why_groups, K, why_K = FEW, "many tasks: several in every update", 8, "many tasks"
     N = min(max(round(ROLLOUT / (groups * T)), 4), 64)
     env_steps = groups * N * T
     tasks = max(2, round(BUDGET / (env_steps * (W + U))))
