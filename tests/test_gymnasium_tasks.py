@@ -183,6 +183,7 @@ def test_a_task_that_does_not_exist_is_refused_at_once():
 
 def test_copies_are_as_many_as_a_rollout_needs_and_bounded_in_tests(command, tmp_path):
     tiny = [*TINY, "--env", "foreign:Counted-v0", "--record", 0, "--test_episodes", 9, "--copies", 5]
+    tiny += ["--num_sub_policies", 2]
     results = []
     for out in (tmp_path / "a", tmp_path / "b"):
         Counted.copies = Counted.most = 0
