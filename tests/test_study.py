@@ -225,7 +225,10 @@ def test_final_tests_against_the_best_possible(study, tmp_path, capsys):
         ("c-3", "Allwalk-v0", (-0.3, -0.2), -0.5, -0.4),
         ("d-3", "foreign:Env-v0", None, 1, 2),
     ):
-        rows = [{"task": i, "label": str(i), "return": x} | ({"best_return": best[i]} if best else {}) for i, x in enumerate(returns)]
+        row = {"label": "", "standard_error": 0.0, "share": [], "sub_policy_returns": []}
+        rows = [
+            row | {"task": i, "return": x} | ({"best_return": best[i]} if best else {}) for i, x in enumerate(returns)
+        ]
         (tmp_path / name).mkdir()
         results = {"env": env, "seed": 3, "test": rows, "env_steps": 10**6, "seconds": 60.4}
         (tmp_path / name / "results.json").write_text(json.dumps(results))
