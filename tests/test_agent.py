@@ -26,7 +26,7 @@ SHIPPED = ["AntBandits-v1", "AntMovement-v1", "MovementBandits-v0"]
 def run_of(command, tmp_path, env, *flags):
     """The folder of a short run on an environment of tests/foreign.py."""
     tiny = "-N 2 -W 1 -U 1 --tasks 1 -K 1 -T 5 --high_len 2 --test_episodes 2 --wandb disabled --record 0".split()
-    tiny += ["--num_sub_policies", 2]
+    tiny += ["--num_sub_policies", 2] if env.startswith("foreign:") else []
     code, _, err = command("train.py", "--env", env, *tiny, *flags, "--out", tmp_path / "run")
     assert code == 0, err
     return tmp_path / "run"

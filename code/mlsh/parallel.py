@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import timedelta
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -57,16 +57,18 @@ def start() -> None:
 
 
 def stop() -> None:
-    """Leave the other processes. All except the first end here.
-
-    A thread that Gloo leaves behind may abort the interpreter as it shuts down, and so end the whole run.
-    """
+    """Leave the other processes. All except the first end here."""
     if SIZE > 1:
         dist.destroy_process_group()
         if not FIRST:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(0)
+            _exit(0)
+
+
+def _exit(code: int) -> NoReturn:
+    """End this process at once. A thread that Gloo leaves behind may abort an interpreter that shuts down."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def local_device(name: str) -> str:
@@ -109,8 +111,10 @@ def from_first(call: Callable[[], T]) -> T:
             result = [(None, error)]
     _communicate(dist.broadcast_object_list, result)
     value, error = result[0]
+    if error and FIRST:
+        raise error
     if error:
-        raise error if FIRST or isinstance(error, SystemExit) else SystemExit(2)
+        _exit(2 if isinstance(error, UserError) or error.code else 0)
     return value
 
 
