@@ -195,6 +195,8 @@ def saved_by(sent, folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU])
 def test_a_signal_saves(tmp_path, sent):
+    if sent == signal.SIGHUP and signal.getsignal(sent) == signal.SIG_IGN:
+        pytest.skip("the tests run under nohup, which runs outlive")
     assert saved_by(sent, tmp_path)[0] == 128 + sent
 
 

@@ -322,8 +322,9 @@ def test_classes_of_the_original_code_train_unchanged(command, tmp_path, monkeyp
         (tmp_path / "test_envs" / f"{file}.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "test_envs", raising=False)  # a test file of that name may have been collected
+    before = sys.modules.get("gym")  # tests with Shimmy import it
     rows = train_example(command, tmp_path, monkeypatch, "originals", "Originals-v0")
-    assert {row["task"] for row in rows} <= {"0", "1"} and "gym" not in sys.modules
+    assert {row["task"] for row in rows} <= {"0", "1"} and sys.modules.get("gym") is before
     with pytest.raises(UserError, match="No module named 'gym.envs.mujoco'"):
         make_env(Config(env="foreign:OldAnt-v0"), 1)
 

@@ -81,7 +81,8 @@ def test_a_job_that_is_killed_names_the_signal(tmp_path):
 @pytest.mark.slow
 def test_an_interrupt_stops_the_jobs_after_they_have_saved(tmp_path):
     job = Job("a", f"{COMMAND} --tasks 1000000")
-    program = f"from pathlib import *; from mlsh.harness.jobs import *; JobRunner({tmp_path!r}).run([{job!r}])"
+    program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # it may be ignored here
+    program += f"from pathlib import *; from mlsh.harness.jobs import *; JobRunner({tmp_path!r}).run([{job!r}])"
     run = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
     wait_for_rows(run, tmp_path / "a", 4)
     run.send_signal(signal.SIGINT)

@@ -285,14 +285,10 @@ def test_output_that_nobody_takes_loses_no_result(tmp_path, redirected, code):
         assert run.stderr.splitlines()[-1].startswith("train.py: error: not all output could be printed (No space left")
 
 
-@pytest.mark.parametrize(
-    ("encoding", "sign"),
-    [("ascii", "?"), pytest.param("latin-1", "±", marks=SLOW), pytest.param("cp1252", "±", marks=SLOW)],
-)
-def test_any_encoding_of_the_terminal_will_do(tmp_path, encoding, sign):
+def test_any_encoding_of_the_terminal_will_do(tmp_path):
     commands = "{python} train.py {tiny} && {python} report.py --help"
-    run = shell(f"export PYTHONIOENCODING={encoding}; {commands}", tmp_path, encoding)
-    assert run.returncode == 0 and "Error" not in run.stderr and f" {sign} " in run.stdout
+    run = shell(f"export PYTHONIOENCODING=ascii; {commands}", tmp_path, "ascii")
+    assert run.returncode == 0 and "Error" not in run.stderr and " ? " in run.stdout
 
 
 SENT_WHILE_LOADING = """

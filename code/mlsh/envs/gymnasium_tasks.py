@@ -257,7 +257,8 @@ class ActionMap:
 
 def find_task_layer(env: gym.Env) -> Any:
     """Return the outermost wrapper that has a task distribution, or the bare environment if no wrapper has one."""
-    return next((layer for layer in layers(env) if find_protocol(layer)), unwrap(env))
+    wrappers = (layer for layer in layers(env) if isinstance(layer, gym.Wrapper))
+    return next((layer for layer in wrappers if find_protocol(layer)), unwrap(env))
 
 
 def unwrap(env: gym.Env) -> Any:
