@@ -20,6 +20,8 @@ def test_the_corridor_is_learned(tmp_path):
     path = os.pathsep.join(filter(None, (str(CODE.parent / "examples"), os.environ.get("PYTHONPATH"))))
     run = subprocess.run(command, cwd=CODE, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+    assert "corridor:Corridor-v0 has no preset; these defaults follow from it:\n" in run.stderr
+    assert re.search(r"^--high_len +13 +four decisions per episode$", run.stderr, re.M)
     test = json.loads((tmp_path / "results.json").read_text())["test"]
     returns = {row["task"]: row["return"] for row in test}
     assert set(returns) == {0, 1}

@@ -54,25 +54,8 @@ class GymnasiumTasks(VectorTasks):
         render_mode: str | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
-        kwargs: dict[str, Any] = {"max_episode_steps": max_episode_steps}
         self.envs: list[gym.Env] = []
-        try:
-            with boundary.each_warning_once():
-                if render_mode:
-                    prepare_rendering(make(**kwargs), render_mode)
-                    kwargs["render_mode"] = render_mode
-                for e in range(num_envs):
-                    seed_global_generators(np.random.default_rng(e))
-                    self.envs.append(make(**kwargs))
-        except RenderingUnavailable:
-            raise
-        except (Exception, SystemExit) as error:
-            where = f"when copy {len(self.envs) + 1} of {num_envs} was made" if self.envs else "at its start"
-            self.close_extras()
-            failed = EnvironmentFailed.from_exception(where, error)
-            if isinstance(error, TypeError) and "gymnasium.Env class" in str(error):
-                failed = UserError(f"it is no gymnasium.Env; {ONE_AGENT}, such as PettingZoo's")
-            raise (RenderingUnavailable(str(failed)) if render_mode else failed) from None
+        self._make_copies(make, num_envs, max_episode_steps, render_mode)
         first = self.envs[0]
         if hasattr(unwrap(first), "possible_agents"):
             raise UserError(f"it has possible_agents, but {ONE_AGENT}")
@@ -98,6 +81,40 @@ class GymnasiumTasks(VectorTasks):
         self._native_observations = self._observations.reshape(num_envs, *self._native_shape)  # the same memory
         self._finished = np.zeros(num_envs, bool)  # whether the episode of a slot is over
         self._last_info: dict[str, np.ndarray] = {}  # name -> [E], from the infos of last steps; NaN where missing
+        self._note_what_surprises()
+        # one step now, so that an environment that cannot be played is refused before the run begins
+        self.task_label(self.task[0])
+        self._begin_episode(0, 0, in_new_rollout=True)
+        action = self._native_actions(np.zeros((1, *(self.single_action_space.shape or ()))))[0]
+        observation, reward, *_ = first.step(action)
+        self._keep_observation(0, observation)
+        boundary.reward_in(reward)
+
+    def _make_copies(
+        self, make: Callable[..., gym.Env], num_envs: int, max_episode_steps: int | None, render_mode: str | None
+    ) -> None:
+        """Make the copies one after another, each with global generators of the same seed in every run."""
+        kwargs: dict[str, Any] = {"max_episode_steps": max_episode_steps}
+        try:
+            with boundary.each_warning_once():
+                if render_mode:
+                    prepare_rendering(make(**kwargs), render_mode)
+                    kwargs["render_mode"] = render_mode
+                for e in range(num_envs):
+                    seed_global_generators(np.random.default_rng(e))
+                    self.envs.append(make(**kwargs))
+        except RenderingUnavailable:
+            raise
+        except (Exception, SystemExit) as error:
+            where = f"when copy {len(self.envs) + 1} of {num_envs} was made" if self.envs else "at its start"
+            self.close_extras()
+            failed = EnvironmentFailed.from_exception(where, error)
+            if isinstance(error, TypeError) and "gymnasium.Env class" in str(error):
+                failed = UserError(f"it is no gymnasium.Env; {ONE_AGENT}, such as PettingZoo's")
+            raise (RenderingUnavailable(str(failed)) if render_mode else failed) from None
+
+    def _note_what_surprises(self) -> None:
+        """Keep the statistics of normalising wrappers, and print a note about them and about goals in observations."""
         statistics = RunningStatistics(self.envs)
         if statistics:
             self.components = {"environment": statistics}
@@ -110,13 +127,6 @@ class GymnasiumTasks(VectorTasks):
                 "note: the observations contain desired_goal, which shows the task to the policies; to leave it out, "
                 "wrap the environment in gymnasium.wrappers.FilterObservation"
             )
-        # one step now, so that an environment that cannot be played is refused before the run begins
-        self.task_label(self.task[0])
-        self._begin_episode(0, 0, in_new_rollout=True)
-        action = self._native_actions(np.zeros((1, *(self.single_action_space.shape or ()))))[0]
-        observation, reward, *_ = first.step(action)
-        self._keep_observation(0, observation)
-        boundary.reward_in(reward)
 
     def sample_task(self, rng: np.random.Generator) -> Task:
         if self.train_tasks:
