@@ -63,6 +63,7 @@ def main() -> None:
     env = make_env(cfg, len(groups) * cfg.N)
     agent = Hierarchy.build(cfg, env, len(groups), parallel.gather)
     agent.sub_policies.reset(Streams(cfg.seed, range(cfg.num_sub_policies))(0, "sub-policies"))
+    agent.sub_policies.spread(cfg.sub_spread, streams.of(0, "sub-policies: spread"))
     sub_optimizer = Adam(agent.sub_policies, cfg.sub_lr, per_member=True)
     saved = {"sub_policies": agent.sub_policies, "normaliser": agent.normaliser, "optimizer": sub_optimizer}
     with run.training(MLSHLog, **saved, **env.components) as log:

@@ -12,7 +12,7 @@ from mlsh.defaults import PROBED, Facts, derive, find_facts
 from mlsh.envs import find_preset
 from test_settings import parse
 
-TWO_DIRECTIONS = Facts(T=200, tasks=2, continuous=True, one_hot=False, image=False, return_size=17.0)
+TWO_DIRECTIONS = Facts(T=200, tasks=2, action_size=9, one_hot=False, image=False, return_size=17.0)
 
 
 def values(**facts):
@@ -48,7 +48,7 @@ def test_facts_come_from_a_few_random_episodes():
     cfg = Config(env="test_defaults:Countdown-v0", T=10)
     facts = find_facts(cfg, gamma=0.5)
     squares = [1.75**2, 1.5**2, 1]  # of the discounted returns at the three steps
-    assert facts == Facts(10, 3, True, True, False, pytest.approx(np.sqrt(np.mean(squares))))
+    assert facts == Facts(10, 3, 1, True, False, pytest.approx(np.sqrt(np.mean(squares))))
     first, Countdown.actions[:] = Countdown.actions[:], []
     assert len(set(first)) > 2 * PROBED and Countdown.played == {"a", "b", "c"}
     assert find_facts(cfg, gamma=0.5) == facts and Countdown.actions == first
@@ -56,13 +56,14 @@ def test_facts_come_from_a_few_random_episodes():
 
 def test_defaults_follow_from_the_facts():
     found = values()
-    assert (found["groups"], found["N"], found["high_len"], found["num_sub_policies"]) == (4, 5, 50, 4)
+    assert (found["groups"], found["N"], found["high_len"], found["num_sub_policies"]) == (4, 5, 50, 2)
     assert (found["log_std"], found["reward_scale"], "normalise" in found) == (-0.5, 0.06, False)
-    assert found["sub_minibatches"] == 8  # 4 · 5 · 200 env steps in minibatches of 512
+    assert found["sub_minibatches"] == 16  # 4 · 5 · 200 env steps in minibatches of 256
+    assert found["sub_spread"] == 0.1 and values(action_size=0)["sub_spread"] == 0.3
     assert [values(tasks=n)["groups"] for n in (1, 3, 4, 8, 9, None)] == [4, 6, 4, 8, 8, 8]
-    assert [values(tasks=n)["num_sub_policies"] for n in (1, 2, 3, 5, 50, None)] == [4, 4, 6, 8, 8, 8]
+    assert [values(tasks=n)["num_sub_policies"] for n in (1, 2, 3, 5, 50, None)] == [2, 2, 3, 5, 8, 8]
     assert [values(T=T)["N"] for T in (1, 100, 1000)] == [64, 10, 4]
-    assert "log_std" not in values(continuous=False) and values(one_hot=True)["normalise"] is False
+    assert "log_std" not in values(action_size=0) and values(one_hot=True)["normalise"] is False
     assert "reward_scale" not in values(return_size=0.0)  # no reward was found
 
 

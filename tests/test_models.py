@@ -47,6 +47,18 @@ def test_reset_depends_on_each_members_generator_alone():
     assert policy.policy_weight.abs().max() < 0.01 and policy.bias1.abs().max() == 0
 
 
+def test_spread_gives_neighbours_opposite_biases():
+    policy = actor_critic(Discrete(5), n=3)
+    policy.spread(0.0, np.random.default_rng(0))
+    assert not policy.policy_bias.any()
+    policy.spread(0.5, np.random.default_rng(0))
+    first, second, third = policy.policy_bias
+    assert torch.equal(first, -second) and not torch.equal(first, third)
+    many = actor_critic(Discrete(5), n=2000)
+    many.spread(0.5, np.random.default_rng(0))
+    assert abs(many.policy_bias[::2].std().item() - 0.5) < 0.02
+
+
 def test_only_copies_members():
     policy = actor_critic(Box(-1, 1, (2,)))
     part = policy.copies_of([2, 0])

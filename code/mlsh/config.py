@@ -84,6 +84,8 @@ class HierarchyNetworkSettings(NetworkSettings):
     """Convolve observations that are images. Otherwise they are flattened."""
     blind: CountOrZero = 0
     """Leading numbers of an observation, such as a position, that the sub-policies' actors do not see."""
+    sub_spread: NonNegative = 0.0
+    """Standard deviation of the sub-policies' initial output biases: masters can then tell them apart at once."""
 
 
 @dataclass

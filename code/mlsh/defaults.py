@@ -11,16 +11,17 @@ from torch import Tensor
 
 from mlsh.envs.base import VectorTasks
 from mlsh.envs.registry import EnvSettings, make_env
+from mlsh.models import size_of
 from mlsh.networks import Image
 from mlsh.settings import Default
 from mlsh.slots import Actor, Slots, play_episodes
 
 PROBED = 8  # episodes with random actions
-FEW = 8  # tasks; an update learns from all of so many
-W, U = 6, 24
+FEW = 8  # tasks; an update learns from all of so many, and each has a sub-policy
+W, U = 10, 40
 ROLLOUT = 4_000  # env steps per rollout of all task groups together
 BUDGET = 400_000  # env steps of a run
-MINIBATCH = 512  # env steps per minibatch of the sub-policies
+MINIBATCH = 256  # env steps per minibatch of the sub-policies
 
 
 class Facts(NamedTuple):
@@ -28,7 +29,7 @@ class Facts(NamedTuple):
 
     T: int
     tasks: int | None  # the number of training tasks; None if they are sampled
-    continuous: bool  # whether actions are continuous
+    action_size: int  # how many numbers a continuous action has; 0 for discrete actions
     one_hot: bool  # whether every number of an observation was 0 or 1
     image: bool  # whether observations are convolved
     return_size: float  # root mean square of the discounted returns of random actions, over all env steps
@@ -60,7 +61,8 @@ def find_facts(cfg: EnvSettings, gamma: float) -> Facts:
         env.set_task([tasks[e % len(tasks)] if tasks else env.sample_task(rng) for e in range(PROBED)])
         with env.rollout_context():
             record = play_episodes(env, RandomActor(env), range(PROBED), cfg.T)
-        continuous = not isinstance(env.single_action_space, Discrete)
+        space = env.single_action_space
+        action_size = 0 if isinstance(space, Discrete) else size_of(space)
         image = Image.of(env.single_observation_space) is not None
     returns, following = [], torch.zeros(PROBED)
     for reward in record.reward.cpu().flip(0):
@@ -68,7 +70,7 @@ def find_facts(cfg: EnvSettings, gamma: float) -> Facts:
         returns.append(following)
     played = torch.stack(returns[::-1])[record.alive.cpu()]
     one_hot = bool(((record.obs == 0) | (record.obs == 1)).all())
-    return Facts(cfg.T, len(tasks) or None, continuous, one_hot, image, float(played.square().mean().sqrt()))
+    return Facts(cfg.T, len(tasks) or None, action_size, one_hot, image, float(played.square().mean().sqrt()))
 
 
 def derive(facts: Facts) -> dict[str, Default]:
@@ -76,16 +78,16 @@ def derive(facts: Facts) -> dict[str, Default]:
     T, n = facts.T, facts.tasks
     if n and n <= FEW:
         groups, why_groups = n * math.ceil(4 / n), "a multiple of the number of tasks, at least 4"
-        K, why_K = min(max(2 * n, 4), 8), "two per task, but 4 to 8: some stay unused or learn the same"
+        K, why_K = max(n, 2), "one per task, but 2 or more"
     else:
-        groups, why_groups, K, why_K = FEW, "many tasks: several in every update", 8, "many tasks"
+        groups, why_groups, K, why_K = FEW, "many tasks: several in every update", FEW, "many tasks"
     N = min(max(round(ROLLOUT / (groups * T)), 4), 64)
     env_steps = groups * N * T
     tasks = max(2, round(BUDGET / (env_steps * (W + U))))
     found = {
         "groups": Default(groups, why_groups),
         "N": Default(N, f"about {ROLLOUT:,} env steps per iteration, but 4 to 64 episodes per group"),
-        "W": Default(W, "a few updates tell which sub-policy serves a task"),
+        "W": Default(W, "so many updates tell which sub-policy serves a task"),
         "U": Default(U, "most env steps teach the sub-policies"),
         "tasks": Default(tasks, f"about {BUDGET:,} env steps in all, but 2 outer iterations or more"),
         "high_len": Default(math.ceil(T / 4), "four decisions per episode"),
@@ -93,10 +95,13 @@ def derive(facts: Facts) -> dict[str, Default]:
         "test_episodes": Default(min(max(round(2_000 / T), 10), 100), "about 2,000 env steps, but 10 to 100 episodes"),
         "sub_lr": Default(5e-4, "the sub-policies learn in most iterations, but each from a part of the env steps"),
         "sub_minibatches": Default(math.ceil(env_steps / MINIBATCH), f"{MINIBATCH} env steps each"),
+        "sub_spread": Default(
+            round(0.3 / math.sqrt(facts.action_size or 1), 2), "sub-policies that differ at once learn different tasks"
+        ),
         "explore": Default(0.1, "every sub-policy is tried on every task"),
-        "fade": Default(math.ceil(2 / 3 * tasks), "two thirds of --tasks"),
+        "fade": Default(tasks - 1, "the last outer iteration has no random decisions"),
     }
-    if facts.continuous:
+    if facts.action_size:
         found["log_std"] = Default(-0.5, "continuous actions")
     if facts.one_hot:
         found["normalise"] = Default(False, "all observations are 0 or 1")

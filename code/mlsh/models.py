@@ -116,6 +116,14 @@ class ActorCritic(Policy):
         if not self.discrete:
             self.log_std.fill_(self._log_std)
 
+    @torch.no_grad()
+    def spread(self, scale: float, rng: np.random.Generator) -> None:
+        """Add normal noise with a standard deviation to the policies' output biases; members 0 and 1, 2 and 3, … get
+        opposite noise."""
+        drawn = rng.standard_normal((math.ceil(self.n / 2), self.action_size), dtype=np.float32)
+        opposite = np.stack((drawn, -drawn), 1).reshape(-1, 1, self.action_size)[: self.n]
+        self.policy_bias += scale * torch.from_numpy(opposite).to(self.device)
+
     def like(self, n: int) -> Self:
         """A new ActorCritic of n members with networks of the same shape, its parameters zero."""
         return type(self)(n, *self._networks).to(self.device)

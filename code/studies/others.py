@@ -46,9 +46,9 @@ FAMILIES = (
     Family("variants:CartPoles-v0", 4),
     Family("variants:Pendulums-v0", 3),
     Family("robotics:PointMaze-v0", 4),
-    Family("running:HalfCheetahDir-v0", 2),
+    Family("running:HalfCheetahDir-v0", 2, 200),
     Family("rooms:Goals-v0", 4),
-    Family("running:AntDir-v0", 2),
+    Family("running:AntDir-v0", 2, 200),
     Family("meta_world:ML1-reach-v3", 50, 200, "--tasks 0 10 20 30 40"),
     Family("rooms:GoalImages-v0", 4),
 )
@@ -61,7 +61,7 @@ def jobs_of(study: Study, family: Family, way: str) -> tuple[list[Job], list[Job
     updates = math.ceil(iterations * default["tasks"] * default["groups"] / family.tasks)  # as many env steps as MLSH
     training_flags, evaluation_flags = {
         NEW_MASTERS: ("", f"--updates {MASTER_UPDATES} --eval_episodes 10"),
-        SHARED: (f"--num_sub_policies 1 -W 0 -U {iterations}", "--updates 0 --eval_episodes 20"),
+        SHARED: (f"--num_sub_policies 1 --sub_spread 0 -W 0 -U {iterations}", "--updates 0 --eval_episodes 20"),
         SCRATCH: (SETTINGS_ONLY, f"--updates {updates} --master_lr 0.0003"),
     }[way]
     horizon = f"-T {family.T}" if family.T else ""
