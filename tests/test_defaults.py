@@ -59,7 +59,7 @@ def test_defaults_follow_from_the_facts():
     assert (found["groups"], found["N"], found["high_len"], found["num_sub_policies"]) == (4, 5, 50, 2)
     assert (found["log_std"], found["reward_scale"], "normalise" in found) == (-0.5, 0.06, False)
     assert found["sub_minibatches"] == 16  # 4 · 5 · 200 env steps in minibatches of 256
-    assert found["sub_spread"] == 0.1 and values(action_size=0)["sub_spread"] == 0.3
+    assert found["sub_spread"] == 0.1 and values(action_size=0)["sub_spread"] == 1
     assert [values(tasks=n)["groups"] for n in (1, 3, 4, 8, 9, None)] == [4, 6, 4, 8, 8, 8]
     assert [values(tasks=n)["num_sub_policies"] for n in (1, 2, 3, 5, 50, None)] == [2, 2, 3, 5, 8, 8]
     assert [values(T=T)["N"] for T in (1, 100, 1000)] == [64, 10, 4]

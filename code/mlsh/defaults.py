@@ -83,6 +83,7 @@ def derive(facts: Facts) -> dict[str, Default]:
         groups, why_groups, K, why_K = FEW, "many tasks: several in every update", FEW, "many tasks"
     N = min(max(round(ROLLOUT / (groups * T)), 4), 64)
     env_steps = groups * N * T
+    spread = round(0.3 / math.sqrt(facts.action_size), 2) if facts.action_size else 1.0
     tasks = max(2, round(BUDGET / (env_steps * (W + U))))
     found = {
         "groups": Default(groups, why_groups),
@@ -95,9 +96,7 @@ def derive(facts: Facts) -> dict[str, Default]:
         "test_episodes": Default(min(max(round(2_000 / T), 10), 100), "about 2,000 env steps, but 10 to 100 episodes"),
         "sub_lr": Default(5e-4, "the sub-policies learn in most iterations, but each from a part of the env steps"),
         "sub_minibatches": Default(math.ceil(env_steps / MINIBATCH), f"{MINIBATCH} env steps each"),
-        "sub_spread": Default(
-            round(0.3 / math.sqrt(facts.action_size or 1), 2), "sub-policies that differ at once learn different tasks"
-        ),
+        "sub_spread": Default(spread, "sub-policies that differ at once learn different tasks"),
         "explore": Default(0.1, "every sub-policy is tried on every task"),
         "fade": Default(tasks - 1, "the last outer iteration has no random decisions"),
     }

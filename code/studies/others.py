@@ -43,12 +43,12 @@ class Curve(NamedTuple):
 
 
 FAMILIES = (
-    Family("variants:CartPoles-v0", 4),
     Family("variants:Pendulums-v0", 3),
     Family("robotics:PointMaze-v0", 4),
     Family("running:HalfCheetahDir-v0", 2, 200),
-    Family("rooms:Goals-v0", 4),
     Family("running:AntDir-v0", 2, 200),
+    Family("variants:CartPoles-v0", 4),
+    Family("rooms:Goals-v0", 4),
     Family("meta_world:ML1-reach-v3", 50, 200, "--tasks 0 10 20 30 40"),
     Family("rooms:GoalImages-v0", 4),
 )
