@@ -60,15 +60,18 @@ def jobs_of(study: Study, family: Family, way: str) -> tuple[list[Job], list[Job
     iterations = default["W"] + default["U"]
     updates = math.ceil(iterations * default["tasks"] * default["groups"] / family.tasks)  # as many env steps as MLSH
     training_flags, evaluation_flags = {
-        NEW_MASTERS: ("", f"--updates {MASTER_UPDATES} --eval_episodes 10"),
-        SHARED: (f"--num_sub_policies 1 --sub_spread 0 -W 0 -U {iterations}", "--updates 0 --eval_episodes 20"),
-        SCRATCH: (SETTINGS_ONLY, f"--updates {updates} --master_lr 0.0003"),
+        NEW_MASTERS: ("", f"--updates {MASTER_UPDATES} --eval_episodes 10 --seeds 3 --seed 10"),
+        SHARED: (
+            f"--num_sub_policies 1 --sub_spread 0 -W 0 -U {iterations}",
+            "--updates 0 --eval_episodes 20 --seeds 1 --seed {seed}",
+        ),
+        SCRATCH: (SETTINGS_ONLY, f"--updates {updates} --master_lr 0.0003 --seeds 1 --seed {{seed}}"),
     }[way]
     horizon = f"-T {family.T}" if family.T else ""
     command = " ".join(f"{TRAIN} {family.env} {horizon} {training_flags}".split())
     training = Job.for_seeds(f"{family.env.split(':')[-1]}-{way.split()[0].strip(',')}", command, family.seeds)
     return training, [
-        study.evaluation_job(job, "adapt", f"{evaluation_flags} {family.evaluated} --seeds 1 --seed {seed}")
+        study.evaluation_job(job, "adapt", f"{evaluation_flags.format(seed=seed)} {family.evaluated}".strip())
         for job, seed in zip(training, family.seeds, strict=True)
     ]
 
