@@ -9,7 +9,7 @@ import warnings
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.spaces import Box, Dict, Discrete
+from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete
 from gymnasium.wrappers import NormalizeObservation, NormalizeReward
 
 
@@ -111,6 +111,31 @@ class Arrays(Walk):
     def step(self, action):
         observation, reward, *_ = super().step(action)
         return observation.tolist(), reward, np.array([self.t == 3]), torch.tensor(False), None
+
+
+def ending(flag):
+    """A class whose `step` returns another flag for the end of an episode."""
+
+    def step(self, action):
+        observation, reward, _, *others = Walk.step(self, action)
+        return observation, reward, flag, *others
+
+    return of(step=step)
+
+
+def observing(space, observed):
+    """A class with other observations."""
+
+    def __init__(self, render_mode=None):
+        Walk.__init__(self, render_mode)
+        self.observation_space = space
+
+    return of(__init__=__init__, observed=observed)
+
+
+def sampling(sample_task):
+    """A class whose tasks are sampled, and change nothing."""
+    return of(train_tasks=None, sample_task=sample_task, set_task=lambda self, task: None)
 
 
 class FromSpace(Walk):
@@ -220,6 +245,19 @@ ALL = {
     "ObservationOfOne": of(observed=lambda self: np.zeros(1, np.float32)),
     "ObservationList": of(observed=lambda self: [self.x, self.t / 10]),
     "ObservationRow": of(observed=lambda self: Walk.observed(self)[None]),
+    "Categories": observing(Dict(x=Discrete(99, start=-9)), lambda self: {"x": self.x}),
+    "CategoryBelow": observing(Dict(x=Discrete(99)), lambda self: {"x": self.x}),
+    "CategoriesBelow": observing(MultiDiscrete([9, 9]), lambda self: np.array([0, self.x])),
+    "Whole": observing(Box(0, 255, (8, 8, 3), np.uint8), lambda self: np.full((8, 8, 3), 9 + self.x, float)),
+    "Fractions": observing(Box(0, 255, (8, 8, 3), np.uint8), lambda self: np.full((8, 8, 3), 0.5)),
+    "Wraps": observing(Box(0, 255, (8, 8, 3), np.uint8), lambda self: np.full((8, 8, 3), 300)),
+    "Gradient": observing(Box(-99, 99, (2,)), lambda self: torch.ones(2, requires_grad=True)),
+    "EndsTwice": ending(np.array([True, False])),
+    "EndsDict": ending({"__all__": False}),
+    "EndsText": ending("no"),
+    "TaskSet": of(train_tasks={"left", "right"}),
+    "NumPyTasks": sampling(lambda self, rng: (rng.integers(9), [np.float32(0.5)])),
+    "Unencodable": sampling(lambda self, rng: "\udc80"),
     "OldReset": OldReset,
     "SixValues": SixValues,
     "Arrays": Arrays,
@@ -234,6 +272,7 @@ ALL = {
     "NoModes": of(metadata={"render_modes": None}),
     "NoPicture": of(render=lambda self: None),
     "FloatPicture": drawing(lambda x: x / 255),
+    "RaggedPicture": drawing(lambda x: [[1, 2], [3]]),
     "RenderFails": of(render=lambda self: [][0]),
     "RenderLeaves": of(render=leave),
     "CloseFails": of(close=fail),
@@ -260,5 +299,7 @@ ALL = {
     "Agents": lambda render_mode=None: Agents(),
     "Shares": of(train_tasks=[0.25, 0.5], set_task=lambda self, task: setattr(self, "goal", task)),
 }
+for name, limit in {"of/Twenty": 20.0, "NoLimit": -1, "TextLimit": "50"}.items():
+    gym.register(f"{name}-v0", Walk, max_episode_steps=limit)
 for name, kind in ALL.items():
     gym.register(f"{name}-v0", kind, max_episode_steps=50)

@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import os
 import re
 import signal
 import sys
@@ -16,7 +17,7 @@ import torch
 
 from mlsh import process
 
-OWN_CODE = (str(Path(__file__).parent), str(Path(gymnasium.__file__).parent))
+OWN_CODE = tuple(f"{Path(file).parent}{os.sep}" for file in (__file__, gymnasium.__file__))
 STANDARD_LIBRARY = ("<", str(Path(signal.__file__).parent))  # "<" begins names such as <frozen importlib>
 RETURNED = "reset() must return observation, info; step() observation, reward, terminated, truncated, info"
 

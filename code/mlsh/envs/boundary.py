@@ -11,6 +11,7 @@ from typing import Any
 import mujoco
 import numpy as np
 import torch
+from gymnasium.spaces import Dict, Discrete, MultiDiscrete, Space, Tuple
 
 from mlsh.errors import EnvironmentFailed, UserError
 
@@ -86,7 +87,7 @@ shown: set[tuple[type[Warning], str]] = set()
 @contextlib.contextmanager
 def each_warning_once() -> Iterator[None]:
     """Context that shows each warning of Python or MuJoCo once in this process, and not once for each copy."""
-    mujoco.set_mju_user_warning(lambda message: say_once(f"MuJoCo warns: {message}"))
+    mujoco.set_mju_user_warning(lambda text: say_once(f"MuJoCo warns: {text.split(' Time = ')[0]}"))
     with warnings.catch_warnings(record=True) as caught:
         yield
     for warning in caught:
@@ -97,7 +98,7 @@ def each_warning_once() -> Iterator[None]:
 
 
 def number_in(x: Any) -> float | None:
-    """Return the finite number that `x` is or holds as its only element, or None if there is none."""
+    """Return the number that `x` is or holds as its only element, or None if there is none."""
     with contextlib.suppress(Exception):  # other people's objects may fail in any way
         array = np.asarray(x.detach().cpu() if isinstance(x, torch.Tensor) else x)
         if array.size == 1 and array.dtype.kind in "biuf":
@@ -114,8 +115,11 @@ def reward_in(x: Any) -> float:
 
 
 def flag_in(x: Any) -> bool:
-    """Return whether an episode has ended, from what `step` returned."""
-    return bool(number_in(x)) if isinstance(x, (list, tuple, np.ndarray, torch.Tensor)) else bool(x)
+    """Return whether an episode has ended, from what `step` returned. Raises UserError for what is no single flag."""
+    flag = x if x is None or isinstance(x, (bool, np.bool_)) else number_in(x)
+    if flag is None and x is not None:
+        raise UserError(f"step() returned {shortened(x)} for terminated or truncated; return True or False")
+    return bool(flag)
 
 
 def info_in(info: Any) -> dict[str, float]:
@@ -140,6 +144,33 @@ def array_of_shape(observation: Any, shape: tuple[int, ...]) -> np.ndarray:
     if np.squeeze(array).shape != tuple(n for n in shape if n != 1):
         raise UserError(f"an observation has shape {list(array.shape)}, but its observation space {list(shape)}")
     return array.reshape(shape)
+
+
+def check_categories(space: Space, observation: Any) -> None:
+    """Raise UserError for a number outside a Discrete or MultiDiscrete space: one-hot, it would stand for another."""
+    if isinstance(space, Dict):
+        for key, child in space.items():
+            check_categories(child, observation[key])
+    elif isinstance(space, Tuple):
+        for child, part in zip(space, observation, strict=True):
+            check_categories(child, part)
+    elif isinstance(space, (Discrete, MultiDiscrete)) and not space.contains(observation):
+        index, n = np.asarray(observation) - space.start, space.n if isinstance(space, Discrete) else space.nvec
+        if np.any((index < 0) | (index >= n)):
+            raise UserError(f"an observation has {shortened(observation)}, which is not in its space {space}")
+
+
+def as_bytes(pixels: Any) -> np.ndarray:
+    """Return an image whose space has the type uint8 as that type. Raises UserError if that would change a number."""
+    array = np.asarray(pixels)
+    if array.dtype == np.uint8:
+        return array
+    with np.errstate(invalid="ignore"):
+        image = array.astype(np.uint8)
+    if not np.array_equal(image, array):
+        low, high = np.min(array), np.max(array)
+        raise UserError(f"an observation has {array.dtype} from {low:.3g} to {high:.3g}, but its space has uint8")
+    return image
 
 
 def shortened(x: Any) -> str:

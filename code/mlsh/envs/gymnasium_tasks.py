@@ -35,7 +35,8 @@ class GymnasiumTasks(VectorTasks):
     image of uint8 keeps its type; everything else becomes float32.
 
     Actions: a Box with finite bounds is mapped linearly from [-1, 1], because actions of a new policy have about that
-    size. Values beyond the bounds are clipped. A Discrete space may start at any number.
+    size. Values beyond the bounds are clipped, and rounded for a Box of integers. A Discrete space may start at any
+    number.
 
     Random numbers: the global generators of NumPy, Python and torch (on the CPU) are seeded before every copy is made
     and before every reset, for environments that draw from them. The spaces are seeded before every rollout. The
@@ -76,6 +77,7 @@ class GymnasiumTasks(VectorTasks):
         self.render_mode = render_mode
         shape, dtype = self.single_observation_space.shape or (), self.single_observation_space.dtype
         dtype = np.uint8 if len(shape) == 3 and dtype == np.uint8 else np.float32
+        self._bytes = dtype is np.uint8
         self._observations = np.zeros((num_envs, *shape), dtype)
         self._native_shape = self._native_space.shape if isinstance(self._native_space, Box) else shape
         self._native_observations = self._observations.reshape(num_envs, *self._native_shape)  # the same memory
@@ -86,9 +88,11 @@ class GymnasiumTasks(VectorTasks):
         self.task_label(self.task[0])
         self._begin_episode(0, 0, in_new_rollout=True)
         action = self._native_actions(np.zeros((1, *(self.single_action_space.shape or ()))))[0]
-        observation, reward, *_ = first.step(action)
+        observation, reward, *ends, _ = first.step(action)
         self._keep_observation(0, observation)
         boundary.reward_in(reward)
+        for flag in ends:
+            boundary.flag_in(flag)
 
     def _make_copies(
         self, make: Callable[..., gym.Env], num_envs: int, max_episode_steps: int | None, render_mode: str | None
@@ -153,10 +157,11 @@ class GymnasiumTasks(VectorTasks):
 
     def _keep_observation(self, e: int, observation: Any) -> None:
         if not isinstance(self._native_space, Box):
+            boundary.check_categories(self._native_space, observation)
             observation = flatten(self._native_space, observation)
-        if getattr(observation, "shape", None) != self._native_shape:
+        if type(observation) is not np.ndarray or observation.shape != self._native_shape:
             observation = boundary.array_of_shape(observation, self._native_shape)
-        self._native_observations[e] = observation
+        self._native_observations[e] = boundary.as_bytes(observation) if self._bytes else observation
 
     def _reset(self, slots: np.ndarray) -> torch.Tensor:
         seeds = self._sample(lambda rng, n: rng.integers(2**31, size=n), slots)
@@ -182,7 +187,8 @@ class GymnasiumTasks(VectorTasks):
         """
         self._elapsed += 1
         rewards, terminated, truncated = (np.zeros(self.num_envs, kind) for kind in (float, bool, bool))
-        envs, observations, shape, e = self.envs, self._native_observations, self._native_shape, 0
+        envs, observations, e = self.envs, self._native_observations, 0
+        shape = None if self._bytes else self._native_shape
         try:
             with boundary.restored_settings():
                 native_actions = self._native_actions(actions.cpu().numpy())
@@ -245,8 +251,10 @@ class ActionMap:
         if isinstance(space, Box):
             low, high = space.low.astype(float), space.high.astype(float)
             bounded = (np.abs(low) < UNBOUNDED) & (np.abs(high) < UNBOUNDED)
-            low, high = np.where(bounded, low, -1), np.where(bounded, high, 1)
+            nearest = np.clip(0, low, high)  # to 0, so that a single bound does not clip all actions
+            low, high = np.where(bounded, low, nearest - 1), np.where(bounded, high, nearest + 1)
             self._centre, self._range = (low + high) / 2, high - low
+            self._is_whole = space.dtype.kind in "iub"
             self.policy_space = Box(-1, 1, (math.prod(space.shape),))
         elif isinstance(space, Discrete):
             self.policy_space = Discrete(int(space.n))
@@ -261,6 +269,7 @@ class ActionMap:
         if isinstance(space, Discrete):
             return (space.start + actions.astype(np.int64)).tolist()
         scaled = self._centre + actions.reshape(-1, *space.shape) * self._range / 2
+        scaled = np.rint(scaled) if self._is_whole else scaled
         with np.errstate(invalid="ignore"):  # a slot whose observation is NaN is not stepped
             return np.clip(scaled, space.low, space.high).astype(space.dtype)
 
@@ -344,9 +353,16 @@ def plain_task(task: Any) -> Task:
 
     Raises UserError if it contains anything else.
     """
-    task = task.tolist() if isinstance(task, (np.ndarray, np.generic)) else task
+    task = without_numpy(task)
     try:
         json.dumps(task)
     except TypeError as error:
         raise UserError(f"a task is {task!r}; use numbers, strings, and lists of them ({error})") from None
     return task
+
+
+def without_numpy(x: Any) -> Any:
+    """Return `x` with plain values for NumPy's, also within lists and tuples."""
+    if isinstance(x, (np.ndarray, np.generic)):
+        return x.tolist()
+    return type(x)(map(without_numpy, x)) if type(x) in (list, tuple) else x

@@ -2,7 +2,7 @@
 
 import inspect
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from gymnasium import Space
 
 from mlsh.envs.base import Task
+from mlsh.errors import UserError
 
 
 def seed_global_generators(rng: np.random.Generator) -> None:
@@ -90,6 +91,8 @@ class TaskList(TaskProtocol):
 
     def __init__(self, env: Any) -> None:
         held_out, n = getattr(env, "test_tasks", None), len(env.train_tasks)
+        if isinstance(env.train_tasks, Set) or isinstance(held_out, Set):
+            raise UserError("its tasks are a set, whose order is another in every run; make them a list")
         self._native_tasks = [*env.train_tasks, *(() if held_out is None else held_out)]
         self.train_tasks = list(range(n))
         self.test_tasks = list(range(n, len(self._native_tasks))) or None

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import inspect
 import math
+import numbers
 import sys
 from pathlib import Path
 from typing import Any, Protocol
@@ -110,8 +111,9 @@ def import_module(module: str, env: str) -> None:
 def find_preset(env: str) -> dict[str, Any]:
     """Return the preset of the family named `env`. If it sets no T, T is the time limit of the environment itself."""
     env_id = find_id(env)
-    limit = gym.spec(env_id).max_episode_steps
-    return ({"T": limit} if limit else {}) | PRESETS.get(env_id, {})
+    limit: Any = gym.spec(env_id).max_episode_steps  # Gymnasium does not check what it is
+    has_limit = isinstance(limit, numbers.Real) and 1 <= limit < 2**63
+    return ({"T": int(limit)} if has_limit else {}) | PRESETS.get(env_id, {})
 
 
 def has_preset(env: str) -> bool:

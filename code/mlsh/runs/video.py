@@ -88,7 +88,10 @@ def rgb(picture: Any) -> Frame:
     It may be grey or coloured, with or without transparency: uint8 or bool [H, W], [H, W, C] or [C, H, W] with C = 1,
     3 or 4. Raises RenderingUnavailable for anything else.
     """
-    array = np.asarray(picture)
+    try:
+        array = np.asarray(picture)
+    except (RuntimeError, TypeError, ValueError):  # a ragged list, or a tensor on a GPU
+        array = np.array(None)
     if array.dtype == bool:
         array = array.astype(np.uint8) * 255
     if array.ndim == 2:
