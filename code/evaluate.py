@@ -41,6 +41,7 @@ Columns of adaptation.csv, with one row per run, task, seed and update:
     return              mean return of the episodes that follow
     best_return         the best possible return on the task, where it is known
     final_…             as in the table"""
+DRAWN = 20  # tasks in the figure
 UPDATES_SHOWN = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
@@ -53,8 +54,8 @@ class Args(AdaptationSettings, TrackingSettings):
     an episode takes the place of an update, and --updates, --master_lr, --master_minibatch and --eval_episodes do not
     apply. Option-critic and actor-critic keep learning: their update is a rollout, and --master_lr is the critic's.
 
-    Prints a table, and writes adaptation.csv and adaptation.png. With --wandb or --tensorboard, the curves of each run
-    are logged as a run of its own.
+    Prints a table, and writes adaptation.csv and adaptation.png, which shows the first 20 tasks. With --wandb or
+    --tensorboard, the curves of each run are logged as a run of its own.
 
     Examples:
         python evaluate.py runs/mb-0
@@ -190,7 +191,7 @@ def write(results: dict[str, Adaptation], out: Path) -> None:
                 cells = [f"{measures[k][n, j, seed]:.6g}" if k in measures else "" for k in ("return", *reported)]
                 writer.writerow([name, label, seed, n, f"{env_steps[n]:.0f}", cells[0], best[j], *cells[1:]])
     write_whole(out / "adaptation.csv", text.getvalue())
-    draw_bands(out / "adaptation.png", panels, "env steps on the new task")
+    draw_bands(out / "adaptation.png", dict([*panels.items()][:DRAWN]), "env steps on the new task")
 
 
 def track(results: dict[str, Adaptation], runs: list[Path], args: Args, out: Path) -> None:

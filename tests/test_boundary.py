@@ -17,9 +17,10 @@ import pytest
 import torch
 from gymnasium.spaces import Box
 
+import mlsh
 from conftest import CODE, TINY
 from mlsh.config import Config
-from mlsh.envs import boundary, env_ids, make_env
+from mlsh.envs import boundary, env_ids, find_preset, make_env
 from mlsh.envs.gymnasium_tasks import ActionMap, uses_mujoco
 from mlsh.errors import EnvironmentFailed, UserError
 from mlsh.models import Hierarchy
@@ -63,6 +64,14 @@ def test_numbers_may_come_in_any_form(kind):
         ("LeavesAtStart", r"at its start, in .*awkward.py:\d+ \(SystemExit"),
         ("NotThere", "is unknown"),
         ("Agents", "of several agents are not supported"),
+        ("CategoryBelow", r"an observation has -1, which is not in its space Discrete\(99\)"),
+        ("CategoriesBelow", r"an observation has array\(\[ 0, -1\]\), which is not in its space MultiDiscrete"),
+        ("Fractions", "an observation has float64 from 0.5 to 0.5, but its space has uint8"),
+        ("Wraps", "an observation has int64 from 300 to 300, but its space has uint8"),
+        ("EndsTwice", r"step\(\) returned array\(\[ True, False\]\) for terminated or truncated"),
+        ("EndsDict", r"step\(\) returned {'__all__': False} for terminated or truncated"),
+        ("EndsText", r"step\(\) returned 'no' for terminated or truncated"),
+        ("TaskSet", "its tasks are a set, .* make them a list"),
     ],
 )
 def test_what_cannot_be_used_is_refused_at_once_with_the_reason(kind, said):
@@ -77,6 +86,28 @@ def test_ends_and_infos_may_come_in_any_form():
     assert ends == [[False] * 2, [False] * 2, [True] * 2, [False] * 2]
     *_, info = played("OddInfo")
     assert {name: x.tolist() for name, x in info.items()} == {"3": [4, 4], "success": [1, 1], "one": [1, 1]}
+
+
+def test_observations_may_be_categories_whole_numbers_of_another_type_or_tensors_with_gradients():
+    assert played("Categories")[0].argmax(-1).T.tolist() == [[10, 11, 12, 13, 14]] * 2
+    assert played("Whole")[0][:, 0, 0, 0, 0].tolist() == [10, 11, 12, 13, 14]
+    assert played("Gradient")[0].unique().tolist() == [1]
+
+
+def test_tasks_may_hold_numbers_of_numpy():
+    number, (half,) = family("NumPyTasks").sample_task(np.random.default_rng(0))
+    assert type(number) is int and type(half) is float
+
+
+def test_text_that_is_no_utf8_ends_no_run(command, tmp_path):
+    tiny = [*TINY, "--env", "awkward:Unencodable-v0", "--record", 0]
+    code, _, err = command("train.py", *tiny, "--out", tmp_path)
+    assert code == 0 and read_metrics(tmp_path)[0]["task"] == "\\udc80", err
+
+
+def test_a_time_limit_that_is_no_whole_number_is_taken_as_gymnasium_takes_it():
+    limits = [find_preset(f"awkward:{name}-v0").get("T") for name in ("Walk", "of/Twenty", "NoLimit", "TextLimit")]
+    assert limits == [50, 20, None, None]
 
 
 def test_a_success_in_an_array_reaches_the_tables(command, tmp_path):
@@ -97,6 +128,16 @@ def test_bounds_near_the_largest_float_are_none(dtype):
         assert ActionMap(Box(-largest, largest, (2,), dtype))(np.array([[0.5, -7]])).tolist() == [[0.5, -7]]
     mapped = ActionMap(Box(np.array([-2.0, 0]), np.array([2.0, 1]), dtype=np.float64))(np.array([[0.5, -7]]))
     assert mapped.tolist() == [[1, 0]] and mapped.dtype == np.float64
+
+
+def test_a_single_bound_clips_only_what_lies_beyond_it():
+    for low, high, mapped in ((0, np.inf, [0.5, 0]), (5, np.inf, [5.5, 5]), (-np.inf, -5, [-5, -5.5])):
+        assert ActionMap(Box(low, high, (1,)))(np.array([[0.5], [-0.5]])).ravel().tolist() == mapped
+
+
+def test_actions_that_are_integers_are_rounded():
+    mapped = ActionMap(Box(-1, 1, (1,), np.int8))(np.array([[0.7], [0.4], [-0.6], [-7]]))
+    assert mapped.ravel().tolist() == [1, 0, -1, -1] and mapped.dtype == np.int8
 
 
 @pytest.mark.parametrize("env_id", ["MovementBandits-v0", "Fourrooms-v0", "TaxiFAMP-v0", "KeyDoor-v0"])
@@ -142,6 +183,7 @@ def test_pictures_may_come_in_any_form(kind, tmp_path):
         ("NoModes", "does not support render_mode rgb_array"),
         ("NoPicture", r"render\(\) returned None; it must return a picture"),
         ("FloatPicture", r"render\(\) returned float64 \[40, 60, 3\]"),
+        ("RaggedPicture", r"render\(\) returned \[\[1, 2\], \[3\]\]; it must return a picture"),
         ("RenderFails", r"awkward.py:\d+ \(IndexError"),
         ("RenderLeaves", r"awkward.py:\d+ \(SystemExit"),
     ],
@@ -306,6 +348,11 @@ def test_an_error_that_an_environment_raises_keeps_its_class_and_its_place():
     except AssertionError as error:
         said = str(EnvironmentFailed.from_exception("at step 1", error))
     assert "test_boundary.py:" in said and "(AssertionError())" in said
+    neighbour = f"{Path(mlsh.__file__).parent}_mine/x.py"  # its path begins as that of mlsh
+    try:
+        exec(compile("\n1 / 0", neighbour, "exec"))
+    except ZeroDivisionError as error:
+        assert f"{neighbour}:2" in str(EnvironmentFailed.from_exception("at step 1", error))
 
 
 def test_a_video_takes_nothing_but_pictures(tmp_path):

@@ -12,6 +12,8 @@ def test_a_file_is_replaced_as_a_whole(tmp_path):
     write_whole(path, "first")
     write_whole(path, "zweite ü")
     assert path.read_text(encoding="utf-8") == "zweite ü"
+    write_whole(path, "\udc80")  # from a folder's name that is no UTF-8
+    assert path.read_text(encoding="utf-8") == "\\udc80"
     write_whole(path, b"\x00\xff")
     assert path.read_bytes() == b"\x00\xff" and [p.name for p in tmp_path.iterdir()] == ["x.txt"]
 

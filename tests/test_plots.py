@@ -57,6 +57,12 @@ def test_curves_of_many_tasks_have_one_panel(tmp_path):
     assert widths[0] < 500 and widths[1] > 1000  # one panel; three panels: a, b and all tasks
 
 
+def test_any_name_and_label_can_be_drawn(tmp_path):
+    x, y = np.arange(5), np.ones((5, 3))
+    draw_bands(tmp_path / "a.png", {"$5_$": {"a$b_$": (x, y), "\udc80": (x, y)}, "\udc80": {"a$b_$": (x, y)}}, "steps")
+    assert (tmp_path / "a.png").exists()
+
+
 def test_steps_to_a_level_count_the_mean_of_five_measurements():
     steps = np.arange(11) * 10.0
     assert steps_to_level(41.6, steps, np.where(steps < 40, 0, 42)) == 60

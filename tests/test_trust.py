@@ -194,7 +194,7 @@ def test_a_linked_folder_in_a_run_folder_is_refused(run, command, tmp_path, name
     (run / name).symlink_to(tmp_path / "elsewhere")
     for script, words in (("train.py", ["-c", "--out", run]), ("evaluate.py", [run, "--tensorboard"])):
         code, _, err = command(script, *words)
-        assert code == 2 and f"{name} is a link to what is elsewhere" in err, err
+        assert code == 2 and f"{name} is a link that leads elsewhere" in err, err
     assert not [*(tmp_path / "elsewhere").iterdir()]
 
 

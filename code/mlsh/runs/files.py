@@ -13,6 +13,8 @@ from typing import Any
 
 from mlsh.errors import UserError
 
+UNENCODABLE = "backslashreplace"  # what becomes of bytes in a name or label that are no UTF-8
+
 
 @contextlib.contextmanager
 def writing(path: Path | str) -> Iterator[None]:
@@ -28,7 +30,7 @@ def reading(path: Path | str) -> Iterator[None]:
     """Context in which the file `path` is read: what a missing or damaged one raises becomes a UserError."""
     try:
         if Path(path).exists() and not Path(path).is_file():  # reading from a pipe would never end
-            raise OSError("it is no file")
+            raise OSError("it is not a file")
         yield
     except (OSError, ValueError, LookupError, TypeError, RecursionError, csv.Error) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
@@ -70,7 +72,7 @@ def write_whole(path: Path | str, content: bytes | memoryview | str) -> None:
         temporary = temporary_for(path)
         try:
             with open(temporary, "wb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
+                file.write(content.encode(errors=UNENCODABLE) if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -91,11 +93,14 @@ def safe_name(text: str) -> str:
 
 
 def refuse_links(folder: Path) -> None:
-    """Raise a UserError if a folder or a missing file in a run folder is a symbolic link, and so would be elsewhere."""
+    """Raise a UserError if a run folder holds a symbolic link to a folder or to nothing, through which we would write.
+
+    A link to a file does no harm, because files are replaced and not written into.
+    """
     for path in (folder, folder / "videos", folder / "adaptation"):
         for inner in path.iterdir() if path.is_dir() else ():
             if inner.is_symlink() and not inner.is_file():
-                raise UserError(f"{inner} is a link to what is elsewhere; remove it")
+                raise UserError(f"{inner} is a link that leads elsewhere; remove it")
 
 
 def make_folder(folder: Path) -> None:

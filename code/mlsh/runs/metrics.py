@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mlsh.errors import UserError
-from mlsh.runs.files import reading, write_whole, writing
+from mlsh.runs.files import UNENCODABLE, reading, write_whole, writing
 
 Row = dict[str, Any]  # column -> value
 
@@ -88,7 +88,7 @@ class MetricsFile:
         writer.writerows(rows)
         write_whole(self._path, text.getvalue())
         with writing(self._folder):
-            self._file = open(self._path, "a", newline="", encoding="utf-8")  # noqa: SIM115
+            self._file = open(self._path, "a", newline="", encoding="utf-8", errors=UNENCODABLE)  # noqa: SIM115
         self._columns = list(columns)
         self._writer = csv.DictWriter(self._file, columns)
 

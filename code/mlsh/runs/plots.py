@@ -10,16 +10,19 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from mlsh.runs.files import write_whole
+from mlsh.runs.files import UNENCODABLE, write_whole
 
 Array = NDArray[Any]
 
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure to `path`, a .png; raise a UserError if that fails."""
+    for text in figure.findobj(Text):  # Matplotlib cannot draw bytes of a name that are no UTF-8
+        text.set_text(text.get_text().encode(errors=UNENCODABLE).decode())
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=110)
     write_whole(path, content.getbuffer())
@@ -81,12 +84,15 @@ def draw_bands(
             axes.fill_between(x, low, high, color=colour[label], alpha=0.2, lw=0)
         if symlog:
             axes.set_xscale("symlog", linthresh=symlog)
-        axes.set(title=title, xlabel=xlabel)
+        axes.set_title(title, parse_math=False)
+        axes.set_xlabel(xlabel)
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel(ylabel)
     handles = {str(line.get_label()): line for axes in figure.axes for line in axes.lines}
     columns = 2 * len(panels)
-    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns, fontsize=8)
+    legend = figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns, fontsize=8)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     save_figure(figure, path)
 
 
