@@ -19,6 +19,7 @@ from mlsh import errors, process
 from mlsh.baselines.rl2 import RL2Config
 from mlsh.config import Config
 from mlsh.envs.memory import available_memory
+from mlsh.errors import EnvironmentFailed
 from mlsh.runs import checkpoint, run
 from mlsh.runs.metrics import read_metrics
 from mlsh.runs.run import Run
@@ -318,6 +319,29 @@ def test_a_program_that_imports_the_package_keeps_its_signal_handlers():
     program = "from signal import *; before = getsignal(SIGINT); import mlsh; print(getsignal(SIGINT) is before)"
     run = subprocess.run([sys.executable, "-c", program], cwd=CODE, capture_output=True, text=True)
     assert run.stdout == "True\n", run.stderr
+
+
+def test_only_our_own_commands_count_as_commands(tmp_path, monkeypatch):
+    for path in (*CODE.glob("*.py"), *CODE.glob("studies/[a-z]*.py")):
+        monkeypatch.setattr(sys, "argv", [str(path)])
+        assert process.is_command(), path
+    (tmp_path / "x.py").write_text("import mlsh\n\ndef run_command(x):\n    pass\n")
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "x.py")])
+    assert not process.is_command()
+
+
+def test_an_id_with_a_namespace_has_a_run_folder_of_its_own(tmp_path):
+    name = run.new_folder(Config(env="mine:of/Walk-v0"), tmp_path)
+    assert (tmp_path / name).is_dir() and str(name).startswith("runs/of-Walk-v0-")
+
+
+def test_an_environment_that_fails_in_the_final_test_is_said_to_fail_there(command, tmp_path, monkeypatch):
+    def fail(*args):
+        raise EnvironmentFailed("it failed")
+
+    monkeypatch.setattr("mlsh.meta_test.final_test", fail)
+    code, _, err = command("train.py", *TINY, "--record", 0, "--out", tmp_path)
+    assert code == 2 and "it failed, in the final test; the state before it is saved" in err
 
 
 def test_a_run_under_nohup_outlives_the_terminal(monkeypatch):

@@ -60,6 +60,11 @@ BAD = [
 ]
 
 
+def test_a_number_in_other_digits_is_no_traceback():
+    with pytest.raises(UserError, match="T"):
+        parse(["-T", "²"])
+
+
 @pytest.mark.parametrize(("flag", "value"), BAD)
 def test_values_that_cannot_work_are_refused_by_name(flag, value):
     with pytest.raises(UserError) as error:

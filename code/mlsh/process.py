@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 import signal
 import sys
 import time
@@ -59,7 +60,7 @@ def is_command() -> bool:
     """Return whether this process runs a command of this project, and not a program of others that imports `mlsh`."""
     program = Path(sys.argv[0])
     source = program.read_bytes() if program.is_file() else b""
-    return program.name.startswith("mlsh-") or b"\n@command" in source or b"run_command(" in source
+    return program.name.startswith("mlsh-") or bool(re.search(rb"\nfrom mlsh\.errors import .*command\b", source))
 
 
 def open_closed_streams() -> None:

@@ -445,7 +445,7 @@ def parse(
         with contextlib.suppress(NoCheckpoint):
             saved = load(f"{known.out}/checkpoint.pt")  # --out never names a shipped checkpoint
     default = dataclasses.replace(saved["config"], resume=False) if saved else kind.defaults(known.env)
-    derived = {} if saved else kind.derived(known.env, int(known.T) if known.T.isdigit() else 0)
+    derived = {} if saved else kind.derived(known.env, int(known.T) if known.T.isdecimal() else 0)
     default = dataclasses.replace(default, **{name: x.value for name, x in derived.items()})
     cfg = parse_grouped(kind, argv, default, describe(kind, default))
     if not saved:

@@ -24,7 +24,7 @@ from mlsh import __version__, compiled, parallel, process
 from mlsh.envs.registry import check_memory
 from mlsh.errors import EnvironmentFailed, UserError
 from mlsh.runs import checkpoint
-from mlsh.runs.files import refuse_links, write_whole
+from mlsh.runs.files import refuse_links, safe_name, write_whole
 from mlsh.settings import RunSettings, TrackedSettings, parse
 
 PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "pygame-ce", "wandb", "imageio", "matplotlib")
@@ -115,27 +115,27 @@ class Run(Generic[SettingsType]):
             (self.folder / STARTING).unlink(missing_ok=True)
         self._announce()
         log = self._log = make_log(self)
+        go_on = f"continue with -c --out {shlex.quote(str(self.shown))}"
         try:
             yield log
         except (FloatingPointError, EnvironmentFailed, parallel.Lost) as error:
             process.ignore_signals()
             self._save()
             log.close()
-            where = f"in outer iteration {self.progress['iteration']}"
+            done = self.progress["iteration"]
+            where = f"in outer iteration {done}" if done < self.length else "in the final test"
             saved = f"the state before it is saved in {self.shown / 'checkpoint.pt'}"
-            go_on = f"continue with -c --out {shlex.quote(str(self.shown))}"
             raise UserError(f"{error}, {where}; {saved if parallel.FIRST else go_on}") from None
         except UserError as error:  # a file could not be written
             log.close_after_failed_write()
-            raise UserError(f"{error}, then continue with -c --out {shlex.quote(str(self.shown))}") from None
+            raise UserError(f"{error}, then {go_on}") from None
         except KeyboardInterrupt:  # -c repeats the outer iteration that was under way
             self._save()
             done = self._snapshot["iteration"]  # not `progress`: the interrupt may have come within `end_iteration`
             counts = f"{done} of {self.length} outer iterations"
-            log.message(f"saved after {counts}; continue with -c --out {shlex.quote(str(self.shown))}")
+            log.message(f"saved after {counts}; {go_on}")
             log.close()
             if not parallel.FIRST:  # the only word if the first process was killed, and torchrun ends the others
-                go_on = f"continue with -c --out {shlex.quote(str(self.shown))}"
                 print(f"process {parallel.RANK} was stopped in outer iteration {done}; {go_on}", file=sys.stderr)
             raise
         parallel.stop()
@@ -204,7 +204,7 @@ def make_run_folder(cfg: RunSettings, continued: bool, started_in: Path = Path()
     Raises a UserError if it has files in it and the run is not `continued`, if another run has locked it, or if it
     cannot be made. The lock ends with this process.
     """
-    shown = Path(cfg.out)
+    shown = Path(cfg.out or "runs")
     try:
         if not cfg.out:
             shown = new_folder(cfg, started_in)
@@ -230,7 +230,7 @@ def new_folder(cfg: RunSettings, started_in: Path) -> Path:
     """Make a folder in runs/, named after environment and time, and numbered if other runs begin in the same second."""
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     kind = "" if cfg.KIND == "mlsh" else f"{cfg.KIND}-"
-    folder = first = Path(f"runs/{kind}{cfg.env.split(':')[-1]}-{stamp}")
+    folder = first = Path(f"runs/{kind}{safe_name(cfg.env.split(':')[-1])}-{stamp}")
     (started_in / first).parent.mkdir(exist_ok=True)
     others = 0
     while True:
