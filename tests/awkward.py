@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 import sys
 import tempfile
 import warnings
@@ -285,6 +286,7 @@ ALL = {
     "DoubleLater": of(reward=lambda self: torch.set_default_dtype(torch.float64) or 0.0),
     "NoGradient": at_start(lambda: torch.set_grad_enabled(False)),
     "Threads": at_start(lambda: torch.set_num_threads(2)),
+    "Handler": at_start(lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)),
     "Strict": at_start(lambda: np.seterr(all="raise")),
     "FromSpace": FromSpace,
     "IgnoresGenerator": IgnoresGenerator,

@@ -5,6 +5,7 @@ import os
 import pickle
 import random
 import re
+import signal
 import subprocess
 import sys
 import warnings
@@ -233,10 +234,13 @@ def test_an_environment_that_exits_is_an_error(command, tmp_path):
 
 
 def settings():
-    return Path.cwd(), torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads(), np.geterr()
+    of_torch = torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads()
+    return Path.cwd(), *of_torch, np.geterr(), signal.getsignal(signal.SIGINT)
 
 
-@pytest.mark.parametrize("kind", ["Folder", "FolderLater", "Double", "DoubleLater", "NoGradient", "Threads", "Strict"])
+@pytest.mark.parametrize(
+    "kind", ["Folder", "FolderLater", "Double", "DoubleLater", "NoGradient", "Threads", "Strict", "Handler"]
+)
 def test_an_environment_does_not_change_the_settings_of_the_process(kind):
     before = settings()
     env = family(kind)

@@ -253,6 +253,14 @@ def test_settings_that_cannot_work_are_refused_by_every_reader(run, command, tmp
                 assert code == 2 and err.count("\n") == 1 and str(folder) in err and "Traceback" not in err, err
 
 
+def test_an_environment_whose_name_could_control_the_terminal_is_refused(run, tmp_path):
+    folder = shutil.copytree(run, tmp_path / "copy")
+    edit(folder, env="mine\x1b[2J:X-v0")
+    with pytest.raises(UserError, match="--env is .*: use printable characters") as error:
+        mlsh.load(folder)
+    assert str(error.value).isprintable()
+
+
 def damaged(text, path):
     """Damaged versions of a file, by what is wrong with them."""
     versions = {"empty": b"", "half": text[: len(text) // 2], "not UTF-8": b"\xff\xfe" + text, "zeros": b"\0" * 999}

@@ -118,7 +118,7 @@ class Settings:
                 raise UserError(f"{self.flag(field.name)} is 2^63 or more: use a smaller number")
             for note in self.annotations_of(field.name):
                 if isinstance(note, Constraint) and not note.holds(value):
-                    typed = " ".join(map(str, value)) if isinstance(value, tuple) else value
+                    typed = " ".join(map(str, value)) if isinstance(value, tuple) else f"{value!r:.60}"
                     raise UserError(f"{self.flag(field.name)} is {typed}: {note.remedy}")
 
     def validate(self) -> None:
@@ -150,7 +150,7 @@ def fields_of(settings: type) -> tuple[dataclasses.Field[Any], ...]:
 
 @dataclass
 class TaskSettings(Settings):
-    env: str = "MovementBandits-v0"
+    env: Annotated[str, Constraint(str.isprintable, "use printable characters")] = "MovementBandits-v0"
     """Gymnasium id of a task family. For `module:Id-v0` the module is imported first."""
     T: Annotated[Count, alias("-T")] = 50
     """Horizon: an episode is truncated after this many env steps. Without a preset: the environment's own limit."""

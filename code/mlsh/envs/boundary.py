@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -43,12 +44,23 @@ def set_working_folder(folder: str | None) -> None:
         os.chdir(folder or "")
 
 
+def signal_handlers() -> list[Any]:
+    return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+
+def set_signal_handlers(handlers: list[Any]) -> None:
+    with contextlib.suppress(TypeError, ValueError):  # not set from Python, or not in the main thread
+        for number, handler in zip((signal.SIGINT, signal.SIGTERM), handlers, strict=True):
+            signal.signal(number, handler)
+
+
 SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
     (working_folder, set_working_folder),
     (torch.get_default_dtype, torch.set_default_dtype),
     (torch.is_grad_enabled, torch.set_grad_enabled),
     (torch.get_num_threads, torch.set_num_threads),
     (np.geterr, lambda values: np.seterr(**values)),
+    (signal_handlers, set_signal_handlers),
 )
 OF_ENVIRONMENTS = SETTINGS[:2]  # an environment may rely on what it has set, so these come back when it is called again
 chosen: dict[Callable[[], Any], Any] = {}  # what an environment has set: reading function -> value
@@ -56,7 +68,7 @@ chosen: dict[Callable[[], Any], Any] = {}  # what an environment has set: readin
 
 @contextlib.contextmanager
 def restored_settings() -> Iterator[None]:
-    """Context after which the working folder, NumPy's error handling and torch's global settings are as before.
+    """Context after which the working folder, signal handlers and settings of NumPy and torch are as before.
 
     The working folder and the default dtype that an environment has set are set again within the next such context.
     """
