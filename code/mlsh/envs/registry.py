@@ -4,7 +4,6 @@ import contextlib
 import functools
 import inspect
 import math
-import numbers
 import sys
 from pathlib import Path
 from typing import Any, Protocol
@@ -112,7 +111,7 @@ def find_preset(env: str) -> dict[str, Any]:
     """Return the preset of the family named `env`. If it sets no T, T is the time limit of the environment itself."""
     env_id = find_id(env)
     limit: Any = gym.spec(env_id).max_episode_steps  # Gymnasium does not check what it is
-    has_limit = isinstance(limit, numbers.Real) and 1 <= limit < 2**63
+    has_limit = isinstance(limit, (int, float, np.integer)) and 1 <= limit < 2**63
     return ({"T": int(limit)} if has_limit else {}) | PRESETS.get(env_id, {})
 
 
