@@ -230,3 +230,12 @@ def test_folders_without_a_finished_run(command, tmp_path):
     ):
         code, _, err = command("report.py", *words)
         assert code == 2 and reason in err and "Traceback" not in err
+
+
+def test_labels_that_are_no_utf8_are_drawn_and_written(command, tmp_path):
+    runs = [write_run(tmp_path / name, seed, (43, 43), [[42, 42]]) for seed, name in enumerate("ab")]
+    for folder in runs:
+        path = folder / "results.json"
+        path.write_text(path.read_text().replace("red", "\\udc80 $x_$"))
+    code, _, err = command("report.py", *runs, "--figures", tmp_path, "--html", tmp_path / "x.html")
+    assert code == 0 and "\\udc80 $x_$" in (tmp_path / "x.html").read_text(encoding="utf-8"), err

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from mlsh.harness.finished import Run
 from mlsh.runs.files import make_folder, safe_name, write_whole
 from mlsh.runs.log import MOMENTS, final_test_tables
-from mlsh.runs.plots import draw_rewards
+from mlsh.runs.plots import draw_rewards, replace_unencodable
 
 MANY_TASKS = 6  # no learning curve of each task for more than these
 
@@ -33,6 +33,7 @@ def data_uri(kind: str, content: bytes) -> str:
 
 def svg(figure: Figure) -> str:
     """Return a figure as the data URI of an SVG image with a transparent background."""
+    replace_unencodable(figure)
     file = io.BytesIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "mlsh"}):
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})

@@ -21,11 +21,16 @@ Array = NDArray[Any]
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure to `path`, a .png; raise a UserError if that fails."""
-    for text in figure.findobj(Text):  # Matplotlib cannot draw bytes of a name that are no UTF-8
-        text.set_text(text.get_text().encode(errors=UNENCODABLE).decode())
+    replace_unencodable(figure)
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=110)
     write_whole(path, content.getbuffer())
+
+
+def replace_unencodable(figure: Figure) -> None:
+    """Replace what is no UTF-8 in the texts of a figure, such as names of folders, because it cannot be drawn."""
+    for text in figure.findobj(Text):
+        text.set_text(text.get_text().encode(errors=UNENCODABLE).decode())
 
 
 def interval(y: Array) -> tuple[Array, Array, Array]:
