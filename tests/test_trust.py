@@ -153,7 +153,7 @@ def test_reports_of_environments_from_elsewhere_import_nothing_and_show_all_flag
     code, _, err = command("report.py", tmp_path / "run", "--html", tmp_path / "x.html")
     assert code == 0 and not ran.exists(), err
     text = (tmp_path / "x.html").read_text()
-    assert all(f"{flag} " in text for flag in ("-T 7", "--gamma 0.99", "--clip 0.2", "--num_sub_policies 4"))
+    assert all(f"{flag} " in text for flag in ("-T 7", "--gamma 0.99", "--clip 0.2", "--num_sub_policies 2"))
 
 
 def test_links_in_a_run_folder_are_not_followed(run, command, tmp_path):

@@ -180,8 +180,8 @@ def as_bytes(pixels: Any) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         image = array.astype(np.uint8)
     if not np.array_equal(image, array):
-        low, high = np.min(array), np.max(array)
-        raise UserError(f"an observation has {array.dtype} from {low:.3g} to {high:.3g}, but its space has uint8")
+        has = f"{array.dtype} from {np.min(array):.3g} to {np.max(array):.3g}"
+        raise UserError(f"an observation is {has}, but its space is uint8; convert one of them")
     return image
 
 

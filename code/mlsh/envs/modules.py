@@ -1,4 +1,4 @@
-"""Importing the modules of environments, in which the names in other people's files do not run what lies next to them.
+"""Importing the modules of environments, without running code that lies in a run folder of somebody else.
 
 A checkpoint names its environment as `module:Id`, so whoever wrote it chooses which module is imported.
 """
@@ -35,7 +35,7 @@ def on_command_line(env: str) -> bool:
 
 
 def refuse_run_folder(module: str) -> None:
-    """Raise a UserError if a module, whose parent package is imported, lies in a folder that has a checkpoint."""
+    """Raise a UserError if a module lies in a folder with a checkpoint. Its parent package must be imported already."""
     spec = importlib.util.find_spec(module)
     for place in [spec.origin, *(spec.submodule_search_locations or ())] if spec else []:
         path = Path(place or "").resolve()

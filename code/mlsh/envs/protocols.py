@@ -92,7 +92,7 @@ class TaskList(TaskProtocol):
     def __init__(self, env: Any) -> None:
         held_out, n = getattr(env, "test_tasks", None), len(env.train_tasks)
         if isinstance(env.train_tasks, Set) or isinstance(held_out, Set):
-            raise UserError("its tasks are a set, whose order is another in every run; make them a list")
+            raise UserError("its tasks are a set, whose order differs between runs; make them a list")
         self._native_tasks = [*env.train_tasks, *(() if held_out is None else held_out)]
         self.train_tasks = list(range(n))
         self.test_tasks = list(range(n, len(self._native_tasks))) or None

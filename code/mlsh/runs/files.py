@@ -49,7 +49,8 @@ def read_json(path: Path) -> dict[str, Any]:
 def temporary_for(path: Path | str) -> Path:
     """Make an empty file next to `path`, to be written and then renamed to `path`, and return its path.
 
-    Nobody can know its name before, and put a link there. Those that a killed process left are removed. Raises OSError.
+    Nobody can know its name in advance and put a link there. Files that a killed process has left are removed. Raises
+    OSError.
     """
     path = Path(path)
     pattern = rf"\.{re.escape(path.name)}\.[0-9a-f]{{16}}{re.escape(path.suffix)}"
