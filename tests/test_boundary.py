@@ -59,7 +59,7 @@ def test_numbers_may_come_in_any_form(kind):
     [
         ("RewardTwo", r"the reward \[.*\]; it must be one number"),
         ("RewardNone", "the reward None; it must be one number"),
-        ("ObservationOfOne", r"an observation has shape \[1\], but its observation space \[2\]"),
+        ("ObservationOfOne", r"an observation is array\(.*, of shape \[1\], but its space has shape \[2\]"),
         ("OldReset", r"reset\(\) returned array.*; it must return \(observation, info\)"),
         ("SixValues", r"step\(\) observation, reward, terminated, truncated, info"),
         ("LeavesAtStart", r"at its start, in .*awkward.py:\d+ \(SystemExit"),

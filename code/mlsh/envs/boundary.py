@@ -44,23 +44,12 @@ def set_working_folder(folder: str | None) -> None:
         os.chdir(folder or "")
 
 
-def signal_handlers() -> list[Any]:
-    return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-
-
-def set_signal_handlers(handlers: list[Any]) -> None:
-    with contextlib.suppress(TypeError, ValueError):  # not set from Python, or not in the main thread
-        for number, handler in zip((signal.SIGINT, signal.SIGTERM), handlers, strict=True):
-            signal.signal(number, handler)
-
-
 SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
     (working_folder, set_working_folder),
     (torch.get_default_dtype, torch.set_default_dtype),
     (torch.is_grad_enabled, torch.set_grad_enabled),
     (torch.get_num_threads, torch.set_num_threads),
     (np.geterr, lambda values: np.seterr(**values)),
-    (signal_handlers, set_signal_handlers),
 )
 OF_ENVIRONMENTS = SETTINGS[:2]  # an environment may rely on what it has set, so these come back when it is called again
 chosen: dict[Callable[[], Any], Any] = {}  # what an environment has set: reading function -> value
@@ -68,7 +57,7 @@ chosen: dict[Callable[[], Any], Any] = {}  # what an environment has set: readin
 
 @contextlib.contextmanager
 def restored_settings() -> Iterator[None]:
-    """Context after which the working folder, signal handlers and settings of NumPy and torch are as before.
+    """Context after which the working folder, NumPy's error handling and torch's global settings are as before.
 
     The working folder and the default dtype that an environment has set are set again within the next such context.
     """
@@ -85,6 +74,21 @@ def restored_settings() -> Iterator[None]:
             if now != value:
                 chosen[get] = now
                 set_to(value)
+
+
+@contextlib.contextmanager
+def restored_signals() -> Iterator[None]:
+    """Context after which SIGINT and SIGTERM do what they did before: an environment may take them when it is made.
+
+    `restored_settings` leaves them out, because that would double the time it takes in every step.
+    """
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if signal.getsignal(number) != handler:
+                signal.signal(number, handler)
 
 
 @functools.cache
@@ -154,7 +158,8 @@ def array_of_shape(observation: Any, shape: tuple[int, ...]) -> np.ndarray:
     """
     array = np.asarray(observation.detach().cpu() if isinstance(observation, torch.Tensor) else observation)
     if np.squeeze(array).shape != tuple(n for n in shape if n != 1):
-        raise UserError(f"an observation has shape {list(array.shape)}, but its observation space {list(shape)}")
+        has = f"{shortened(observation)}, of shape {list(array.shape)}"
+        raise UserError(f"an observation is {has}, but its space has shape {list(shape)}")
     return array.reshape(shape)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from gymnasium.envs.registration import load_env_creator
 
 from mlsh.envs.base import SingleEnv, VectorTasks
-from mlsh.envs.boundary import restored_settings
+from mlsh.envs.boundary import restored_settings, restored_signals
 from mlsh.envs.gymnasium_tasks import GymnasiumTasks
 from mlsh.envs.memory import available_memory
 from mlsh.envs.modules import import_checked
@@ -94,7 +94,7 @@ def import_module(module: str, env: str) -> None:
     top = module.split(".")[0]
     seed_global_generators(np.random.default_rng(0))  # the module may draw its tasks
     try:
-        with restored_settings():
+        with restored_settings(), restored_signals():
             import_checked(module, env)
     except UserError:
         raise
@@ -175,7 +175,7 @@ def _build_env(cfg: EnvSettings, num_envs: int, render_mode: str | None = None) 
     if batched is None:
         make = functools.partial(gym.make, env_id, disable_env_checker=True)
         try:
-            with restored_settings():
+            with restored_settings(), restored_signals():
                 return GymnasiumTasks(make, num_envs, cfg.T, render_mode, cfg.device)
         except RenderingUnavailable:
             raise
