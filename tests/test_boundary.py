@@ -13,6 +13,7 @@ from pathlib import Path
 
 import gymnasium as gym
 import imageio.v3 as iio
+import mujoco
 import numpy as np
 import pytest
 import torch
@@ -290,6 +291,19 @@ def test_each_warning_is_shown_once():
         for _ in range(2):
             family("Warns", 4)
     assert [str(warning.message) for warning in caught] == ["its own warning"]
+
+
+def test_a_simulation_that_is_unstable_at_several_times_warns_once(capsys):
+    boundary.say_once.cache_clear()
+    with boundary.each_warning_once():
+        pass
+    body = '<body><freejoint/><geom size="1"/></body>'
+    model = mujoco.MjModel.from_xml_string(f"<mujoco><worldbody>{body}</worldbody></mujoco>")
+    for time in (1, 2):
+        data = mujoco.MjData(model)
+        data.time, data.qvel[:] = time, np.nan
+        mujoco.mj_step(model, data)
+    assert capsys.readouterr().err.count("MuJoCo warns: ") == 1
 
 
 def test_what_shows_the_task_is_noted_once(capsys):
