@@ -23,6 +23,7 @@ from mlsh.errors import EnvironmentFailed
 from mlsh.runs import checkpoint, run
 from mlsh.runs.metrics import read_metrics
 from mlsh.runs.run import Run
+from mlsh.sampling import balanced_tasks
 from soak import result, same, soak
 
 SLOW = pytest.mark.slow
@@ -333,6 +334,17 @@ def test_only_our_own_commands_count_as_commands(tmp_path, monkeypatch):
 def test_an_id_with_a_namespace_has_a_run_folder_of_its_own(tmp_path):
     name = run.new_folder(Config(env="mine:of/Walk-v0"), tmp_path)
     assert (tmp_path / name).is_dir() and str(name).startswith("runs/of-Walk-v0-")
+
+
+def test_outer_iterations_are_saved_although_memory_ends(command, tmp_path, monkeypatch):
+    def tasks_of(env, streams, iteration, groups):
+        if iteration:
+            raise MemoryError
+        return balanced_tasks(env, streams, iteration, groups)
+
+    monkeypatch.setattr("mlsh.sampling.balanced_tasks", tasks_of)
+    code, _, _ = command("train.py", *TINY, "--record", 0, "--save_seconds", 1e6, "--out", tmp_path)
+    assert code == 2 and checkpoint.load(tmp_path, [Config])["iteration"] == 1
 
 
 def test_an_environment_that_fails_in_the_final_test_is_said_to_fail_there(command, tmp_path, monkeypatch):

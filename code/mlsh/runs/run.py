@@ -138,6 +138,9 @@ class Run(Generic[SettingsType]):
             if not parallel.FIRST:  # the only word if the first process was killed, and torchrun ends the others
                 print(f"process {parallel.RANK} was stopped in outer iteration {done}; {go_on}", file=sys.stderr)
             raise
+        except Exception:  # a fault in this package, or no memory left
+            self._save()
+            raise
         parallel.stop()
 
     def end_iteration(self, trained_reward: float, **progress: Any) -> None:
