@@ -93,7 +93,7 @@ def compare(study: Study, figure: str) -> None:
         panels[family.env.split(":")[-1]] = {way: curves[way] for way in (NEW_MASTERS, SCRATCH)}
         rows.append([f"`{family.env}`", *cells(curves)])
     with study.drawing():
-        draw_bands(study.figures / figure, panels, "env steps on the task")
+        draw_bands(study.figures / figure, panels, "env steps on the task", columns=4)
     print_table(
         [
             "environment",

@@ -72,17 +72,21 @@ def draw_bands(
     xlabel: str,
     ylabel: str = "mean episode return",
     symlog: float = 0.0,
+    columns: int = 0,
 ) -> None:
     """Write a figure of panels side by side, each with lines and their 95 % intervals.
 
     `panels` is {title: {label: (x [n], y [n, runs])}}. With `symlog` the x axis is linear up to there and logarithmic
-    beyond. Raises a UserError if the figure cannot be written.
+    beyond. With `columns` there are rows of so many panels, and each has its own y axis. Raises a UserError if the
+    figure cannot be written.
     """
     labels = dict.fromkeys(label for lines in panels.values() for label in lines)
     colour = {label: f"C{i}" for i, label in enumerate(labels)}
-    figure = Figure(figsize=(4.4 * len(panels), 3.6), layout="constrained")
-    all_axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
-    for axes, (title, lines) in zip(all_axes, panels.items(), strict=True):
+    width = columns or len(panels)
+    height = math.ceil(len(panels) / width)
+    figure = Figure(figsize=(4.4 * width, 3.6 * height), layout="constrained")
+    all_axes = figure.subplots(height, width, squeeze=False, sharey=not columns).flat
+    for axes, (title, lines) in zip(all_axes, panels.items(), strict=False):
         for label, (x, y) in lines.items():
             middle, low, high = interval(np.asarray(y))
             axes.plot(x, middle, colour[label], label=label)
@@ -94,8 +98,9 @@ def draw_bands(
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel(ylabel)
     handles = {str(line.get_label()): line for axes in figure.axes for line in axes.lines}
-    columns = 2 * len(panels)
-    legend = figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns, fontsize=8)
+    legend = figure.legend(
+        list(handles.values()), list(handles), loc="outside lower center", ncols=2 * width, fontsize=8
+    )
     for text in legend.get_texts():
         text.set_parse_math(False)
     save_figure(figure, path)
