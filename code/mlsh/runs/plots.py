@@ -93,6 +93,8 @@ def draw_bands(
             axes.fill_between(x, low, high, color=colour[label], alpha=0.2, lw=0)
         if symlog:
             axes.set_xscale("symlog", linthresh=symlog)
+        else:
+            axes.locator_params(axis="x", nbins=5)
         axes.set_title(title, parse_math=False)
         axes.set_xlabel(xlabel)
         axes.grid(alpha=0.3)
