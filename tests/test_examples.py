@@ -35,6 +35,7 @@ def test_the_readme_shows_the_corridor_as_it_is():
 
 
 @pytest.mark.slow
+@pytest.mark.very_slow
 def test_the_notebook_learns_both_tasks():
     """Its last cell asserts it."""
     import nbclient

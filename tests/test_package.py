@@ -98,6 +98,7 @@ def test_the_wheel_has_the_package_and_the_scripts_within_it(wheel):
 
 
 @pytest.mark.slow
+@pytest.mark.very_slow
 def test_the_commands_of_an_installed_wheel(wheel, tmp_path):
     site = tmp_path / "site"
     install = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target", site, wheel]

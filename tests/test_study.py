@@ -362,6 +362,7 @@ def test_help_starts_nothing():
 
 
 @pytest.mark.slow
+@pytest.mark.very_slow
 def test_a_whole_study_with_tiny_runs(command, tmp_path, monkeypatch, capfd):
     tiny = " ".join(["train.py", *TINY])
     said = []
