@@ -98,6 +98,8 @@ def draw_bands(
         axes.set_title(title, parse_math=False)
         axes.set_xlabel(xlabel)
         axes.grid(alpha=0.3)
+    for unused in all_axes[len(panels) :]:
+        unused.remove()
     figure.axes[0].set_ylabel(ylabel)
     handles = {str(line.get_label()): line for axes in figure.axes for line in axes.lines}
     legend = figure.legend(
