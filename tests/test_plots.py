@@ -23,6 +23,10 @@ def test_bands_are_drawn_in_both_panels(tmp_path):
     picture = iio.imread(tmp_path / "a.png")[..., :3]
     for colour in ((31, 119, 180), (255, 127, 14)):  # Matplotlib's first and second, in both panels and the legend
         assert (picture == colour).all(-1).sum() > 200
+    draw_bands(tmp_path / "b.png", dict.fromkeys("xyz", {"a": (x, y)}), "steps", columns=2)  # two rows, one place empty
+    rows = iio.imread(tmp_path / "b.png")[..., :3]
+    assert rows.shape[0] == 2 * picture.shape[0] and rows.shape[1] == picture.shape[1]
+    assert (rows[picture.shape[0] : -60, picture.shape[1] // 2 + 40 :] == 255).all()
     with pytest.raises(UserError):
         draw_bands(tmp_path / "no" / "a.png", {"one": {"a": (x, y)}}, "steps")
 

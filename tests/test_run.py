@@ -336,6 +336,13 @@ def test_an_id_with_a_namespace_has_a_run_folder_of_its_own(tmp_path):
     assert (tmp_path / name).is_dir() and str(name).startswith("runs/of-Walk-v0-")
 
 
+def test_sub_policies_begin_with_the_spread_that_the_flag_says(command, tmp_path):
+    flags = ["--sub_spread", 0.5, "-W", 1, "-U", 0, "--record", 0, "--out", tmp_path]
+    assert command("train.py", *SMALL, *flags)[0] == 0
+    first, second = checkpoint.load(tmp_path, [Config])["sub_policies"]["policy_bias"]
+    assert first.abs().max() > 0.05 and first.equal(-second)
+
+
 def test_outer_iterations_are_saved_although_memory_ends(command, tmp_path, monkeypatch):
     def tasks_of(env, streams, iteration, groups):
         if iteration:

@@ -85,7 +85,7 @@ class HierarchyNetworkSettings(NetworkSettings):
     blind: CountOrZero = 0
     """Leading numbers of an observation, such as a position, that the sub-policies' actors do not see."""
     sub_spread: NonNegative = 0.0
-    """Standard deviation of the sub-policies' initial output biases: masters can then tell them apart at once."""
+    """Standard deviation of the sub-policies' initial output biases. With 0 all start as almost the same policy."""
 
 
 @dataclass

@@ -17,7 +17,7 @@ from mlsh.settings import Default
 from mlsh.slots import Actor, Slots, play_episodes
 
 PROBED = 8  # episodes with random actions
-FEW = 8  # tasks; an update learns from all of so many, and each has a sub-policy
+FEW = 8  # up to so many tasks, every update learns from all, and each task has a sub-policy
 W, U = 10, 40
 ROLLOUT = 4_000  # env steps per rollout of all task groups together
 BUDGET = 400_000  # env steps of a run
@@ -88,7 +88,7 @@ def derive(facts: Facts) -> dict[str, Default]:
     found = {
         "groups": Default(groups, why_groups),
         "N": Default(N, f"about {ROLLOUT:,} env steps per iteration, but 4 to 64 episodes per group"),
-        "W": Default(W, "so many updates tell which sub-policy serves a task"),
+        "W": Default(W, "a new master needs about ten updates to find its sub-policy"),
         "U": Default(U, "most env steps teach the sub-policies"),
         "tasks": Default(tasks, f"about {BUDGET:,} env steps in all, but 2 outer iterations or more"),
         "high_len": Default(math.ceil(T / 4), "four decisions per episode"),
@@ -96,7 +96,7 @@ def derive(facts: Facts) -> dict[str, Default]:
         "test_episodes": Default(min(max(round(2_000 / T), 10), 100), "about 2,000 env steps, but 10 to 100 episodes"),
         "sub_lr": Default(5e-4, "the sub-policies learn in most iterations, but each from a part of the env steps"),
         "sub_minibatches": Default(math.ceil(env_steps / MINIBATCH), f"{MINIBATCH} env steps each"),
-        "sub_spread": Default(spread, "sub-policies that differ at once learn different tasks"),
+        "sub_spread": Default(spread, "sub-policies that start alike may all learn the same task"),
         "explore": Default(0.1, "every sub-policy is tried on every task"),
         "fade": Default(tasks - 1, "the last outer iteration has no random decisions"),
     }

@@ -118,8 +118,10 @@ class ActorCritic(Policy):
 
     @torch.no_grad()
     def spread(self, scale: float, rng: np.random.Generator) -> None:
-        """Add normal noise with a standard deviation to the policies' output biases; members 0 and 1, 2 and 3, … get
-        opposite noise."""
+        """Add normal noise to the policies' output biases, with standard deviation `scale`.
+
+        Neighbours (0 and 1, 2 and 3, …) get opposite noise.
+        """
         drawn = rng.standard_normal((math.ceil(self.n / 2), self.action_size), dtype=np.float32)
         opposite = np.stack((drawn, -drawn), 1).reshape(-1, 1, self.action_size)[: self.n]
         self.policy_bias += scale * torch.from_numpy(opposite).to(self.device)
