@@ -81,6 +81,14 @@ def leave(*args):
     sys.exit()
 
 
+class Panic(BaseException):
+    """What a library written in Rust raises when it panics."""
+
+
+def panic(*args):
+    raise Panic
+
+
 def fail(*args):
     raise RuntimeError("its own")
 
@@ -263,6 +271,7 @@ ALL = {
     "SixValues": SixValues,
     "Arrays": Arrays,
     "OddInfo": of(info=lambda self: ODD_INFO),
+    "ManyInfos": of(info=lambda self: {f"number {n}": n for n in range(500)}),
     "RGBA": drawing(lambda x: np.dstack((x, x[:, :, :1]))),
     "Grey": drawing(lambda x: x[:, :, 0]),
     "GreyChannel": drawing(lambda x: x[:, :, :1]),
@@ -280,10 +289,14 @@ ALL = {
     "CloseLeaves": of(close=leave),
     "Leaves": of(reward=lambda self: leave() if self.t == 5 else 0.0),
     "LeavesAtStart": at_start(leave),
+    "Panics": of(reward=panic),
+    "PanicsAtEnd": of(close=panic),
     "Folder": at_start(lambda: os.chdir(tempfile.gettempdir())),
     "FolderLater": of(reward=lambda self: os.chdir(tempfile.gettempdir()) or 0.0),
     "Double": at_start(lambda: torch.set_default_dtype(torch.float64)),
     "DoubleLater": of(reward=lambda self: torch.set_default_dtype(torch.float64) or 0.0),
+    "Device": at_start(lambda: torch.set_default_device("meta")),
+    "DeviceLater": of(reward=lambda self: torch.set_default_device("meta") or 0.0),
     "NoGradient": at_start(lambda: torch.set_grad_enabled(False)),
     "Threads": at_start(lambda: torch.set_num_threads(2)),
     "Handler": at_start(lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)),

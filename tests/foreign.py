@@ -247,6 +247,21 @@ class OldTasks(OldGymTasks):
     old_class = "foreign:OldClass"
 
 
+class Class26(OldClass):
+    """As written for Gym 0.26, whose `step` returns five values."""
+
+    def reset(self, **_):
+        return super().reset(), {}
+
+    def step(self, action):
+        observation, reward, done, _ = super().step(action)
+        return observation, reward, done, False, {}
+
+
+class OldTasks26(OldGymTasks):
+    old_class = "foreign:Class26"
+
+
 class OldSides(OldTasks):
     """Defines the tasks itself."""
 
@@ -293,6 +308,7 @@ KINDS = {
     "ReportsInfo-v0": (ReportsInfo, {}),
     "Many-v0": (Many, {}),
     "OldTasks-v0": (OldTasks, {}),
+    "OldTasks26-v0": (OldTasks26, {}),
     "OldSides-v0": (OldSides, {}),
     "OldAnt-v0": (OldAnt, {}),
     "Directions-v0": (Directions, {}),

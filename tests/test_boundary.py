@@ -64,6 +64,7 @@ def test_numbers_may_come_in_any_form(kind):
         ("OldReset", r"reset\(\) returned array.*; it must return \(observation, info\)"),
         ("SixValues", r"step\(\) observation, reward, terminated, truncated, info"),
         ("LeavesAtStart", r"at its start, in .*awkward.py:\d+ \(SystemExit"),
+        ("Panics", r"at its start, in .*awkward.py:\d+ \(Panic"),
         ("NotThere", "is unknown"),
         ("Agents", "of several agents are not supported"),
         ("CategoryBelow", r"an observation has -1, which is not in its space Discrete\(99\)"),
@@ -110,6 +111,12 @@ def test_text_that_is_no_utf8_ends_no_run(command, tmp_path):
 def test_a_time_limit_that_is_no_whole_number_is_taken_as_gymnasium_takes_it():
     limits = [find_preset(f"awkward:{name}-v0").get("T") for name in ("Walk", "of/Twenty", "NoLimit", "TextLimit")]
     assert limits == [50, 20, None, None]
+
+
+def test_only_a_hundred_names_of_infos_become_columns(capsys):
+    *_, info = played("ManyInfos")
+    assert len(info) == 100 and info["number 99"].tolist() == [99, 99]
+    assert "only the first ones are logged" in capsys.readouterr().err
 
 
 def test_a_success_in_an_array_reaches_the_tables(command, tmp_path):
@@ -224,7 +231,7 @@ def test_a_film_that_is_cut_short_is_reported_and_replaces_nothing(tmp_path, end
     assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
-@pytest.mark.parametrize("kind", ["CloseFails", "CloseLeaves"])
+@pytest.mark.parametrize("kind", ["CloseFails", "CloseLeaves", "PanicsAtEnd"])
 def test_a_close_that_fails_costs_nothing(kind):
     family(kind).close()
 
@@ -235,12 +242,12 @@ def test_an_environment_that_exits_is_an_error(command, tmp_path):
 
 
 def settings():
-    of_torch = torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads()
+    of_torch = torch.get_default_dtype(), torch.empty(0).device, torch.is_grad_enabled(), torch.get_num_threads()
     return Path.cwd(), *of_torch, np.geterr(), signal.getsignal(signal.SIGINT)
 
 
 @pytest.mark.parametrize(
-    "kind", ["Folder", "FolderLater", "Double", "DoubleLater", "NoGradient", "Threads", "Strict", "Handler"]
+    "kind", "Folder FolderLater Double DoubleLater Device DeviceLater NoGradient Threads Strict Handler".split()
 )
 def test_an_environment_does_not_change_the_settings_of_the_process(kind):
     before = settings()

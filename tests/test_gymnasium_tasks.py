@@ -329,7 +329,7 @@ def test_classes_of_the_original_code_train_unchanged(command, tmp_path, monkeyp
         make_env(Config(env="foreign:OldAnt-v0"), 1)
 
 
-@pytest.mark.parametrize("kind", ["OldTasks", "OldSides"])
+@pytest.mark.parametrize("kind", ["OldTasks", "OldTasks26", "OldSides"])
 def test_old_classes_offer_their_tasks_or_get_them_from_the_adapter(kind):
     env = make_env(Config(env=f"foreign:{kind}-v0", T=5), 2)
     tasks = [env.sample_task(np.random.default_rng(i)) for i in range(20)]

@@ -42,8 +42,11 @@ class EnvironmentFailed(UserError):
 
         `where` says when it happened, such as "at step 3, task 1". The line named is the last one in the user's own
         files. If there is none, it is the last one in an installed package other than Gymnasium. A UserError keeps its
-        own words: it says what is wrong with something that the environment returned.
+        own words: it says what is wrong with something that the environment returned. A KeyboardInterrupt is raised
+        again, because it stops the command.
         """
+        if isinstance(error, KeyboardInterrupt):
+            raise error
         if isinstance(error, cls):
             return error
         if isinstance(error, UserError):

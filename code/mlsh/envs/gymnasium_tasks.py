@@ -22,6 +22,7 @@ from mlsh.errors import EnvironmentFailed, RenderingUnavailable, UserError
 
 UNBOUNDED = 1e18  # bounds of a Box that are larger mean that there is none, as in Box(-finfo.max, finfo.max)
 NUMBERS = (float, int, np.float64, np.float32)  # types of rewards that need no conversion
+MOST_INFOS = 100  # names of numbers in infos; each one is a column of metrics.csv
 ONE_AGENT = "environments of several agents are not supported"
 
 
@@ -109,7 +110,7 @@ class GymnasiumTasks(VectorTasks):
                     self.envs.append(make(**kwargs))
         except RenderingUnavailable:
             raise
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             where = f"when copy {len(self.envs) + 1} of {num_envs} was made" if self.envs else "at its start"
             self.close_extras()
             failed = EnvironmentFailed.from_exception(where, error)
@@ -170,7 +171,7 @@ class GymnasiumTasks(VectorTasks):
             with boundary.restored_settings():
                 for e, seed in zip(slots.tolist(), seeds.tolist(), strict=True):
                     self._begin_episode(e, seed, in_new_rollout=len(slots) == self.num_envs)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             raise self._failure(e, error) from None
         for values in self._last_info.values():
             values[slots] = np.nan
@@ -183,7 +184,8 @@ class GymnasiumTasks(VectorTasks):
         A slot whose episode is over keeps its observation and gets reward 0. A slot whose observation is NaN or
         infinite is not stepped either: its action would be NaN or infinite. `collect` raises an error for it.
 
-        The info holds the numbers and bools that the environments reported at the last step of their episodes.
+        The info holds the numbers and bools that the environments reported at the last step of their episodes, for the
+        first `MOST_INFOS` names.
         """
         self._elapsed += 1
         rewards, terminated, truncated = (np.zeros(self.num_envs, kind) for kind in (float, bool, bool))
@@ -203,7 +205,7 @@ class GymnasiumTasks(VectorTasks):
                         terminated[e], truncated[e] = boundary.flag_in(ends), boundary.flag_in(is_cut)
                         if terminated[e] or truncated[e]:
                             self._record_info(e, info)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             raise self._failure(e, error) from None
         self._finished |= terminated | truncated | ~self._finite()
         ends = [torch.from_numpy(x).to(self.device) for x in (terminated, truncated)]
@@ -217,7 +219,10 @@ class GymnasiumTasks(VectorTasks):
 
     def _record_info(self, e: int, info: Any) -> None:
         for name, x in boundary.info_in(info).items():
-            self._last_info.setdefault(name, np.full(self.num_envs, np.nan))[e] = x
+            if name in self._last_info or len(self._last_info) < MOST_INFOS:
+                self._last_info.setdefault(name, np.full(self.num_envs, np.nan))[e] = x
+            else:
+                boundary.say_once(f"note: infos have more than {MOST_INFOS} names; only the first ones are logged")
 
     def _info(self) -> Info:
         return {name: self._tensor(values.copy()) for name, values in self._last_info.items()}
@@ -237,7 +242,7 @@ class GymnasiumTasks(VectorTasks):
     def close_extras(self, **kwargs: Any) -> None:
         """Close the copies. What fails here is ignored, because nothing depends on it any more."""
         for env in self.envs:
-            with contextlib.suppress(Exception, SystemExit), boundary.restored_settings():
+            with contextlib.suppress(EnvironmentFailed), environment_errors("in close"):
                 env.close()
 
 
@@ -292,7 +297,7 @@ def prepare_rendering(probe: gym.Env, render_mode: str) -> None:
     Raises RenderingUnavailable if the environment does not have the render mode, or if OpenGL does not work here.
     """
     needs_opengl = uses_mujoco(probe)
-    with contextlib.suppress(Exception, SystemExit):
+    with contextlib.suppress(EnvironmentFailed), environment_errors("in close"):
         probe.close()
     if render_mode not in ((probe.metadata or {}).get("render_modes") or ()):
         raise RenderingUnavailable(f"the environment does not support render_mode {render_mode}")

@@ -16,6 +16,8 @@ import numpy as np
 class OldGymTasks(gymnasium.Env):
     """An environment around a class of the old Gym, whose `reset` returns an observation and `step` four values.
 
+    Gym 0.26 already returned what Gymnasium does; classes written for it work as well.
+
     A subclass names the class, as "module:Class", and is registered like any other environment:
 
         class Bandits(OldGymTasks):
@@ -66,10 +68,15 @@ class OldGymTasks(gymnasium.Env):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         if seed is not None:
             self.seed(seed)
-        return getattr(self.old, "_reset", self.old.reset)(), {}  # the first versions of Gym had underscores
+        result = getattr(self.old, "_reset", self.old.reset)()  # the first versions of Gym had underscores
+        is_pair = isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)
+        return result if is_pair else (result, {})
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        observation, reward, done, info = getattr(self.old, "_step", self.old.step)(action)
+        result = getattr(self.old, "_step", self.old.step)(action)
+        if len(result) == 5:
+            return result
+        observation, reward, done, info = result
         is_cut = bool((info or {}).get("TimeLimit.truncated"))
         return observation, reward, bool(done) and not is_cut, is_cut, info or {}
 

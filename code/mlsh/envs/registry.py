@@ -98,7 +98,7 @@ def import_module(module: str, env: str) -> None:
             import_checked(module, env)
     except UserError:
         raise
-    except (Exception, SystemExit) as error:  # the module may raise anything
+    except BaseException as error:  # the module may raise anything
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing and (module == missing or module.startswith(f"{missing}.")):
             here = [path for path in (Path(f"{top}.py"), Path(top)) if path.exists()]
@@ -179,7 +179,7 @@ def _build_env(cfg: EnvSettings, num_envs: int, render_mode: str | None = None) 
                 return GymnasiumTasks(make, num_envs, cfg.T, render_mode, cfg.device)
         except RenderingUnavailable:
             raise
-        except (Exception, SystemExit) as error:  # includes those that the environment itself raises
+        except BaseException as error:  # includes those that the environment itself raises
             reason = error if isinstance(error, UserError) else EnvironmentFailed.from_exception("at its start", error)
             raise UserError(f"--env {cfg.env}: {reason}") from None
     takes_threads = "sim_threads" in inspect.signature(batched).parameters
