@@ -161,16 +161,16 @@ def commands(base):
     reported = content("x.csv", "x.html", "trained_reward_MovementBandits-v0.png")
     films = content("x-untrained.gif", "x-trained.gif")
     return {
-        "train_rl2.py": Killed(lambda out: ["train_rl2.py", *rl2, "-c", "--out", out], result, 4, 4),
+        "train_rl2.py": Killed(lambda out: ["train_rl2.py", *rl2, "-c", "--out", out], result, 6, 4),
         "train_option_critic.py": Killed(
-            lambda out: ["train_option_critic.py", *critic, "-c", "--out", out], result, 4, 4
+            lambda out: ["train_option_critic.py", *critic, "-c", "--out", out], result, 6, 4
         ),
-        "evaluate.py": Killed(lambda out: ["evaluate.py", base, *learn, "--out", out], content("adaptation.csv"), 3, 3),
-        "render.py": Killed(lambda out: ["render.py", base, "--updates", 9, "--out", out / "x.gif"], films, 3, 3),
+        "evaluate.py": Killed(lambda out: ["evaluate.py", base, *learn, "--out", out], content("adaptation.csv"), 5, 3),
+        "render.py": Killed(lambda out: ["render.py", base, "--updates", 9, "--out", out / "x.gif"], films, 5, 3),
         "report.py": Killed(
-            lambda out: ["report.py", base, *(x if x.startswith("-") else out / x for x in figures)], reported, 2, 3
+            lambda out: ["report.py", base, *(x if x.startswith("-") else out / x for x in figures)], reported, 4, 3
         ),
-        "a study": Killed(lambda out: [TESTS / "soak.py", "--study", out], study_result, 2, 2),
+        "a study": Killed(lambda out: [TESTS / "soak.py", "--study", out], study_result, 3, 2),
     }
 
 
@@ -427,7 +427,7 @@ def main(args):
         folder, base, rows = Path(temporary), Path(temporary) / "base", []
         finish(launch(["train.py", *TRAIN["train.py"][1].split(), "--record", 1, "--out", base]))
         if not args.quick:
-            rows.append(["train.py", *soak(fresh(folder / "train"), 10, 4, rng), 10])
+            rows.append(["train.py", *soak(fresh(folder / "train"), 16, 4, rng), 16])
         for name, command in commands(base).items():
             if args.quick:
                 command = command._replace(chains=1, kills=1)
