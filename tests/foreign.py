@@ -248,10 +248,13 @@ class OldTasks(OldGymTasks):
 
 
 class Class26(OldClass):
-    """As written for Gym 0.26, whose `step` returns five values."""
+    """As written for Gym 0.26: `step` returns five values, `reset` takes a seed, and `np_random` is a Generator."""
 
-    def reset(self, **_):
-        return super().reset(), {}
+    def reset(self, *, seed=None, options=None):
+        if seed is not None:
+            self.own_rng = np.random.default_rng(seed)
+        self.x, self.t = self.np_random.integers(1, 9) + self.own_rng.uniform(), 0
+        return np.array([self.x]), {}
 
     def step(self, action):
         observation, reward, done, _ = super().step(action)

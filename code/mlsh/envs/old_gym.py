@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import inspect
 import sys
 from collections.abc import Iterator
 from types import ModuleType
@@ -16,7 +17,8 @@ import numpy as np
 class OldGymTasks(gymnasium.Env):
     """An environment around a class of the old Gym, whose `reset` returns an observation and `step` four values.
 
-    Gym 0.26 already returned what Gymnasium does; classes written for it work as well.
+    Gym 0.26 already returned what Gymnasium does; classes written for it work as well. They are known by a `reset` with
+    a `seed`, which then gets it.
 
     A subclass names the class, as "module:Class", and is registered like any other environment:
 
@@ -27,7 +29,7 @@ class OldGymTasks(gymnasium.Env):
 
     The module is imported with a stand-in for `gym`, made from Gymnasium. It has what environments of the original code
     and FAMP use: `Env`, `spaces`, `error`, `utils` and `register`, but not Gym's own environments. `np_random` has the
-    methods of NumPy's RandomState, such as `randint`.
+    methods of NumPy's RandomState, such as `randint`. For classes of Gym 0.26 it has those of NumPy's Generator.
 
     Everything that the class offers for its tasks is found here as well, for example `randomizeCorrect` and `realgoal`,
     or `sample_task` and `set_task`. A subclass may define such methods itself; `self.old` is the old environment.
@@ -40,6 +42,7 @@ class OldGymTasks(gymnasium.Env):
         module, _, name = self.old_class.partition(":")
         with stand_in_for_gym():
             self.old: Any = getattr(importlib.import_module(module), name)(**kwargs)
+        self._reset_takes_seed = "seed" in inspect.signature(self._old_reset).parameters
         self.render_mode = render_mode
         self.action_space, self.observation_space = self.old.action_space, self.old.observation_space
 
@@ -47,6 +50,10 @@ class OldGymTasks(gymnasium.Env):
         if name == "old":  # it is being made, or copied
             raise AttributeError(name)
         return getattr(self.old, name)
+
+    @property
+    def _old_reset(self) -> Any:
+        return getattr(self.old, "_reset", self.old.reset)  # the first versions of Gym had underscores
 
     @property
     def realgoal(self) -> Any:
@@ -59,7 +66,8 @@ class OldGymTasks(gymnasium.Env):
 
     def seed(self, seed: int) -> None:
         """Seed what these classes draw from: `np_random` and other RandomStates, and NumPy's global generator."""
-        self.old.np_random = np.random.RandomState(seed)
+        generator = np.random.default_rng if self._reset_takes_seed else np.random.RandomState
+        self.old.np_random = generator(seed)
         for x in vars(self.old).values():
             if isinstance(x, np.random.RandomState):
                 x.seed(seed)
@@ -68,7 +76,8 @@ class OldGymTasks(gymnasium.Env):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         if seed is not None:
             self.seed(seed)
-        result = getattr(self.old, "_reset", self.old.reset)()  # the first versions of Gym had underscores
+        seeded = {"seed": seed} if self._reset_takes_seed else {}
+        result = self._old_reset(**seeded)
         is_pair = isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)
         return result if is_pair else (result, {})
 
