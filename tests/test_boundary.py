@@ -114,6 +114,7 @@ def test_a_time_limit_that_is_no_whole_number_is_taken_as_gymnasium_takes_it():
 
 
 def test_only_a_hundred_names_of_infos_become_columns(capsys):
+    boundary.say_once.cache_clear()
     *_, info = played("ManyInfos")
     assert len(info) == 100 and info["number 99"].tolist() == [99, 99]
     assert "only the first ones are logged" in capsys.readouterr().err
