@@ -222,7 +222,7 @@ class GymnasiumTasks(VectorTasks):
             if name in self._last_info or len(self._last_info) < MOST_INFOS:
                 self._last_info.setdefault(name, np.full(self.num_envs, np.nan))[e] = x
             else:
-                boundary.say_once(f"note: infos have more than {MOST_INFOS} names; only the first ones are logged")
+                boundary.say_once(f"note: infos have more than {MOST_INFOS} names; only the first are logged")
 
     def _info(self) -> Info:
         return {name: self._tensor(values.copy()) for name, values in self._last_info.items()}
