@@ -117,7 +117,7 @@ def test_only_a_hundred_names_of_infos_become_columns(capsys):
     boundary.say_once.cache_clear()
     *_, info = played("ManyInfos")
     assert len(info) == 100 and info["number 99"].tolist() == [99, 99]
-    assert "only the first ones are logged" in capsys.readouterr().err
+    assert "only the first are logged" in capsys.readouterr().err
 
 
 def test_a_success_in_an_array_reaches_the_tables(command, tmp_path):
