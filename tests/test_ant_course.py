@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from mlsh.envs.ant_course import build_course
+from mlsh.envs.ant_course import BIG, build_course
 from test_ant_movement import batched, simulated
 from test_ants import height, inside, touched
 
@@ -40,6 +40,38 @@ def test_walls_of_the_course():
     assert data.geom("enemy").xpos.tolist() == [-20, 0, 1]
     assert touched(model, data, (2.9, 0)) == {"enemy"} and touched(model, data, (20, 10)) == set()
     assert touched(model, data, (29, 10)) and touched(model, data, (35, 24))
+
+
+def test_the_big_course_is_the_originals():
+    walls = [(-40, 40, y - 0.3, y + 0.3) for y in (-40, 40)] + [(x - 0.3, x + 0.3, -40, 40) for x in (-40, 40)]
+    walls += [(-15.3, -14.7, 3, 37), (-40, -30, 19.7, 20.3), (-30, 10, -20.3, -19.7), (-30, 10, -30.3, -29.7)]
+    walls += [(9.7, 10.3, -40, 0)]
+    model = build_course(BIG)
+    data = mujoco.MjData(model)
+    data.qpos[:2] = -20, 10
+    data.qpos[-2:] = 100, 0  # out of the way
+    mujoco.mj_forward(model, data)
+    for x in np.arange(-44.75, 45, 0.5):
+        for y in np.arange(-44.75, 45, 0.5):
+            if abs(x + 20) > 2 or abs(y - 10) > 2:  # where the ant stands
+                high = height(model, data, x, y)
+                assert (high == pytest.approx(2)) == inside(x, y, walls) and (high < 0.31 or inside(x, y, walls))
+    assert height(model, data, 39.4, -30.4) == pytest.approx(0.3)  # the goal's plate
+    env = batched(3, "AntObstaclesBig-v1")
+    obs, _ = env.reset(seed=0)
+    assert (obs[:, :2] - torch.tensor([-35.0, 15.0])).abs().max() <= 0.1 and env.max_episode_steps == 3000
+    assert (env.state[:, 16:18] == [25, 30]).all()
+    env._state[:, 1:3] = [35, -30], [35, -29.4], [20, 25]
+    for t in range(1, 301):
+        before = env.state.copy()
+        _, reward, _, _, info = env.step(torch.zeros(3, 8))
+        if t == 1:
+            assert reward.tolist() == [1, 0, 0] == info["reached"].tolist()
+            assert env.state[2, 16:18].tolist() == [24, 29]
+        put_upright = (np.abs(env.state[:, 3:16] - before[:, 3:16]).max(1) > 0.01) & (
+            env._origin == env.state[:, 1:3]
+        ).all(1)
+        assert put_upright[:2].all() == (t == 300)
 
 
 def test_the_enemy_moves_by_the_rule():

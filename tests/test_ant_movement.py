@@ -51,11 +51,13 @@ def test_the_ant_is_the_originals_ant_v2():
         assert (data.ncon > 0) == touches
 
 
-def test_episodes_follow_the_rules():
-    env, model, draw = batched(), heavy_ant().compile(), np.random.default_rng(0)
-    env.set_task([0, 1])
+@pytest.mark.parametrize(("env_id", "tasks"), [("AntMovement-v1", (0, 1)), ("AntMovement4-v1", (2, 3))])
+def test_episodes_follow_the_rules(env_id, tasks):
+    env, model, draw = batched(env_id=env_id), heavy_ant().compile(), np.random.default_rng(0)
+    env.set_task(list(tasks))
     obs, _ = env.reset(seed=[7, 8])
     env.set_task(1)  # from the next reset on
+    sign = 1 if tasks == (0, 1) else -1
     start = obs[:, :2].double().numpy()
     for t in range(1, 211):  # never put upright
         before, action = env.state.copy(), draw.uniform(-1.5, 1.5, (4, 8)).astype(np.float32)
@@ -66,13 +68,13 @@ def test_episodes_follow_the_rules():
             np.testing.assert_allclose(obs[e], wanted, atol=2e-5, rtol=1e-5)
             s, lateral = (0, 1) if e < 2 else (1, 0)
             off = abs(qpos[lateral] - start[e, lateral])
-            paid = (qpos[s] - before[e, 1 + s]) / 0.025 - 0.1 * (action[e] ** 2).sum() - 0.5 * off
+            paid = sign * (qpos[s] - before[e, 1 + s]) / 0.025 - 0.1 * (action[e] ** 2).sum() - 0.5 * off
             assert reward[e].item() == pytest.approx(paid, abs=1e-4)
-            assert info["walked"][e].item() == pytest.approx(qpos[s] - start[e, s], abs=1e-5)
+            assert info["walked"][e].item() == pytest.approx(sign * (qpos[s] - start[e, s]), abs=1e-5)
             assert info["lateral"][e].item() == pytest.approx(off, abs=1e-5)
         assert not terminated.any() and not truncated.any()
     env.reset(options={"reset_mask": torch.arange(4) == 1})
-    assert env._episode_task.tolist() == [0, 1, 1, 1]
+    assert env._episode_task.tolist() == [tasks[0], 1, tasks[1], tasks[1]]
 
 
 def test_episodes_begin_anywhere_on_the_course():

@@ -1,6 +1,6 @@
-"""AntObstacles: a course with an enemy for the ant of AntMovement, which pays only at its end."""
+"""AntObstacles and AntObstaclesBig: courses with an enemy for the ant of AntMovement, which pay only at their end."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import mujoco
 import numpy as np
@@ -10,19 +10,57 @@ from mlsh.envs.ants import BOX, GREEN, NO_COLLISION, NV, OBSTACLE, RED, HeavyAnt
 from mlsh.envs.base import SingleEnv
 from mlsh.envs.registry import register
 
-# each wall: x, y, half its extent along x and along y, in metres
-OUTER_WALLS = ((28, -3, 35, 0.3), (28, 40, 35, 0.3), (-3, 28, 0.3, 35), (40, 28, 0.3, 35))
-WALLS = (*OUTER_WALLS, (35, 25, 5, 0.3), (30, 10, 0.3, 15))
-GOAL, GOAL_RADIUS = (38, 38), 30**0.5
-ENEMY_HOME, ENEMY_SIGHT = (0, 20), 15
+GOAL_RADIUS, ENEMY_SIGHT = 30**0.5, 15
 
 
-def build_course() -> mujoco.MjModel:
+class Course(NamedTuple):
+    """A course. Places are x and y in metres."""
+
+    walls: tuple[tuple[float, float, float, float], ...]  # x, y, half the extent along x and along y, in metres
+    height: float  # of the walls, in metres
+    start: tuple[float, float]
+    goal: tuple[float, float]
+    plate: float  # half the side of the goal's plate, in metres
+    enemy_home: tuple[float, float]
+    upright_interval: int
+    camera: dict[str, Any]
+
+
+SMALL = Course(
+    walls=(
+        *((28, -3, 35, 0.3), (28, 40, 35, 0.3), (-3, 28, 0.3, 35), (40, 28, 0.3, 35)),
+        *((35, 25, 5, 0.3), (30, 10, 0.3, 15)),
+    ),
+    height=5,
+    start=(0, 0),
+    goal=(38, 38),
+    plate=1,
+    enemy_home=(0, 20),
+    upright_interval=200,
+    camera={"distance": 60.0, "elevation": -90.0, "azimuth": 90.0, "lookat": np.array((18.5, 18.5, 0.0))},
+)
+BIG = Course(
+    walls=(
+        *((0, -40, 40, 0.3), (0, 40, 40, 0.3), (-40, 0, 0.3, 40), (40, 0, 0.3, 40)),
+        *((-15, 20, 0.3, 17), (-35, 20, 5, 0.3), (-10, -20, 20, 0.3), (-10, -30, 20, 0.3), (10, -20, 0.3, 20)),
+    ),
+    height=2,
+    start=(-35, 15),
+    goal=(35, -35),
+    plate=5,
+    enemy_home=(25, 30),
+    upright_interval=300,
+    camera={"distance": 115.0, "elevation": -90.0, "azimuth": 90.0, "lookat": np.zeros(3)},
+)
+
+
+def build_course(course: Course = SMALL) -> mujoco.MjModel:
     """Build the walls, the goal's plate, the disc in which the enemy sees the ant, and the enemy."""
-    spec = heavy_ant_with_walls(WALLS)
-    spec.worldbody.add_geom(type=BOX, pos=(*GOAL, 0), size=(1, 1, 0.3), rgba=GREEN, **NO_COLLISION)
+    spec = heavy_ant_with_walls(course.walls, course.height)
+    plate = {"pos": (*course.goal, 0), "size": (course.plate, course.plate, 0.3)}
+    spec.worldbody.add_geom(type=BOX, rgba=GREEN, **plate, **NO_COLLISION)
     red_ellipsoid = {"type": mujoco.mjtGeom.mjGEOM_ELLIPSOID, "rgba": RED}
-    disc = {"pos": (*ENEMY_HOME, 0), "size": (ENEMY_SIGHT, ENEMY_SIGHT, 0.1)}
+    disc = {"pos": (*course.enemy_home, 0), "size": (ENEMY_SIGHT, ENEMY_SIGHT, 0.1)}
     spec.worldbody.add_geom(**disc, **red_ellipsoid, **NO_COLLISION)
     enemy = spec.worldbody.add_body(name="enemy")
     for axis in ((1, 0, 0), (0, 1, 0)):
@@ -40,13 +78,16 @@ class AntObstaclesVector(HeavyAnts):
     course is made for sub-policies that have learned in `AntMovement-v1`, because observations and actions are the
     same: `evaluate.py RUN --env AntObstacles-v1`.
 
-    The enemy is a solid ball of radius 3 m. In every step that begins with the ant within 15 m of (0, 20), the enemy
+    `AntObstaclesBig-v1` is the original's larger course: a square of 80 m with walls 2 m high. The ant must get from
+    (−35, 15) to (35, −35), so it needs to run down as well.
+
+    The enemy is a solid ball of radius 3 m. In every step that begins with the ant within 15 m of its home, the enemy
     moves towards the ant, by 1 m along x and 1 m along y. That is 40 m/s along each axis, and walls do not stop it.
     Otherwise it stays where it is. An ant that it catches is flung away, or lies under it until the end.
 
-    Every 200 steps the ant is put upright where it is, with a new random pose and velocity. The original does this
-    before the 200th step, so that step's action was chosen for another pose. Here it happens after the 200th step, and
-    the next observation shows it.
+    Every 200 steps, on the big course every 300, the ant is put upright where it is, with a new random pose and
+    velocity. The original does this before that step, so the step's action was chosen for another pose. Here it happens
+    after the step, and the next observation shows it.
 
     These faults of the original are not reproduced:
 
@@ -65,59 +106,62 @@ class AntObstaclesVector(HeavyAnts):
     Neither walls nor enemy are observed.
 
     ## Rewards
-    1 for a step after which the ant is within √30 m of (38, 38), the green plate; otherwise 0. The paper does not say
-    where the course pays. This rule is from the original's `AntObstaclesBig-v1`, the only sparse reward that the
-    original computes. `info["distance"]` is the distance to the plate; `info["reached"]` says whether the episode
+    1 for a step after which the ant is within √30 m of the middle of the green plate; otherwise 0. The plate is at
+    (38, 38), on the big course at (35, −35). The paper does not say where the course pays. This rule is from the
+    original's `AntObstaclesBig-v1`, the only sparse reward that the original computes. `info["distance"]` is the
+    distance to the middle of the plate; `info["reached"]` says whether the episode
     has paid so far.
 
     ## Starting State
-    The ant is at the origin. qpos is uniform within ±0.1 of the model's, with the quaternion normalised. qvel is normal
-    with standard deviation 0.1. The enemy is at (0, 20).
+    The ant is at the origin, on the big course at (−35, 15). qpos is uniform within ±0.1 of the model's, with the
+    quaternion normalised. qvel is normal with standard deviation 0.1. The enemy is at its home: (0, 20), on the big
+    course (25, 30).
 
     ## Episode End
-    Truncated after 2000 steps of 25 ms. Terminated only if the simulation diverges.
+    Truncated after 2000 steps of 25 ms, on the big course after 3000. Terminated only if the simulation diverges.
 
     ## Arguments
-    As in AntMovement.
+    As in AntMovement, except `directions`; `big`, whether to build the big course.
     """
 
     train_tasks = [0]
-    upright_interval = 200
-    camera = {"distance": 60.0, "elevation": -90.0, "azimuth": 90.0, "lookat": np.array((18.5, 18.5, 0.0))}
 
     def __init__(
         self,
         num_envs: int = 1,
+        big: bool = False,
         max_episode_steps: int | None = None,
         render_mode: str | None = None,
         device: str | torch.device = "cpu",
         sim_threads: int | None = None,
     ) -> None:
-        super().__init__(build_course(), num_envs, max_episode_steps, render_mode, device, sim_threads)
+        self.course = BIG if big else SMALL
+        self.upright_interval, self.camera = self.course.upright_interval, self.course.camera
+        super().__init__(build_course(self.course), num_envs, max_episode_steps, render_mode, device, sim_threads)
 
     def task_label(self, task: int) -> str:
         return "course"
 
-    def _start_xy(self, slots: np.ndarray) -> int:
-        return 0
+    def _start_xy(self, slots: np.ndarray) -> tuple[float, float]:
+        return self.course.start
 
     def _initial_state(self, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         qpos, qvel = super()._initial_state(slots)
-        enemy = np.broadcast_to(np.array(ENEMY_HOME, float), (len(slots), 2))
+        enemy = np.broadcast_to(np.array(self.course.enemy_home, float), (len(slots), 2))
         return np.concatenate((qpos, enemy), 1), np.concatenate((qvel, np.zeros_like(enemy)), 1)
 
     def _edit_state(self, state: np.ndarray) -> None:
         super()._edit_state(state)
         # the ant may have pushed the enemy a little; rounding puts it back
         xy, enemy = state[:, 1:3], np.round(state[:, 16:18])
-        seen = ((xy - ENEMY_HOME) ** 2).sum(1, keepdims=True) < ENEMY_SIGHT**2
+        seen = ((xy - self.course.enemy_home) ** 2).sum(1, keepdims=True) < ENEMY_SIGHT**2
         state[:, 16:18] = enemy + seen * np.sign(xy - enemy)
         state[:, 18 + NV :] = 0
 
     def _reward(
         self, qpos_before: np.ndarray, actions: np.ndarray, qpos: np.ndarray, sensors: np.ndarray
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        distance = np.linalg.norm(qpos[:, :2] - GOAL, axis=1)
+        distance = np.linalg.norm(qpos[:, :2] - self.course.goal, axis=1)
         at_goal = distance < GOAL_RADIUS
         self._reached_goal |= at_goal
         return at_goal.astype(float), {"distance": distance, "reached": self._reached_goal}
@@ -143,4 +187,5 @@ PRESET: dict[str, Any] = {
     "fade": 15,
     "log_std": -0.5,
 }
-register("AntObstacles-v1", AntObstacles, 2000, PRESET)
+register("AntObstacles-v1", AntObstacles, 2000, PRESET, big=False)
+register("AntObstaclesBig-v1", AntObstacles, 3000, PRESET | {"T": 3000}, big=True)

@@ -1,4 +1,4 @@
-"""AntMovement: a heavy ant must run right or up; its sub-policies are then used on the obstacle course."""
+"""AntMovement: a heavy ant must run in one direction; its sub-policies are then used on courses and in mazes."""
 
 from typing import Any
 
@@ -10,6 +10,7 @@ from mlsh.envs.ants import HeavyAnts, heavy_ant
 from mlsh.envs.base import SingleEnv
 from mlsh.envs.registry import register
 
+DIRECTIONS = ("right", "up", "left", "down")  # +x, +y, −x, −y
 SQUARE = 40.0  # m, the side of the square in which episodes begin: that of the obstacle course
 
 
@@ -17,8 +18,9 @@ class AntMovementVector(HeavyAnts):
     """
     ## Description
     The original's `AntMovement-v1`. An ant of 40 kg must run straight on, to the right (+x) or up (+y). Which of the
-    two is the task, and it is not observed. The sub-policies that learn here also run on `AntObstacles-v1`, which has
-    the same body and the same spaces.
+    two is the task, and it is not observed. `AntMovement4-v1` has two more tasks: left (−x) and down (−y). The
+    sub-policies that learn here also run on `AntObstacles-v1` and in `AntMaze-v1`, which have the same body and the
+    same spaces.
 
     ## Action Space
     `Box(-1, 1, (8,))`, torques, multiplied by a gear of 150. Values outside the box are clipped.
@@ -52,7 +54,7 @@ class AntMovementVector(HeavyAnts):
     means the same everywhere.
 
     ## Rewards
-    Δs / dt − 0.1 Σa² − 0.5 |l|, where s is the position along the direction and l the position across it, in metres
+    Δs / dt − 0.1 Σa² − 0.5 |l|, where s is the way in the direction and l the position across it, in metres
     relative to where the episode began; dt is 25 ms; a are the actions before clipping. `info["walked"]` is s,
     `info["lateral"]` is |l|.
 
@@ -65,11 +67,10 @@ class AntMovementVector(HeavyAnts):
     Truncated after 600 steps of 25 ms. Terminated only if the simulation diverges.
 
     ## Arguments
-    `max_episode_steps`; `render_mode`, "human" or "rgb_array". Single view only: `task`. Batched view only:
-    `num_envs`, `device`, and `sim_threads`, 0 or None for all cores.
+    `max_episode_steps`; `render_mode`, "human" or "rgb_array"; `directions`, 2 or 4. Single view only: `task`. Batched
+    view only: `num_envs`, `device`, and `sim_threads`, 0 or None for all cores.
     """
 
-    train_tasks = [0, 1]
     camera = {
         "type": mujoco.mjtCamera.mjCAMERA_TRACKING,
         "trackbodyid": 1,
@@ -81,15 +82,17 @@ class AntMovementVector(HeavyAnts):
     def __init__(
         self,
         num_envs: int = 1,
+        directions: int = 2,
         max_episode_steps: int | None = None,
         render_mode: str | None = None,
         device: str | torch.device = "cpu",
         sim_threads: int | None = None,
     ) -> None:
+        self.train_tasks = list(range(directions))
         super().__init__(heavy_ant().compile(), num_envs, max_episode_steps, render_mode, device, sim_threads)
 
     def task_label(self, task: int) -> str:
-        return ("right", "up")[task]
+        return DIRECTIONS[task]
 
     def _start_xy(self, slots: np.ndarray) -> np.ndarray:
         return self._sample(lambda rng, n: rng.uniform(0, SQUARE, (n, 2)), slots)
@@ -97,10 +100,11 @@ class AntMovementVector(HeavyAnts):
     def _reward(
         self, qpos_before: np.ndarray, actions: np.ndarray, qpos: np.ndarray, sensors: np.ndarray
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        e, along = np.arange(self.num_envs), self._episode_task  # the task is the axis to run along
-        walked = qpos[e, along] - self._origin[e, along]
+        e, along = np.arange(self.num_envs), self._episode_task % 2
+        sign = np.where(self._episode_task < 2, 1, -1)
+        walked = sign * (qpos[e, along] - self._origin[e, along])
         lateral = np.abs(qpos[e, 1 - along] - self._origin[e, 1 - along])
-        speed = (qpos[e, along] - qpos_before[e, along]) / self.dt
+        speed = sign * (qpos[e, along] - qpos_before[e, along]) / self.dt
         reward = speed - 0.1 * (actions**2).sum(1) - 0.5 * lateral
         return reward, {"walked": walked, "lateral": lateral}
 
@@ -129,4 +133,6 @@ PRESET: dict[str, Any] = {
     "log_std": -0.5,
     "reward_scale": 0.1,
 }
-register("AntMovement-v1", AntMovement, 600, PRESET)
+FOUR_DIRECTIONS = PRESET | {"num_sub_policies": 4, "blind": 2, "sub_spread": 0.1}
+register("AntMovement-v1", AntMovement, 600, PRESET, directions=2)
+register("AntMovement4-v1", AntMovement, 600, FOUR_DIRECTIONS, directions=4)

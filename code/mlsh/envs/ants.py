@@ -58,8 +58,8 @@ def add_obstacle(spec: mujoco.MjSpec, pos: Sequence[float], size: Sequence[float
     spec.worldbody.add_body(pos=pos).add_geom(type=BOX, size=size, **attributes, **OBSTACLE)
 
 
-def heavy_ant_with_walls(walls: Sequence[Sequence[float]]) -> mujoco.MjSpec:
-    """Return an MjSpec of the heavy ant among walls 5 m high. The floor has no pattern: the camera is far above it.
+def heavy_ant_with_walls(walls: Sequence[Sequence[float]], height: float = 5) -> mujoco.MjSpec:
+    """Return an MjSpec of the heavy ant among walls. The floor has no pattern: the camera is far above it.
 
     Each wall is given by x, y, and half its extent along x and along y, in metres.
     """
@@ -68,7 +68,7 @@ def heavy_ant_with_walls(walls: Sequence[Sequence[float]]) -> mujoco.MjSpec:
     floor.material, floor.rgba = "", (0.35, 0.4, 0.35, 1)
     floor.contype = 0  # otherwise the enemy of the course, which sinks into the floor, would collide with it
     for x, y, *half_extent in walls:
-        add_obstacle(spec, (x, y, 0), (*half_extent, 5), rgba=WHITE)
+        add_obstacle(spec, (x, y, 0), (*half_extent, height), rgba=WHITE)
     return spec
 
 
