@@ -51,8 +51,8 @@ class Args(AdaptationSettings, TrackingSettings):
 
     For an MLSH run, new masters are trained over the frozen sub-policies. A shared policy (--num_sub_policies 1) is
     fine-tuned, and a run without sub-policies (--num_sub_policies 0) is PPO from scratch. An RL² policy keeps playing:
-    an episode takes the place of an update, and --updates, --master_lr, --master_minibatch and --eval_episodes do not
-    apply. Option-critic and actor-critic keep learning: their update is a rollout, and --master_lr is the critic's.
+    an episode takes the place of an update, and --updates, --eval_episodes and the flags of masters do not apply.
+    Option-critic and actor-critic keep learning: their update is a rollout, and --master_lr is the critic's.
 
     Prints a table, and writes adaptation.csv and adaptation.png, which shows the first 20 tasks. With --wandb or
     --tensorboard, the curves of each run are logged as a run of its own.

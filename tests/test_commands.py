@@ -226,6 +226,8 @@ def test_what_is_refused_leaves_nothing_behind(command, tmp_path):
         "-N many": "many",
         "--blind 6": "use less than 6",
         "--env MovementBanditsConv-v0 --blind 1": "use 0",
+        "--master_sees 7": "at most 6",
+        "--env MovementBanditsConv-v0 --master_sees 1": "use 0",
         "--no_such_flag 1": "no_such_flag",
     }
     for flags, reason in refused.items():

@@ -26,7 +26,7 @@ def nothing_compiled():
 
 
 def learned(space, is_compiled, members=(0, 1, 1, 0, 1, 1, 0, 0, 1), blind=0, **more):
-    policy = actor_critic(2, space, blind=blind)
+    policy = actor_critic(2, space, actor_sees=slice(blind, None))
     policy.compiled = is_compiled
     settings = PPOSettings(minibatches=2, epochs=3, entropy_coef=0.01, **more)
     stats = update(policy, Adam(policy, 1e-3, per_member=True), batch(policy, members), rngs(1), settings)

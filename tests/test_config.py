@@ -66,6 +66,11 @@ def test_derived_values():
     assert cfg.master_ppo == PPOSettings(minibatches=4, **same)
     assert cfg.sub_ppo(10) == PPOSettings(minibatches=15, target_kl=0.1, **same)
     assert dataclasses.replace(cfg, fade=0).faded(99) == 1
+    discounts = [
+        dataclasses.replace(cfg, gamma=0.9, master_gamma=x, num_sub_policies=K).rollout.master_gamma
+        for x, K in ((0, 2), (0.8, 2), (0.8, 0))
+    ]
+    assert discounts == [0.9, 0.8, 0.9]  # a flat policy acts at every env step
     assert [dataclasses.replace(cfg, sub_lr=0.8, sub_lr_decay=0.5).sub_lr_at(i) for i in (0, 1, 3)] == [0.8, 0.4, 0.1]
 
 

@@ -144,8 +144,9 @@ def test_another_environment_has_its_own_horizon_and_decisions(command, tmp_path
     run = train(command, tmp_path / "run", *flags)
     played = []
     monkeypatch.setattr(meta_test, "collect", lambda *args, **kw: played.append(args[3]) or collect(*args, **kw))
-    for env, T, wanted in (("", 0, (7, 3)), ("AntObstacles-v1", 0, (2000, 200)), ("AntObstacles-v1", 9, (9, 200))):
-        evaluate(run, Args(env=env, T=T, updates=0, seeds=1, N=1))
+    course = "AntObstacles-v1"
+    for env, T, high_len, wanted in (("", 0, 0, (7, 3)), (course, 0, 0, (2000, 200)), (course, 9, 4, (9, 4))):
+        evaluate(run, Args(env=env, T=T, high_len=high_len, updates=0, seeds=1, N=1))
         assert (played[-1].T, played[-1].high_len) == wanted
     transfer = ["--env", "AntObstacles-v1", "-T", 9, "--updates", 1, "--seeds", 2]
     code, out, err = command("evaluate.py", run, *transfer, "--eval_episodes", 2, "--out", tmp_path / "evaluated")

@@ -69,7 +69,7 @@ def test_only_copies_members():
 
 
 def test_what_blind_policies_do_is_independent_of_the_first_numbers_but_their_values_are_not():
-    blind = ActorCritic(3, 4, Box(-1, 1, (2,)), hidden=8, blind=2)
+    blind = ActorCritic(3, 4, Box(-1, 1, (2,)), hidden=8, actor_sees=slice(2, None))
     blind.reset([np.random.default_rng(i) for i in range(3)])
     obs = torch.randn(3, 6, 4)
     first, last = (obs.clone() for _ in range(2))
@@ -92,6 +92,20 @@ def test_sub_policies_are_blind_and_masters_are_not():
     b[..., 4] = 1.0
     assert torch.equal(agent.sub_policies.params(a.expand(2, -1, -1)), agent.sub_policies.params(b.expand(2, -1, -1)))
     assert not torch.equal(agent.master.params(a), agent.master.params(b))
+
+
+def test_masters_see_the_first_numbers_only_but_flat_policies_see_all():
+    env = make_env(Config(), 1)
+    for K in (2, 0):
+        master = Hierarchy.build(Config(master_sees=2, num_sub_policies=K), env).master
+        for parameter in master.parameters():
+            parameter.data += torch.randn_like(parameter)
+        for member in (master, master.like(1)):
+            member.load_state_dict(master.state_dict())
+            unseen, seen = (torch.zeros(1, 1, 6).index_fill(2, torch.tensor(i), 1.0) for i in (3, 1))
+            for output in (member.params, member.value):
+                assert torch.equal(output(unseen), output(torch.zeros(1, 1, 6))) == (K == 2)
+                assert not torch.equal(output(seen), output(torch.zeros(1, 1, 6)))
 
 
 def test_discrete_samples_follow_the_softmax():

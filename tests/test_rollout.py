@@ -17,7 +17,7 @@ from mlsh.ppo import gae
 from mlsh.rollout import RolloutSettings, collect, evaluate
 from mlsh.sampling import Streams
 
-SETTINGS = RolloutSettings(T=7, high_len=3, gamma=0.9, lam=0.8)
+SETTINGS = RolloutSettings(T=7, high_len=3, gamma=0.9, master_gamma=0.7, lam=0.8)
 
 
 class Ladder(VectorTasks):
@@ -69,7 +69,7 @@ def test_two_timescales_by_hand(space):
     macro = torch.tensor([6.0, 15.0, 7.0])[:, None].expand(3, 4) / 2  # 1+2+3, 4+5+6, 7, scaled
     at = torch.tensor([[t, e] for t in (0, 3, 6, 7) for e in range(4)], dtype=torch.float32)
     value = agent.master.value(at.expand(2, -1, -1))[[0, 0, 1, 1] * 4, range(16)].view(4, 4)
-    advantage = gae(macro, value[:-1], value[1:], torch.ones(3, 4), 0.9, 0.8)
+    advantage = gae(macro, value[:-1], value[1:], torch.ones(3, 4), 0.7, 0.8)
     torch.testing.assert_close(master.advantage.view(3, 4), advantage)
     torch.testing.assert_close(master.value_target, master.value + master.advantage)
     # the sub-policy a decision named acts for its three steps
@@ -101,7 +101,7 @@ def test_without_bootstrap_the_limit_ends_the_episode_for_the_master_alone():
         without.master.value.view(3, 4),
         torch.cat((without.master.value.view(3, 4)[1:], torch.zeros(1, 4))),
         torch.ones(3, 4),
-        0.9,
+        0.7,
         0.8,
     )
     torch.testing.assert_close(without.master.advantage.view(3, 4), expected)
@@ -183,7 +183,7 @@ def brute_force(env, agent, z, T, high_len, bootstrap, low):
 
     `z` [T, E]: the sub-policy at every step.
     """
-    gamma, lam, found = SETTINGS.gamma, SETTINGS.lam, {}
+    gamma, lam, found = SETTINGS.gamma if low else SETTINGS.master_gamma, SETTINGS.lam, {}
     groups = agent.master.n
 
     def value(x, e, t):

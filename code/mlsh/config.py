@@ -66,6 +66,8 @@ class HierarchyPPOSettings(ClippedSettings):
     """Decisions per minibatch of a master. If episodes end early, a minibatch has more."""
     sub_minibatches: Count = 15
     """Minibatches per epoch of the sub-policies."""
+    master_gamma: Fraction = 0.0
+    """Discount factor of the masters, per decision; 0 for that of --gamma."""
     master_entropy: NonNegative = 0.0
     """Entropy coefficient of the masters."""
     sub_entropy: NonNegative = 0.0
@@ -84,6 +86,8 @@ class HierarchyNetworkSettings(NetworkSettings):
     """Convolve observations that are images. Otherwise they are flattened."""
     blind: CountOrZero = 0
     """Leading numbers of an observation, such as a position, that the sub-policies' actors do not see."""
+    master_sees: CountOrZero = 0
+    """Leading numbers of an observation, such as a position, that the masters see; 0 for all of them."""
     sub_spread: NonNegative = 0.0
     """Standard deviation of the sub-policies' initial output biases. With 0 all start as almost the same policy."""
 
@@ -174,6 +178,7 @@ class Config(
         return RolloutSettings(
             high_len=1 if flat else self.high_len,
             bootstrap=self.bootstrap or flat,
+            master_gamma=self.gamma if flat else self.master_gamma or self.gamma,
             **self.only("T", "gamma", "lam", "reward_scale"),
         )
 

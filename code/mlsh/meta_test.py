@@ -234,13 +234,15 @@ class MasterLearner:
     def __init__(
         self, data: dict[str, Any], cfg: Config, env: VectorTasks, learners: int, settings: AdaptationSettings
     ) -> None:
+        given = settings.given("N", "high_len", "master_sees", "master_gamma", "master_lr", "master_minibatch")
+        cfg = dataclasses.replace(cfg, **given)
         agent = load_agent(data | {"config": cfg}, env) if cfg.num_sub_policies else Hierarchy.build(cfg, env)
         if cfg.num_sub_policies == 1:
             agent, cfg = as_flat(agent, cfg, learners)
         else:
             agent = with_new_masters(agent, range(learners), cfg.seed)
         self._agent, self._settings = agent, settings
-        self.cfg = dataclasses.replace(cfg, **settings.given("N", "master_lr", "master_minibatch"))
+        self.cfg = dataclasses.replace(cfg, **given)
         self.cfg.validate()
         self.slots = self.cfg.N + settings.eval_episodes
         self.env_steps = self.cfg.T * self.slots * (settings.updates + 1)

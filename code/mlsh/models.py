@@ -15,6 +15,8 @@ from mlsh.errors import UserError
 from mlsh.networks import Image, Trunk, hidden_layers
 from mlsh.normaliser import Normaliser
 
+ALL = slice(None)
+
 
 class Policy(nn.Module):
     """A policy over an action space: its distribution, and sampling.
@@ -58,8 +60,9 @@ class ActorCritic(Policy):
     hidden layers with [n, 2] for policy and value. So one layer of all networks is one batched matmul. Observations are
     vectors. Those that show an `image` pass a `Trunk` first.
 
-    The policy does not depend on the first `blind` numbers of an observation; the value does (an asymmetric critic, as
-    in Pinto et al. 2018). `name` is for error messages. If `compiled` is set, `ppo.update` compiles.
+    `actor_sees` and `critic_sees` select the numbers of an observation that policy and value depend on. They may differ
+    (an asymmetric critic, as in Pinto et al. 2018). `name` is for error messages. If `compiled` is set, `ppo.update`
+    compiles.
     """
 
     def __init__(
@@ -71,7 +74,8 @@ class ActorCritic(Policy):
         log_std: float = 0.0,
         name: str = "policy",
         image: Image | None = None,
-        blind: int = 0,
+        actor_sees: slice = ALL,
+        critic_sees: slice = ALL,
         compiled: bool = False,
     ) -> None:
         super().__init__(action_space)
@@ -79,7 +83,7 @@ class ActorCritic(Policy):
         self.name = name
         self.compiled = compiled
         self._log_std = log_std
-        self._networks = (obs_size, action_space, hidden, log_std, name, image, blind)
+        self._networks = (obs_size, action_space, hidden, log_std, name, image, actor_sees, critic_sees)
         self.trunk = Trunk(n, image) if image else None
         self.weight1 = zeros(n, 2, self.trunk.size if self.trunk else obs_size, hidden)
         self.bias1 = zeros(n, 2, 1, hidden)
@@ -92,9 +96,9 @@ class ActorCritic(Policy):
         if not self.discrete:
             self.log_std = zeros(n, 1, self.action_size)
         self._visible: Tensor | None
-        visible = torch.ones(2, obs_size, 1)
-        visible[0, :blind] = 0
-        self.register_buffer("_visible", visible if blind else None, persistent=False)
+        visible = torch.zeros(2, obs_size, 1)
+        visible[0, actor_sees] = visible[1, critic_sees] = 1
+        self.register_buffer("_visible", None if visible.all() else visible, persistent=False)
 
     @property
     def device(self) -> torch.device:
@@ -192,6 +196,7 @@ class HierarchySettings(Protocol):
     log_std: float
     convolve: bool
     blind: int
+    master_sees: int
     normalise: bool
     compile: Any
     device: str
@@ -223,13 +228,18 @@ class Hierarchy(NamedTuple):
 
         `masters` is their number, if this process does not play all `cfg.groups`; for `gather` see `Normaliser`.
         Without sub-policies the masters are policies over the environment's own actions. Images of integers are not
-        normalised, since the trunk scales them. Raises UserError if `cfg.blind` leaves nothing to see.
+        normalised, since the trunk scales them. Raises UserError if `cfg.blind` leaves nothing to see, or if
+        `cfg.master_sees` is more than there is.
         """
         space = env.single_observation_space
         obs_size, image = size_of(space), Image.of(space) if cfg.convolve else None
         if cfg.blind and (image or cfg.blind >= obs_size):
             remedy = "0, since images are seen as a whole" if image else f"less than {obs_size}, an observation's size"
             raise UserError(f"--blind is {cfg.blind}: use {remedy}")
+        if cfg.master_sees and (image or cfg.master_sees > obs_size):
+            remedy = "0, since images are seen as a whole" if image else f"at most {obs_size}, an observation's size"
+            raise UserError(f"--master_sees is {cfg.master_sees}: use {remedy}")
+        by_master = slice(cfg.master_sees or None) if cfg.num_sub_policies else ALL
         choices = Discrete(cfg.num_sub_policies) if cfg.num_sub_policies else env.single_action_space
         shared: dict[str, Any] = {
             "hidden": cfg.hidden,
@@ -237,9 +247,22 @@ class Hierarchy(NamedTuple):
             "image": image,
             "compiled": cfg.compile == "on",
         }
-        master = ActorCritic(masters or cfg.groups, obs_size, choices, name="master", **shared)
+        master = ActorCritic(
+            masters or cfg.groups,
+            obs_size,
+            choices,
+            name="master",
+            actor_sees=by_master,
+            critic_sees=by_master,
+            **shared,
+        )
         sub_policies = ActorCritic(
-            cfg.num_sub_policies, obs_size, env.single_action_space, name="sub-policy", blind=cfg.blind, **shared
+            cfg.num_sub_policies,
+            obs_size,
+            env.single_action_space,
+            name="sub-policy",
+            actor_sees=slice(cfg.blind, None),
+            **shared,
         )
         normalise = cfg.normalise and not (image and image.scale)
         normaliser = Normaliser(0 if image and not normalise else obs_size, normalise, gather)

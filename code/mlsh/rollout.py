@@ -26,7 +26,8 @@ class RolloutSettings:
 
     T: int  # env steps per slot
     high_len: int  # env steps between two decisions
-    gamma: float = 0.99  # discount, per decision for the masters and per env step for the sub-policies
+    gamma: float = 0.99  # discount of the sub-policies, per env step
+    master_gamma: float = 0.99  # discount of the masters, per decision
     lam: float = 0.95  # λ of generalised advantage estimation, at both timescales
     reward_scale: float = 1.0
     explore: float = 0.0  # probability that a decision is random
@@ -285,7 +286,7 @@ def master_batch(
     following = torch.where(worthless, 0, following)
 
     advantage = gae(
-        reward * settings.reward_scale, value[:-1], following, ~(ended | grid.last), settings.gamma, settings.lam
+        reward * settings.reward_scale, value[:-1], following, ~(ended | grid.last), settings.master_gamma, settings.lam
     )
     decisions = PolicyStep(*(x[grid.row, slot] for x in trace.decisions))
     batch = batch_of(master, at_decisions[:-1], decisions, advantage, value[:-1], group, group)

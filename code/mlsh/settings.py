@@ -266,6 +266,12 @@ class AdaptationSettings(Settings):
     """Episodes per rollout and master; 0 for that of the run (RL²: for 10 trials per seed)."""
     T: Annotated[CountOrZero, alias("-T")] = 0
     """Env steps per episode; 0 for that of the run, or of --env."""
+    high_len: CountOrZero = 0
+    """Env steps between two decisions of a master; 0 for that of the run, or of --env."""
+    master_sees: CountOrZero = 0
+    """Leading numbers of an observation that the masters see; 0 for as many as in the run."""
+    master_gamma: Fraction = 0.0
+    """Discount factor of the masters, per decision; 0 for that of the run."""
     master_lr: NonNegative = 0.0
     """Learning rate (option-critic: that of the critic); 0 for that of the run."""
     master_minibatch: CountOrZero = 0
