@@ -15,14 +15,18 @@ import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
+from mlsh.config import Config
 from mlsh.envs import best_return
 from mlsh.errors import UserError, command
 from mlsh.harness.analyses import PASSED, SEPARATED, SOLVED, print_table
 from mlsh.harness.finished import Run, read_run
 from mlsh.harness.page import Table, write_page
+from mlsh.runs import checkpoint
 from mlsh.runs.files import make_folder, safe_name, write_whole
+from mlsh.runs.log import final_test_tables
 from mlsh.runs.plots import curve, save_figure
 from mlsh.settings import DESCRIBED, cli
+from mlsh.sub_policies import report_sub_policies, tabulate_sub_policies
 
 EARLIER_PORT = {  # env -> task -> return that the earlier port reports; None: mean over tasks
     "MovementBandits-v0": {None: 27.0, "0": 25.0, "1": 30.0},
@@ -44,6 +48,7 @@ class Args:
         python report.py runs/mb-0 runs/mb-1
         python report.py runs/mb-* --figures ../assets --name mb --csv ../docs/results/movement-bandits.csv
         python report.py runs/mb-0 --html mb-0.html
+        python report.py runs/mb-0 --sub_policies
     """
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, DESCRIBED] = ()
@@ -54,6 +59,8 @@ class Args:
     """The NAME in the names of the figures. Default: the id of the environment."""
     csv: Annotated[str, DESCRIBED] = ""
     """CSV file with one row per run: returns, standard errors, shares, env steps, seconds. Default: no file."""
+    sub_policies: Annotated[bool, tyro.conf.FlagCreatePairsOff, DESCRIBED] = False
+    """Examine the sub-policies of each run instead: this trains new masters, and takes longer than the final test."""
     html: Annotated[str, DESCRIBED] = ""
     """HTML page with tables, and curves, final test, videos, settings and command of each run. Default: no page."""
 
@@ -210,6 +217,17 @@ def draw(runs: Sequence[Run], env: str) -> dict[str, Figure]:
     return figures | {f"{safe_name(task)}_": draw_learning_curve(runs, env, task) for task in tasks if len(tasks) <= 6}
 
 
+def print_sub_policies(run: Run) -> None:
+    """Print the report on the sub-policies of a run."""
+    data = checkpoint.load(run.folder, [Config])
+    rows = [row for table in final_test_tables(run.results).values() for row in table]
+    report = report_sub_policies(data, rows)
+    print(f"{run.folder}")
+    for header, cells in tabulate_sub_policies(report, [f"{row['task']} ({row['label']})" for row in rows]):
+        print_table(header, cells)
+    print(f"The choice tells {report.information:.2f} bits about the task, of {report.most_information:.2f} at most.")
+
+
 @command
 def main() -> None:
     args = cli(Args, description=inspect.cleandoc(Args.__doc__ or ""))
@@ -222,6 +240,10 @@ def main() -> None:
         raise UserError("none of these runs has finished its final test; continue one with train.py -c")
     if (args.figures or args.csv or args.html) and len(by_env) > 1:
         raise UserError(f"these runs are of {', '.join(by_env)}; --figures, --csv and --html take one environment")
+    if args.sub_policies:
+        for run in (run for runs in by_env.values() for run in runs):
+            print_sub_policies(run)
+        return
     for env, runs in by_env.items():
         best = common_best_return(env, runs)
         tables = tabulate(runs, best)

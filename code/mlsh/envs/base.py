@@ -83,6 +83,10 @@ class VectorTasks(VectorEnv[torch.Tensor, torch.Tensor, torch.Tensor]):
         """Return the best possible mean return of each task in `T` steps, or an empty dict if it is unknown."""
         return {}
 
+    def position(self) -> torch.Tensor | None:
+        """Return where the agents are, [E, 2], or None if that is unknown or means nothing."""
+        return None
+
     def set_task(self, task: Task) -> None:
         """Set one task for all episodes, or with a list the task of each block. It takes effect at the next reset.
 

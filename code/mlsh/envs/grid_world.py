@@ -58,6 +58,25 @@ def solve(dynamics: Dynamics, T: int) -> tuple[torch.Tensor, torch.Tensor]:
     return value[tasks, dynamics.start], torch.stack(policy[::-1])
 
 
+def solve_over(dynamics: Dynamics, policies: torch.Tensor, T: int, high_len: int) -> torch.Tensor:
+    """Compute the mean return of each task in T steps that the best possible master over fixed sub-policies reaches.
+
+    `policies` are the probabilities of the actions, [K, S, A]. The master knows the task, and decides every `high_len`
+    steps. Exact, without discount. Returns the returns [tasks].
+    """
+    tasks = torch.arange(len(dynamics.start))[:, None, None, None]
+    probabilities = policies.double()[:, None]  # [K, 1, S, A]
+    reward = (probabilities * dynamics.reward.double().mean(-1)).sum(-1)  # [K, tasks, S]
+    value = torch.zeros(dynamics.next.shape[:2], dtype=torch.float64)
+    for begin in reversed(range(0, T, high_len)):
+        of_each = value.expand(len(policies), *value.shape)
+        for _ in range(min(high_len, T - begin)):
+            following = torch.where(dynamics.ends, 0, of_each[:, tasks, dynamics.next]).mean(-1)
+            of_each = reward + (probabilities * following).sum(-1)
+        value = of_each.amax(0)
+    return value[tasks[:, 0, 0, 0], dynamics.start]
+
+
 class GridWorld(FlatWorld):
     """A family of tasks on the cells of a grid. The observation is the state, one-hot.
 
@@ -101,6 +120,10 @@ class GridWorld(FlatWorld):
         dynamics = Dynamics(*(x.cpu() for x in self.dynamics))
         best = solve(dynamics, horizon)[0].tolist()
         return {task: best[task] for task in self.all_tasks}
+
+    def position(self) -> torch.Tensor:
+        """Return the agents' rows and columns, [E, 2]."""
+        return torch.tensor(self.cells, device=self.device)[self.state]
 
     def _reset(self, slots: np.ndarray) -> torch.Tensor:
         tasks = [self.task[e] for e in slots]

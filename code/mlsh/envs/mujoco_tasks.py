@@ -104,6 +104,10 @@ class MujocoTasks(VectorTasks):
         """Time, qpos and qvel of every episode, float64 [E, 1 + nq + nv]."""
         return self._state
 
+    def position(self) -> torch.Tensor:
+        """Return x and y of the torso in metres, [E, 2]."""
+        return self._tensor(self._state[:, 1:3])
+
     def control(self, actions: torch.Tensor) -> np.ndarray:
         """Return actions [E, nu] as float64 [E, frame_skip, nu]. MuJoCo clips them to the actuators' range."""
         return np.repeat(actions.cpu().numpy().astype(np.float64)[:, None], self.frame_skip, 1)

@@ -77,6 +77,11 @@ class PointWorld(FlatWorld):
     """
 
     picture = PICTURE
+    agent: torch.Tensor  # [E, 2], in pixels
+
+    def position(self) -> torch.Tensor:
+        """Return the agents' x and y in pixels, [E, 2]."""
+        return self.agent
 
     def _circles(self, e: int) -> Iterable[Circle]:
         raise NotImplementedError
