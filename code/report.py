@@ -218,11 +218,13 @@ def draw(runs: Sequence[Run], env: str) -> dict[str, Figure]:
 
 
 def print_sub_policies(run: Run) -> None:
-    """Print the report on the sub-policies of a run."""
+    """Print the report on the sub-policies of a run. Raises UserError if it has less than two."""
+    if run.config["num_sub_policies"] < 2:
+        raise UserError(f"{run.folder} has too few sub-policies to compare ({run.config['num_sub_policies']})")
     data = checkpoint.load(run.folder, [Config])
     rows = [row for table in final_test_tables(run.results).values() for row in table]
     report = report_sub_policies(data, rows)
-    print(f"{run.folder}")
+    print(run.folder)
     for header, cells in tabulate_sub_policies(report, [f"{row['task']} ({row['label']})" for row in rows]):
         print_table(header, cells)
     print(f"The choice tells {report.information:.2f} bits about the task, of {report.most_information:.2f} at most.")

@@ -106,3 +106,10 @@ def test_the_report_as_a_user_types_it(command, tmp_path, env):
     assert len(rows) == 2 + 2 + 2 + len(tasks["test"]) + len(tasks.get("held_out", []))
     assert ("best master" in out) == (not env.startswith("foreign")) == ("mean way" in out)
     assert "bits about the task, of 1.00 at most" in out
+
+
+def test_a_single_sub_policy_cannot_be_compared(command, tmp_path):
+    flags = [*TINY, "--num_sub_policies", 1, "--record", 0, "--out", tmp_path]
+    assert command("train.py", *flags)[0] == 0
+    code, _, err = command("report.py", tmp_path, "--sub_policies")
+    assert code == 2 and "has too few sub-policies to compare (1)" in err
