@@ -1,4 +1,4 @@
-"""The return of the best possible master over fixed sub-policies: how much better masters could get."""
+"""The return of the best master over fixed sub-policies that can be planned: how much better masters could get."""
 
 import dataclasses
 import itertools
@@ -30,6 +30,7 @@ CELL = 16.0  # m, the side of what a block closes
 CLEARANCE = 1.2  # m between a wall and the middle of an ant
 GRID = 1.0  # m between the places for which a plan is made
 PATHS = 20  # measured paths of each sub-policy
+SLIDE = 0.5  # of its speed that an ant has along a wall
 PARTS = 10  # of a way, after each of which the model looks for walls
 
 
@@ -65,7 +66,7 @@ def play_plan(
 def ceilings(agent: Hierarchy, cfg: Any, tasks: Sequence[Any]) -> list[float] | None:
     """The mean return on each task of the best master over the agent's sub-policies that is known, or None.
 
-    In grid worlds it is exact. In worlds of points a search tries all sequences of decisions for each start, if there
+    In grid worlds it is exact and the best possible. In worlds of points a search tries all sequences of decisions for each start, if there
     are at most `MOST_PLANS`; it is a lower bound, because a plan does not react to what happens. In the mazes of ants
     a plan is made by dynamic programming over x and y, from measured ways of the sub-policies, and ants play it.
     """
@@ -128,8 +129,8 @@ def measure(agent: Hierarchy, cfg: Any, interval: int) -> Ways:
 def is_free(task: int) -> np.ndarray:
     """Which places of a maze an ant can be at: bool on a grid of 0.25 m that reaches one block beyond the walls."""
     open_blocks = [BLOCKS[name] for name in MAZES[task][0].split()]
-    at = (np.arange(round(4 * (SIDE + 2 * CELL))) + 0.5) / 4 - CELL
-    x, y = np.meshgrid(at, at - SIDE / 2, indexing="ij")
+    along = (np.arange(round(4 * (SIDE + 2 * CELL))) + 0.5) / 4 - CELL
+    x, y = np.meshgrid(along, along - SIDE / 2, indexing="ij")
 
     def is_open(x: np.ndarray, y: np.ndarray) -> Any:
         return sum((abs(x - a) < CELL / 2) & (abs(y - b) < CELL / 2) for a, b in open_blocks) > 0
@@ -138,20 +139,21 @@ def is_free(task: int) -> np.ndarray:
     return np.logical_and.reduce([is_open(x + dx, y + dy) for dx, dy in corners])
 
 
+def at(free: np.ndarray, xy: np.ndarray) -> np.ndarray:
+    """Whether places xy [n, 2] are free, by the grid that `is_free` returns."""
+    i = ((xy + (CELL, SIDE / 2 + CELL)) * 4).astype(int)
+    return free[i[:, 0], i[:, 1]]
+
+
 def slide(free: np.ndarray, goal: np.ndarray, xy: np.ndarray, moved: np.ndarray, dt: float) -> tuple[Any, Any]:
     """Move points xy [n, 2] by `moved` [n, 2] along walls. Returns where they come to, and what the progress pays."""
 
-    def at(xy: np.ndarray) -> np.ndarray:
-        i = ((xy + (CELL, SIDE / 2 + CELL)) * 4).astype(int)
-        return free[i[:, 0], i[:, 1]]
-
     paid = np.zeros(len(xy))
     for _ in range(PARTS):
-        new = xy.copy()
-        for axis in (0, 1):
-            tried = new.copy()
-            tried[:, axis] += moved[:, axis] / PARTS
-            new = np.where(at(tried)[:, None], tried, new)
+        step = moved / PARTS
+        freely = np.stack([at(free, xy + step * axis) for axis in np.eye(2)], 1)  # [n, 2], along x and along y
+        freely[freely.all(1) & ~at(free, xy + step)] = False  # into the edge of a block
+        new = xy + step * freely * np.where(freely.all(1), 1, SLIDE)[:, None]
         paid += (np.where(xy < goal, 1, -1) * (new - xy)).sum(1) / dt
         xy = new
     return xy, paid
@@ -163,11 +165,14 @@ def plan_maze(ways: Ways, task: int, T: int, high_len: int, dt: float) -> np.nda
     side = round(SIDE / GRID)
     place = (np.stack(np.meshgrid(*[np.arange(side)] * 2, indexing="ij"), -1).reshape(-1, 2) + 0.5) * GRID
     place[:, 1] -= SIDE / 2
+    is_place_free = at(free, place)
+    away = np.linalg.norm(place[:, None] - place[None, is_place_free], axis=-1)
+    from_place = place[is_place_free][away.argmin(1)]  # an ant may be nearer to a wall than the model allows
     outcomes = []  # per decision within an interval and sub-policy: cells and pay, [cells, PATHS] each
     for of_decision in ways.moved:
         of_each = []
         for k, moved in enumerate(of_decision):
-            xy, paid = slide(free, goal, place.repeat(PATHS, 0), np.tile(moved, (len(place), 1)), dt)
+            xy, paid = slide(free, goal, from_place.repeat(PATHS, 0), np.tile(moved, (len(place), 1)), dt)
             cell = cell_of(xy)
             of_each.append((cell.reshape(-1, PATHS), paid.reshape(-1, PATHS) - ways.effort[k] * high_len))
         outcomes.append(of_each)

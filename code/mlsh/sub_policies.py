@@ -154,7 +154,7 @@ def tabulate_sub_policies(report: SubPolicyReport, labels: Sequence[str]) -> lis
         if report.ceiling is not None:
             cells.append(f"{report.ceiling[j]:.4g}")
         of_tasks.append(cells)
-    best = [] if report.ceiling is None else ["best master"]
+    best = [] if report.ceiling is None else ["planned master"]
     return [
         ([*header, "return lost without it", "dead"], rows),
         (["task", "new master", *(f"without {k}" for k in range(K)), *best], of_tasks),
