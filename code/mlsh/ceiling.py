@@ -1,4 +1,4 @@
-"""The return of the best master over fixed sub-policies that can be planned: how much better masters could get."""
+"""The returns of masters that plan over fixed sub-policies: how much better learned masters could get."""
 
 import dataclasses
 import itertools
@@ -64,11 +64,11 @@ def play_plan(
 
 
 def ceilings(agent: Hierarchy, cfg: Any, tasks: Sequence[Any]) -> list[float] | None:
-    """The mean return on each task of the best master over the agent's sub-policies that is known, or None.
+    """The mean return on each task of a master that knows the task and plans, or None where no plan is known.
 
-    In grid worlds it is exact and the best possible. In worlds of points a search tries all sequences of decisions for each start, if there
-    are at most `MOST_PLANS`; it is a lower bound, because a plan does not react to what happens. In the mazes of ants
-    a plan is made by dynamic programming over x and y, from measured ways of the sub-policies, and ants play it.
+    In grid worlds it is exact, and the best possible return. In worlds of points a search tries all sequences of
+    decisions for each start, if there are at most `MOST_PLANS`; a plan does not react to what happens. In the mazes of
+    ants a plan is made by dynamic programming over x and y, from measured ways of the sub-policies, and ants play it.
     """
     env = make_env(cfg, 1)
     if isinstance(env, GridWorld):
