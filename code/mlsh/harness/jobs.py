@@ -116,4 +116,4 @@ class JobRunner:
             why = " (perhaps for lack of memory)" if name == "SIGKILL" else ""
             raise UserError(f"{job.name} was killed by {name}{why}; start the study again to continue")
         if process.returncode or not last_file.exists():
-            raise UserError(f"{job.name} failed: {err.strip()[-300:]}")
+            raise UserError(f"{job.name} failed: {err.strip()[-600:]}")
