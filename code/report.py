@@ -218,7 +218,7 @@ def draw(runs: Sequence[Run], env: str) -> dict[str, Figure]:
 
 
 def print_sub_policies(run: Run) -> None:
-    """Print the report on the sub-policies of a run. Raises UserError if it has less than two."""
+    """Print the report on the sub-policies of a run. Raises UserError if it has fewer than two."""
     if run.config["num_sub_policies"] < 2:
         raise UserError(f"{run.folder} has too few sub-policies to compare ({run.config['num_sub_policies']})")
     data = checkpoint.load(run.folder, [Config])
@@ -242,6 +242,8 @@ def main() -> None:
         raise UserError("none of these runs has finished its final test; continue one with train.py -c")
     if (args.figures or args.csv or args.html) and len(by_env) > 1:
         raise UserError(f"these runs are of {', '.join(by_env)}; --figures, --csv and --html take one environment")
+    if args.sub_policies and (args.figures or args.csv or args.html):
+        raise UserError("--sub_policies prints tables only; leave out --figures, --csv and --html")
     if args.sub_policies:
         for run in (run for runs in by_env.values() for run in runs):
             print_sub_policies(run)

@@ -1,5 +1,6 @@
 """The report on sub-policies, and the returns of planned masters over them."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -14,7 +15,7 @@ from mlsh.envs import make_env
 from mlsh.envs.grid_world import Dynamics, solve, solve_over
 from mlsh.models import ActorCritic, Hierarchy
 from mlsh.sampling import Streams
-from mlsh.sub_policies import SubPolicyReport, differences, information
+from mlsh.sub_policies import SubPolicyReport, differences, information, play_alone, report_sub_policies
 
 
 def corridor(ends):
@@ -108,8 +109,22 @@ def test_the_report_as_a_user_types_it(command, tmp_path, env):
     assert "bits about the task, of 1.00 at most" in out
 
 
+def test_ways_end_with_the_episode():
+    """Taxis that act at random, with their passenger on board: some deliver it soon."""
+    cfg = Config(env="TaxiFAMP-v0", T=300, high_len=4, num_sub_policies=2, normalise=False)
+    agent = Hierarchy.build(cfg, make_env(cfg, 1))
+    _, ways = play_alone(agent, cfg, [48, 51, 54])
+    assert ways.shape == (2, 75 * 3 * 10, 2) and 0 < np.isnan(ways).mean() < 1
+    data = {"config": dataclasses.replace(cfg, N=2, W=1, test_episodes=2, T=100)}
+    data |= {name: getattr(agent, name).state_dict() for name in ("sub_policies", "normaliser")}
+    report = report_sub_policies(data, [{"task": task, "return": 0.0, "share": [0.5, 0.5]} for task in (48, 51)])
+    assert np.isfinite(report.way).all() and np.isfinite(report.distance).all()
+
+
 def test_a_single_sub_policy_cannot_be_compared(command, tmp_path):
     flags = [*TINY, "--num_sub_policies", 1, "--record", 0, "--out", tmp_path]
     assert command("train.py", *flags)[0] == 0
     code, _, err = command("report.py", tmp_path, "--sub_policies")
     assert code == 2 and "has too few sub-policies to compare (1)" in err
+    code, _, err = command("report.py", tmp_path, "--sub_policies", "--csv", tmp_path / "x.csv")
+    assert code == 2 and "--sub_policies prints tables only" in err

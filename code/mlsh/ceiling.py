@@ -68,14 +68,15 @@ def ceilings(agent: Hierarchy, cfg: Any, tasks: Sequence[Any]) -> list[float] | 
 
     In grid worlds it is exact, and the best possible return. In worlds of points a search tries all sequences of
     decisions for each start, if there are at most `MOST_PLANS`; a plan does not react to what happens. In the mazes of
-    ants a plan is made by dynamic programming over x and y, from measured ways of the sub-policies, and ants play it.
+    ants, a plan is made by dynamic programming over x and y from measured ways of the sub-policies, and ants play it.
+    Decisions must divide the steps between two upright resets.
     """
     env = make_env(cfg, 1)
     if isinstance(env, GridWorld):
         return of_grid_world(agent, env, cfg, tasks)
     if isinstance(env, PointWorld) and agent.sub_policies.n ** math.ceil(cfg.T / cfg.high_len) <= MOST_PLANS:
         return [of_point_world(agent, cfg, task) for task in tasks]
-    if isinstance(env, AntMazesVector):
+    if isinstance(env, AntMazesVector) and env.upright_interval % cfg.high_len == 0:
         return of_mazes(agent, cfg, tasks)["return"].tolist()
     return None
 
@@ -114,14 +115,14 @@ class Ways(NamedTuple):
 
 def measure(agent: Hierarchy, cfg: Any, interval: int) -> Ways:
     """Let each sub-policy run alone on open ground until the ant would be put upright."""
-    K, h = agent.sub_policies.n, min(cfg.high_len, interval)
+    K = agent.sub_policies.n
     open_cfg = dataclasses.replace(cfg, env="AntMovement-v1", T=interval + 1)
     env = make_env(open_cfg, K * PATHS)
     rngs = Streams(cfg.seed, range(K))(0, "ceiling: ways")
     alone = torch.arange(K).repeat_interleave(PATHS)
     record, trace = play_plan(env, agent, rngs, open_cfg.rollout, lambda _: alone)
     assert trace.actions is not None
-    xy = record.obs[: interval + 1 : h, :, :2].double().numpy(force=True)
+    xy = record.obs[: interval + 1 : cfg.high_len, :, :2].double().numpy(force=True)
     effort = 0.1 * trace.actions.action.square().sum(-1).mean(0).view(K, PATHS).mean(1)
     return Ways(np.diff(xy, axis=0).reshape(-1, K, PATHS, 2), effort.double().numpy(force=True))
 
@@ -147,7 +148,6 @@ def at(free: np.ndarray, xy: np.ndarray) -> np.ndarray:
 
 def slide(free: np.ndarray, goal: np.ndarray, xy: np.ndarray, moved: np.ndarray, dt: float) -> tuple[Any, Any]:
     """Move points xy [n, 2] by `moved` [n, 2] along walls. Returns where they come to, and what the progress pays."""
-
     paid = np.zeros(len(xy))
     for _ in range(PARTS):
         step = moved / PARTS
@@ -160,7 +160,7 @@ def slide(free: np.ndarray, goal: np.ndarray, xy: np.ndarray, moved: np.ndarray,
 
 
 def plan_maze(ways: Ways, task: int, T: int, high_len: int, dt: float) -> np.ndarray:
-    """The best decisions by the model, [decisions, cells along x, cells along y]."""
+    """The best decisions by the model, [decisions, cells]; `cell_of` numbers the cells."""
     free, goal = is_free(task), np.array(MAZES[task][1], float)
     side = round(SIDE / GRID)
     place = (np.stack(np.meshgrid(*[np.arange(side)] * 2, indexing="ij"), -1).reshape(-1, 2) + 0.5) * GRID
@@ -194,7 +194,7 @@ def cell_of(xy: np.ndarray) -> np.ndarray:
 def of_mazes(agent: Hierarchy, cfg: Any, tasks: Sequence[int]) -> dict[str, np.ndarray]:
     env = make_env(cfg, len(tasks) * STARTS)
     assert isinstance(env, AntMazesVector)
-    ways = measure(agent, cfg, env.upright_interval or cfg.high_len)
+    ways = measure(agent, cfg, env.upright_interval)
     plans = np.stack([plan_maze(ways, task, cfg.T, cfg.high_len, env.dt) for task in tasks])
     of_slot = np.arange(len(tasks)).repeat(STARTS)
 

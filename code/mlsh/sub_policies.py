@@ -1,6 +1,7 @@
 """A report on the sub-policies of a run: which are used, how they differ, and what better masters could reach."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,14 +11,14 @@ from torch import Tensor
 
 from mlsh.ceiling import ceilings
 from mlsh.config import Config
-from mlsh.envs import make_env
+from mlsh.envs import make_env, max_parallel_episodes
 from mlsh.meta_test import load_agent, test_tasks, with_constant_masters
 from mlsh.models import ActorCritic, Hierarchy
 from mlsh.rollout import play
 from mlsh.sampling import Streams
 from mlsh.slots import play_episodes
 
-EPISODES = 10  # of each sub-policy alone on each task
+TASKS, EPISODES = 20, 10  # tasks at most on which sub-policies run alone, and episodes of each
 OBSERVATIONS = 5000  # at which sub-policies are compared
 USED, MOVES = 0.01, 0.1  # a share below the first is never chosen; a way below this part of the longest stands still
 
@@ -28,7 +29,7 @@ class SubPolicyReport(NamedTuple):
     share: np.ndarray  # [tasks, K], of the env steps, with the masters of the final test
     information: float  # bits that a choice tells about the task; at most log2 of the number of tasks or of K
     difference: np.ndarray  # [K, K], the total variation distance of the actions: 0 the same, 1 never the same action
-    way: np.ndarray | None  # [K, d], mean way in one decision, for environments that know positions
+    way: np.ndarray | None  # [K, 2], mean way in one decision, for environments that know positions
     distance: np.ndarray | None  # [K], its mean length
     returned: np.ndarray  # [tasks], by the masters of the final test
     without: np.ndarray  # [K, tasks], by new masters without this sub-policy
@@ -48,9 +49,9 @@ class SubPolicyReport(NamedTuple):
 
 
 def report_sub_policies(data: dict[str, Any], rows: Sequence[dict[str, Any]]) -> SubPolicyReport:
-    """Examine the sub-policies of a checkpoint. `rows` are those of its final test."""
-    cfg: Config = data["config"]
-    agent, tasks = load_agent(data, make_env(cfg, 1)), [row["task"] for row in rows]
+    """Examine the sub-policies of a checkpoint, on the CPU. `rows` are those of its final test."""
+    cfg: Config = dataclasses.replace(data["config"], device="cpu")
+    agent, tasks = load_agent(data | {"config": cfg}, make_env(cfg, 1)), [row["task"] for row in rows]
     share = np.array([row["share"] for row in rows])
     obs, ways = play_alone(agent, cfg, tasks)
     without = [
@@ -62,8 +63,8 @@ def report_sub_policies(data: dict[str, Any], rows: Sequence[dict[str, Any]]) ->
         share,
         information(share),
         differences(agent.sub_policies, obs, Streams(cfg.seed, range(1))(0, "report: actions")[0]),
-        None if ways is None else ways.mean(1),
-        None if ways is None else np.linalg.norm(ways, axis=-1).mean(1),
+        None if ways is None else np.nanmean(ways, 1),
+        None if ways is None else np.nanmean(np.linalg.norm(ways, axis=-1), 1),
         np.array([row["return"] for row in rows]),
         np.array(without),
         None if ceiling is None else np.array(ceiling),
@@ -96,12 +97,14 @@ def differences(sub_policies: ActorCritic, obs: Tensor, rng: np.random.Generator
 
 
 def play_alone(agent: Hierarchy, cfg: Config, tasks: Sequence[Any]) -> tuple[Tensor, np.ndarray | None]:
-    """Let each sub-policy run alone on each task.
+    """Let each sub-policy run alone, on as many of the tasks as can be played at once.
 
-    Returns normalised observations [S, obs], and how each sub-policy moves in one decision [K, n, d], if the
-    environment knows positions.
+    Returns normalised observations [S, obs], and how each sub-policy moves in one decision [K, n, 2], if the
+    environment knows positions; NaN after an episode's end.
     """
-    K, tasks = agent.sub_policies.n, tasks[:: -(-len(tasks) // 20)]  # twenty tasks at most
+    K = agent.sub_policies.n
+    at_once = max(1, min(TASKS, max_parallel_episodes(cfg) // (K * EPISODES)))
+    tasks = tasks[:: math.ceil(len(tasks) / at_once)]
     alone = with_constant_masters(agent, len(tasks))
     env = make_env(cfg, len(tasks) * K * EPISODES)
     env.set_task([task for task in tasks for _ in range(K)])
@@ -115,11 +118,12 @@ def play_alone(agent: Hierarchy, cfg: Config, tasks: Sequence[Any]) -> tuple[Ten
     rngs = Streams(cfg.seed, range(len(tasks) * K))(0, "report: alone")
     record, _ = play(play_episodes, env, alone, rngs, cfg.rollout, note)
     obs = record.obs[:-1][record.alive]
-    obs = agent.normaliser(obs[:: -(-len(obs) // OBSERVATIONS)])
+    obs = agent.normaliser(obs[:: math.ceil(len(obs) / OBSERVATIONS)])
     if not positions:
         return obs, None
-    at_decisions = torch.stack(positions).double()[:: cfg.high_len]  # [decisions + 1, E, d]
-    alive = record.alive[:: cfg.high_len][: len(at_decisions) - 1]
+    stride = min(cfg.high_len, len(positions) - 1)
+    at_decisions = torch.stack(positions).double()[::stride]  # [decisions + 1, E, 2]
+    alive = record.alive[::stride][: len(at_decisions) - 1]
     moved = (at_decisions[1:] - at_decisions[:-1]).view(-1, len(tasks), K, EPISODES, at_decisions.shape[-1])
     moved = torch.where(alive.view(moved.shape[:-1])[..., None], moved, torch.nan)
     ways = moved.movedim(2, 0).flatten(1, 3).numpy(force=True)

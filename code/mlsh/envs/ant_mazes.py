@@ -91,7 +91,7 @@ class AntMazesVector(HeavyAnts):
     """
 
     train_tasks, test_tasks = list(range(9)), list(range(9, 13))
-    upright_interval = 200
+    upright_interval: int = 200
     camera = {"distance": 75.0, "elevation": -90.0, "azimuth": 90.0, "lookat": np.array((24.0, 0.0, 0.0))}
 
     def __init__(
