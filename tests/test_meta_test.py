@@ -5,7 +5,7 @@ from gymnasium.spaces import Box, Discrete
 from mlsh.envs import make_env
 from mlsh.envs.base import VectorTasks
 from mlsh.envs.pool import EnvPool
-from mlsh.meta_test import adapt, adapt_in_chunks, evaluate_each_sub_policy, final_test
+from mlsh.meta_test import MasterTraining, adapt, adapt_in_chunks, evaluate_each_sub_policy, final_test
 from mlsh.models import Hierarchy
 from mlsh.rollout import collect
 from mlsh.sampling import Streams
@@ -116,3 +116,21 @@ def test_each_sub_policy_is_evaluated_alone(cfg):
     near_the_start = 50 * torch.pi * 2500 / 400**2  # the goal is within 50 pixels of the start
     for stays, walks in returns:
         assert abs(stays - near_the_start) < 1.5 and 0 < walks < stays
+
+
+def test_copies_of_sub_policies_stay_near_them_as_far_as_they_are_told(cfg):
+    agent = agent_for(cfg)
+    before, obs, far = weights(agent.sub_policies), torch.randn(100, 6), {}
+    for coefficient in (0.0, 1.0, 30.0):
+        master = agent.master.copies_of([0, 0])
+        own = agent._replace(master=master, sub_policies=agent.sub_policies.copies_of([0, 1, 0, 1]))
+        env = make_env(cfg, cfg.N * 2)
+        training = MasterTraining(own, env, [0, 1], cfg, anchor=agent.sub_policies, anchor_coef=coefficient)
+        for _ in range(5):
+            training.learn(training.collect())
+        shared = agent.sub_policies.params(obs.expand(2, -1, -1)).softmax(-1).repeat(2, 1, 1)
+        moved = own.sub_policies.params(obs.expand(4, -1, -1)).softmax(-1)
+        far[coefficient] = (moved * (moved / shared).log()).sum(-1).mean(1)
+        assert same(before, weights(agent.sub_policies))
+    assert (far[0.0] > 1e-4).all() and not torch.equal(far[0.0][:2], far[0.0][2:])  # each learns its own task
+    assert far[30.0].mean() < far[1.0].mean() / 2 and far[1.0].mean() < far[0.0].mean()

@@ -14,11 +14,11 @@ from mlsh.config import Config
 from mlsh.envs import find_preset
 from mlsh.envs.base import VectorTasks
 from mlsh.envs.pool import EnvPool
-from mlsh.models import Hierarchy
+from mlsh.models import ActorCritic, Hierarchy
 from mlsh.optim import Adam
 from mlsh.outcome import Outcome, concatenate_groups, concatenate_slots
-from mlsh.ppo import update
-from mlsh.rollout import Rollout, collect, evaluate, init_normaliser
+from mlsh.ppo import Batch, update
+from mlsh.rollout import Rollout, collect, evaluate, init_normaliser, params_of
 from mlsh.runs import checkpoint
 from mlsh.sampling import Streams, Task, tasks_to_test
 from mlsh.settings import AdaptationSettings, RunSettings
@@ -52,7 +52,10 @@ def with_new_masters(agent: Hierarchy, groups: Sequence[int], seed: int) -> Hier
 
 
 class MasterTraining:
-    """PPO of an agent's masters, one per task. Sub-policies and normaliser stay as they are.
+    """PPO of an agent's masters, one per task. The normaliser stays as it is, and so do shared sub-policies.
+
+    Where each master has sub-policies of its own, they learn, too. Their loss grows with the KL divergence from those
+    of `anchor`, as in Igl et al. (2019).
 
     A flat policy that starts from scratch has no normaliser statistics yet, and gets them as in training. The env steps
     of its first statistics are not counted.
@@ -65,9 +68,14 @@ class MasterTraining:
         tasks: Sequence[Task],
         cfg: Config,
         groups: Sequence[int] | None = None,
+        anchor: ActorCritic | None = None,
+        anchor_coef: float = 0.0,
     ) -> None:
         """`env` has `cfg.N` slots per task. `groups`: the tasks' numbers among all, which select random streams."""
         self._agent, self._env, self._cfg = agent, env, cfg
+        self._anchor, self._sub_ppo = anchor, dataclasses.replace(cfg.sub_ppo(0), anchor_coef=anchor_coef)
+        if anchor:
+            self._sub_optimizer = Adam(agent.sub_policies, cfg.sub_lr, per_member=True)
         self._streams = Streams(cfg.seed, groups or range(len(tasks)))
         self._optimizer = Adam(agent.master, cfg.master_lr)
         self._flat = not agent.sub_policies.n
@@ -78,14 +86,26 @@ class MasterTraining:
 
     def collect(self) -> Rollout:
         self._rngs = self._streams(self._updates, "test: warm-up")
-        return collect(self._env, self._agent, self._rngs, self._cfg.rollout, for_sub_policies=False)
+        return collect(
+            self._env, self._agent, self._rngs, self._cfg.rollout, for_sub_policies=self._anchor is not None
+        )
 
     def learn(self, rollout: Rollout) -> None:
         """Update the masters from the rollout that was collected last."""
         update(self._agent.master, self._optimizer, rollout.master, self._rngs, self._cfg.master_ppo)
+        if self._anchor:
+            assert rollout.sub_policies is not None
+            batch = anchored(rollout.sub_policies, self._anchor)
+            update(self._agent.sub_policies, self._sub_optimizer, batch, self._rngs, self._sub_ppo)
         if self._flat:
             self._agent.normaliser.update(rollout.obs)
         self._updates += 1
+
+
+@torch.no_grad()
+def anchored(batch: Batch, anchor: ActorCritic) -> Batch:
+    """A batch of sub-policies that belong to single masters, with the params of the `anchor`'s K as its anchor."""
+    return batch._replace(anchor=params_of(anchor, batch.obs, batch.member % anchor.n))
 
 
 def adapt(
@@ -225,7 +245,7 @@ class Learner(Protocol):
 
 
 class MasterLearner:
-    """Trains new masters over the sub-policies of an MLSH run.
+    """Trains new masters over the sub-policies of an MLSH run. With a finite `sub_kl` copies of these learn, too.
 
     A run with a single, shared policy (K = 1) is fine-tuned instead, and one without sub-policies (K = 0) is PPO from
     scratch.
@@ -234,7 +254,9 @@ class MasterLearner:
     def __init__(
         self, data: dict[str, Any], cfg: Config, env: VectorTasks, learners: int, settings: AdaptationSettings
     ) -> None:
-        given = settings.given("N", "high_len", "master_sees", "master_gamma", "master_lr", "master_minibatch")
+        given = settings.given(
+            "N", "high_len", "master_sees", "master_gamma", "master_lr", "master_minibatch", "sub_lr"
+        )
         cfg = dataclasses.replace(cfg, **given)
         agent = load_agent(data | {"config": cfg}, env) if cfg.num_sub_policies else Hierarchy.build(cfg, env)
         if cfg.num_sub_policies == 1:
@@ -250,8 +272,12 @@ class MasterLearner:
     def learn(self, tasks: list[Task], chunk: range, pool: EnvPool) -> tuple[np.ndarray, list[Outcome]]:
         cfg, settings = self.cfg, self._settings
         masters, normaliser = self._agent.master.copies_of(chunk), self._agent.normaliser.copy()
-        agent = self._agent._replace(master=masters, normaliser=normaliser)
-        training = MasterTraining(agent, pool.env(cfg.N * len(tasks), tasks), tasks, cfg, chunk)
+        agent, anchor = self._agent._replace(master=masters, normaliser=normaliser), None
+        if agent.K and settings.sub_kl < math.inf:
+            anchor = agent.sub_policies
+            agent = agent._replace(sub_policies=anchor.copies_of([*range(anchor.n)] * len(tasks)))
+        env = pool.env(cfg.N * len(tasks), tasks)
+        training = MasterTraining(agent, env, tasks, cfg, chunk, anchor, settings.sub_kl)
         streams, outcomes, env_steps = Streams(settings.seed, chunk), [], [0]
         for i in range(settings.updates + 1):
             rollout = training.collect()

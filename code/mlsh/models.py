@@ -210,11 +210,24 @@ class HasSpaces(Protocol):
 
 
 class Hierarchy(NamedTuple):
-    """The agent: G masters θ, one per task group, the K sub-policies φ that they share, and a normaliser."""
+    """The agent: G masters θ, one per task group, the K sub-policies φ that they share, and a normaliser.
+
+    In a test in which sub-policies adapt, each master has K of its own: `sub_policies` holds G · K, master by master.
+    """
 
     master: ActorCritic
     sub_policies: ActorCritic
     normaliser: Normaliser
+
+    @property
+    def K(self) -> int:
+        """The number of sub-policies that a master chooses from; 0 for flat policies."""
+        return self.master.action_size if self.sub_policies.n else 0
+
+    @property
+    def sets(self) -> int:
+        """The number of sets of K sub-policies: 1 if the masters share them, else G; 0 for flat policies."""
+        return self.sub_policies.n // self.K if self.K else 0
 
     @classmethod
     def build(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Distribution, kl_divergence
 
 from mlsh.compiled import compiled, mark_any_size
 from mlsh.minibatches import Layout, MinibatchLayout
@@ -31,6 +31,7 @@ class PPOSettings:
     entropy_coef: float = 0.0
     dual_clip: float = 0.0  # largest ratio from which a bad action is learned; 0 for no limit
     target_kl: float = 0.0  # divergence above which a member makes no further epoch; 0 for no limit
+    anchor_coef: float = 0.0  # coefficient of the KL divergence from a batch's `anchor`
 
 
 class Batch(NamedTuple):
@@ -45,6 +46,7 @@ class Batch(NamedTuple):
     member: Tensor  # [S], the index of the network that acted, among the policy's n
     group: Tensor  # [S]
     importance: Tensor | None = None  # [S], importance weights, compared within a member; None for equal ones
+    anchor: Tensor | None = None  # [S, A or 2A], params of policies from which the learned ones are not to go far
 
     def select(self, which: Tensor) -> Self:
         """The samples at `which`, a boolean mask [S] or indices."""
@@ -132,7 +134,8 @@ def update(
     within each group and member. Importance weights are scaled to a mean of 1 within each member.
 
     With a `target_kl` a member stops after the first epoch in which its mean KL divergence from the behaviour policy
-    exceeds it; this needs an `optimizer` with `per_member`. `rngs`: one generator per group. `layout`: how samples are
+    exceeds it; this needs an `optimizer` with `per_member`. With an `anchor_coef` the loss grows with the KL divergence
+    of a policy from the batch's `anchor`. `rngs`: one generator per group. `layout`: how samples are
     dealt out to minibatches, if `batch` holds only some members' samples.
 
     Returns `FIGURES` by name, [n] each. They are measured over the whole batch after the update, without importance
@@ -152,7 +155,10 @@ def update(
     on_device = torch.from_numpy(mean_weights).to(device)
     learn = compiled(gradients) if policy.compiled else gradients
     parameters = list(policy.parameters())
-    coefficients = (settings.clip, settings.dual_clip, settings.value_coef, settings.entropy_coef)
+    coefficients = (
+        *(settings.clip, settings.dual_clip),
+        *(settings.value_coef, settings.entropy_coef, settings.anchor_coef),
+    )
     if policy.compiled:
         mark_any_size(batch)
     index = on_device  # a placeholder, which every epoch replaces
@@ -210,6 +216,7 @@ def gradients(
     dual_clip: float,
     value_coef: float,
     entropy_coef: float,
+    anchor_coef: float = 0.0,
     with_kl: bool = False,
 ) -> tuple[Sequence[Tensor], Tensor | None]:
     """The gradient of each parameter from a minibatch, and with `with_kl` each member's mean KL divergence [n].
@@ -223,7 +230,10 @@ def gradients(
     kl = (objective.kl * mean_weights).sum(1).detach() if with_kl else None
     if batch.importance is not None:
         mean_weights = mean_weights * batch.importance[index]
-    loss = (total_loss(objective, new, value_coef, entropy_coef) * mean_weights).sum()
+    loss = total_loss(objective, new, value_coef, entropy_coef)
+    if batch.anchor is not None:
+        loss = loss + anchor_coef * kl_divergence(new, policy.distribution(batch.anchor[index]))
+    loss = (loss * mean_weights).sum()
     return torch.autograd.grad(loss, list(policy.parameters())), kl
 
 

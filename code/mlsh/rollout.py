@@ -97,7 +97,7 @@ def collect(
         master = master_batch(record, trace, obs, agent.master, settings)
         learned = for_sub_policies and agent.sub_policies.n > 0
         sub_policies = sub_policy_batch(record, trace, obs, agent, settings) if learned else None
-        outcome = Outcome.of(record, trace.active, agent.master.n, agent.sub_policies.n)
+        outcome = Outcome.of(record, trace.active, agent.master.n, agent.K)
         return Rollout(master, sub_policies, record.obs[:-1].flatten(0, 1), outcome)
 
 
@@ -108,7 +108,7 @@ def evaluate(
     """Play one evaluation episode per slot, of at most `settings.T` steps. Arguments as for `collect`."""
     with env.rollout_context():
         record, trace = play(play_episodes, env, agent, rngs, settings, on_step)
-        return Outcome.of(record, trace.active, agent.master.n, agent.sub_policies.n)
+        return Outcome.of(record, trace.active, agent.master.n, agent.K)
 
 
 def init_normaliser(env: VectorTasks, agent: Hierarchy, rngs: Generators, settings: RolloutSettings) -> int:
@@ -159,7 +159,8 @@ class HierarchyActor(Actor):
         self._active.append(self._z)
         if not self._agent.sub_policies.n:
             return self._decisions[-1].action
-        self._actions.append(act(self._agent.sub_policies, obs, self._z, self._noise.of_actions[slots.t]))
+        noise = self._noise.of_actions[slots.t]
+        self._actions.append(act(self._agent.sub_policies, obs, self._z, noise, self._agent.sets))
         return self._actions[-1].action
 
     def _decide(self, obs: Tensor, slots: Slots) -> None:
@@ -225,11 +226,21 @@ def decide(
     return PolicyStep(params, z)
 
 
-def act(sub_policies: ActorCritic, obs: Tensor, z: Tensor, noise: Tensor) -> PolicyStep:
-    """What the sub-policies z [E] do at normalised observations [E, obs]."""
-    of_all = sub_policies.params(obs.expand(sub_policies.n, *obs.shape))  # [K, E, A or 2A]
-    params = of_all[z, torch.arange(len(z), device=z.device)]
+def act(sub_policies: ActorCritic, obs: Tensor, z: Tensor, noise: Tensor, sets: int = 1) -> PolicyStep:
+    """What the sub-policies z [E] do at normalised observations [E, obs]; for `sets` see `params_of`."""
+    params = params_of(sub_policies, obs, z, sets)
     return PolicyStep(params, sub_policies.sample(params, noise))
+
+
+def params_of(sub_policies: ActorCritic, obs: Tensor, z: Tensor, sets: int = 1) -> Tensor:
+    """The params [E, A or 2A] of the sub-policies z [E] at observations [E, obs].
+
+    With several `sets` of K sub-policies each, every set acts in its block of neighbouring slots.
+    """
+    blocks = obs.view(sets, 1, -1, obs.shape[-1]).expand(-1, sub_policies.n // sets, -1, -1)  # [sets, K, E / sets, obs]
+    of_all = sub_policies.params(blocks.flatten(0, 1)).unflatten(0, blocks.shape[:2])
+    slot = torch.arange(len(z), device=z.device).view(sets, -1)
+    return of_all[slot // slot.shape[1], z.view(sets, -1), slot % slot.shape[1]].flatten(0, 1)
 
 
 def stacked(steps: Sequence[PolicyStep]) -> PolicyStep:
@@ -305,15 +316,17 @@ def sub_policy_batch(
     assert trace.actions is not None
     group = groups_of_slots(E, agent.master.n, obs.device)
     active_to_the_end = torch.cat((active, active[-1:]))  # [T + 1, E]
-    value = values(sub_policies, obs.flatten(0, 1), active_to_the_end.flatten()).view(T + 1, E)
+    of_steps = obs.flatten(0, 1), active_to_the_end.flatten(), group.expand(T + 1, E).flatten()
+    value = values_of_sub_policies(agent, *of_steps).view(T + 1, E)
     step, slot, truncated_obs = record.truncations
     following = value[1:].clone()
-    following[step, slot] = values(sub_policies, truncated_obs, active[step, slot])
+    following[step, slot] = values_of_sub_policies(agent, truncated_obs, active[step, slot], group[slot])
     following = torch.where(record.terminated, 0, following)
     goes_on = ~(record.terminated | record.truncated)
     goes_on[-1] = False
     advantage = gae(record.reward * settings.reward_scale, value[:-1], following, goes_on, settings.gamma, settings.lam)
-    batch = batch_of(sub_policies, obs[:-1], trace.actions, advantage, value[:-1], active, group)
+    member = active + agent.K * group if agent.sets > 1 else active
+    batch = batch_of(sub_policies, obs[:-1], trace.actions, advantage, value[:-1], member, group)
     if not settings.explore:
         return batch
     weights = importance(trace.decisions, settings.explore).gather(0, trace.decision_of_steps())
@@ -343,6 +356,18 @@ def values(policy: ActorCritic, obs: Tensor, member: Tensor) -> Tensor:
         for x, m in zip(obs.split(VALUES_AT_ONCE), member.split(VALUES_AT_ONCE), strict=True)
     ]
     return torch.cat(found)
+
+
+def values_of_sub_policies(agent: Hierarchy, obs: Tensor, active: Tensor, group: Tensor) -> Tensor:
+    """The value [S] of each observation [S, obs] by the sub-policy `active` [S] of its group's master."""
+    if agent.sets == 1:
+        return values(agent.sub_policies, obs, active)
+    found = torch.zeros(len(obs), device=obs.device)
+    for g in range(agent.sets):
+        own, which = agent.sub_policies.view_of(range(g * agent.K, (g + 1) * agent.K)), group == g
+        if which.any():
+            found[which] = values(own, obs[which], active[which])
+    return found
 
 
 def groups_of_slots(E: int, G: int, device: torch.device) -> Tensor:

@@ -252,7 +252,13 @@ class HardwareSettings(Settings):
 class AdaptationSettings(Settings):
     """How evaluate.py learns tasks with the networks of finished runs."""
 
-    RENAMED: ClassVar[dict[str, str]] = {"look": "eval_episodes", "hlr": "master_lr", "bs": "master_minibatch"}
+    RENAMED: ClassVar[dict[str, str]] = {
+        "look": "eval_episodes",
+        "hlr": "master_lr",
+        "bs": "master_minibatch",
+        "lr": "sub_lr",
+        "adapt_low": "sub_kl",
+    }
 
     updates: CountOrZero = 20
     """PPO updates per master."""
@@ -276,6 +282,11 @@ class AdaptationSettings(Settings):
     """Learning rate (option-critic: that of the critic); 0 for that of the run."""
     master_minibatch: CountOrZero = 0
     """Decisions per minibatch of a master; 0 for that of the run."""
+    sub_kl: Annotated[float, Constraint(lambda x: x >= 0, "use 0 or a positive number, or inf")] = math.inf
+    """Coefficient of the KL divergence from the run's sub-policies, of which copies learn with each master; inf freezes
+    them."""
+    sub_lr: NonNegative = 0.0
+    """Learning rate of these copies; 0 for that of the run."""
 
     def given(self, *names: str) -> dict[str, Any]:
         """The named fields that are not 0; 0 means the run's own value."""

@@ -8,10 +8,13 @@ from mlsh.envs import (  # noqa: F401
     ant_mazes,
     ant_movement,
     fourrooms,
+    humanoid,
     key_door,
     movement_bandits,
     movement_bandits_conv,
+    swimmer_bandits,
     taxi,
+    walker_obstacles,
 )
 from mlsh.envs.old_gym import OldGymTasks
 from mlsh.envs.registry import (

@@ -7,18 +7,17 @@ import numpy as np
 import torch
 from gymnasium.spaces import Box
 
-from mlsh.envs.ants import NO_COLLISION, is_upright, light_ant, normalise_quaternions
+from mlsh.envs.ants import NO_COLLISION, is_upright, normalise_quaternions
 from mlsh.envs.base import SingleEnv
-from mlsh.envs.mujoco_tasks import MujocoTasks
+from mlsh.envs.mujoco_tasks import MujocoTasks, add_com_sensors, gymnasium_model
 from mlsh.envs.registry import register
 
 TARGETS = np.array(((5.0, 0.0), (0.0, 5.0)))  # positions of the target's two slide joints, for each task
 FRAME = 10.0  # half the side of the square that is drawn around the world
 
 
-def build_model() -> mujoco.MjModel:
-    """Build Gymnasium's ant, the hidden target, a drawn frame, and sensors of both centres of mass."""
-    spec = light_ant()
+def add_target(spec: mujoco.MjSpec) -> None:
+    """Add a target on two slide joints, a red ball that touches nothing, and draw a frame around the world."""
     target = spec.worldbody.add_body(name="target", pos=(0.19, -0.19, 0.01))
     for name, axis, ref in (("target_x", (1, 0, 0), 0.1), ("target_y", (0, 1, 0), -0.1)):
         slide = {"type": mujoco.mjtJoint.mjJNT_SLIDE, "axis": axis, "ref": ref, "range": (-9, 9), "limited": True}
@@ -29,9 +28,13 @@ def build_model() -> mujoco.MjModel:
     for start, end in zip(corners, corners[1:] + corners[:1], strict=True):
         bar = {"type": mujoco.mjtGeom.mjGEOM_CAPSULE, "fromto": (*start, *end), "size": (0.1, 0, 0)}
         spec.worldbody.add_geom(rgba=(0.9, 0.4, 0.6, 1), **bar, **NO_COLLISION)
-    for body in ("torso", "target"):
-        objtype = mujoco.mjtObj.mjOBJ_BODY
-        spec.add_sensor(name=f"{body}_com", type=mujoco.mjtSensor.mjSENS_SUBTREECOM, objtype=objtype, objname=body)
+
+
+def build_model() -> mujoco.MjModel:
+    """Build Gymnasium's ant, the hidden target, and sensors of both centres of mass."""
+    spec = gymnasium_model("ant.xml")
+    add_target(spec)
+    add_com_sensors(spec, "torso", "target")
     return spec.compile()
 
 

@@ -1,16 +1,14 @@
 """What the ant families share: Gymnasium's ant, the heavy ant of the original's courses, and walls."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import gymnasium.envs.mujoco
 import mujoco
 import numpy as np
 import torch
 from gymnasium.spaces import Box
 
-from mlsh.envs.mujoco_tasks import MujocoTasks
+from mlsh.envs.mujoco_tasks import MujocoTasks, gymnasium_model
 
 NQ, NV = 15, 14  # of the ant alone; whatever else moves comes after it in qpos and qvel
 HEAVY_MASS = 40.0  # kg
@@ -20,21 +18,9 @@ BOX = mujoco.mjtGeom.mjGEOM_BOX
 GREEN, RED, WHITE = (0.2, 0.9, 0.2, 1), (0.9, 0.2, 0.2, 1), (0.9, 0.9, 0.9, 1)
 
 
-def light_ant() -> mujoco.MjSpec:
-    """Return Gymnasium's ant as a spec, with contacts that begin 10 mm above the floor.
-
-    MuJoCo adds the margins of two geoms; before 3.5.0 it took the larger one. With a margin of 0 for the floor, both
-    give the margin of the foot.
-    """
-    path = Path(gymnasium.envs.mujoco.__file__).parent / "assets" / "ant.xml"
-    spec = mujoco.MjSpec.from_string(path.read_text().replace('coordinate="local"', ""))
-    spec.geom("floor").margin = 0
-    return spec
-
-
 def heavy_ant() -> mujoco.MjSpec:
     """Return the original's `ant_v2` as a spec: a long torso with a head, front hips further ahead, 40 kg."""
-    spec = light_ant()
+    spec = gymnasium_model("ant.xml")
     spec.option.timestep = 0.005
     spec.geom("floor").size = 80, 80, 40  # how far it is drawn; physically it has no end
     torso = spec.geom("torso_geom")

@@ -3,8 +3,10 @@
 import contextlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import gymnasium.envs.mujoco
 import mujoco
 import mujoco.rollout
 import numpy as np
@@ -19,12 +21,31 @@ from mlsh.errors import RenderingUnavailable
 DIVERGED_ABOVE = 1e3  # of a position or velocity; in simulations that have not diverged they stay below 1e2
 
 
+def gymnasium_model(name: str) -> mujoco.MjSpec:
+    """Return one of Gymnasium's MuJoCo models, such as "ant.xml", as a spec whose floor has no margin.
+
+    MuJoCo adds the margins of two geoms; before 3.5.0 it took the larger one. With a margin of 0 for the floor, both
+    give the margin of the foot.
+    """
+    path = Path(gymnasium.envs.mujoco.__file__).parent / "assets" / name
+    spec = mujoco.MjSpec.from_string(path.read_text().replace('coordinate="local"', ""))
+    spec.geom("floor").margin = 0
+    return spec
+
+
+def add_com_sensors(spec: mujoco.MjSpec, *bodies: str) -> None:
+    """Add sensors of the centres of mass of bodies and all that hangs on them: x, y and z in metres, one substep old."""
+    for body in bodies:
+        kind = {"type": mujoco.mjtSensor.mjSENS_SUBTREECOM, "objtype": mujoco.mjtObj.mjOBJ_BODY}
+        spec.add_sensor(name=f"{body}_com", objname=body, **kind)
+
+
 class MujocoTasks(VectorTasks):
     """A family of tasks simulated by MuJoCo on a pool of threads. Control and state are on the CPU, as MuJoCo is.
 
     An episode diverges if its state is no longer finite or exceeds 1e3. It then keeps its last good state, terminates,
     and is flagged in `info["diverged"]`. Its last reward is what standing still in that state pays, for this step and
-    every step that is missing until the time limit.
+    every step that is missing until the time limit. With `pays_after_divergence = False` it is 0 instead.
 
     A subclass sets `frame_skip` and `camera` (attributes of a MuJoCo camera) and defines:
 
@@ -38,6 +59,7 @@ class MujocoTasks(VectorTasks):
 
     frame_skip: int
     camera: dict[str, Any]
+    pays_after_divergence = True
     picture, window = (480, 360), (960, 720)  # width and height
 
     def __init__(
@@ -84,6 +106,10 @@ class MujocoTasks(VectorTasks):
         self, qpos_before: np.ndarray, actions: np.ndarray, qpos: np.ndarray, sensors: np.ndarray
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         raise NotImplementedError
+
+    def _ended(self, qpos: np.ndarray) -> np.ndarray:
+        """Return which episodes the rules end with a step that leads to `qpos` [E, nq], as bool [E]."""
+        return np.zeros(len(qpos), bool)
 
     def _edit_state(self, state: np.ndarray) -> None:
         """Change `state` [E, 1 + nq + nv] in place after a control step, where the rules ask for more than physics."""
@@ -132,11 +158,12 @@ class MujocoTasks(VectorTasks):
         if any_diverged:
             elapsed = self._elapsed.numpy(force=True)
             steps_missing = (self.max_episode_steps or elapsed) - elapsed + 1
-            reward = np.where(diverged, reward * steps_missing, reward)
+            reward = np.where(diverged, reward * steps_missing * self.pays_after_divergence, reward)
         self._edit_state(state)
         self._state, self._sensors = state, sensors
         info = {name: self._tensor(x) for name, x in values.items()}
-        terminated = info["diverged"] = torch.from_numpy(diverged).to(self.device)
+        info["diverged"] = torch.from_numpy(diverged).to(self.device)
+        terminated = torch.from_numpy(diverged | self._ended(qpos)).to(self.device)
         return self._tensor(self._observe(*self._split(state))), self._tensor(reward), terminated, info
 
     @contextlib.contextmanager
