@@ -21,6 +21,7 @@ from mlsh.errors import UserError, command
 from mlsh.harness.analyses import PASSED, SEPARATED, SOLVED, print_table
 from mlsh.harness.finished import Run, read_run
 from mlsh.harness.page import Table, write_page
+from mlsh.outcome import most_information
 from mlsh.runs import checkpoint
 from mlsh.runs.files import make_folder, safe_name, write_whole
 from mlsh.runs.log import final_test_tables
@@ -227,7 +228,8 @@ def print_sub_policies(run: Run) -> None:
     print(run.folder)
     for header, cells in tabulate_sub_policies(report, [f"{row['task']} ({row['label']})" for row in rows]):
         print_table(header, cells)
-    print(f"The choice tells {report.information:.2f} bits about the task, of {report.most_information:.2f} at most.")
+    at_most = most_information(report.share)
+    print(f"The choice tells {report.information:.2f} bits about the task, of {at_most:.2f} at most.")
 
 
 @command

@@ -35,7 +35,11 @@ def test_the_model_is_gymnasiums_and_the_ceiling_is_the_originals():
                 names = {m.geom(int(g)).name for pair in data.contact.geom for g in pair}
                 assert ("ceiling" in names) == (touches and inside)
         box = solid.geom("ceiling")
-        assert (box.pos - box.size).tolist() == [x[0], -11.5, 1.0] and (box.pos + box.size).tolist() == [x[1], 11.5, 2.0]
+        assert (box.pos - box.size).tolist() == [x[0], -11.5, 1.0] and (box.pos + box.size).tolist() == [
+            x[1],
+            11.5,
+            2.0,
+        ]
         assert model.geom("floor").margin == 0 and model.geom("ceiling").rgba[3] == 0 < solid.geom("ceiling").rgba[3]
 
 
@@ -49,7 +53,7 @@ def test_episodes_follow_the_rules():
     start = env.state[:, 1].copy()
     env.set_task(WALK)  # from the next reset on
     com = None
-    for t in range(60):
+    for _ in range(60):
         before, action = env.state.copy(), draw.uniform(-1.5, 1.5, (4, 17)).astype(np.float32)
         obs, reward, terminated, truncated, info = env.step(torch.tensor(action))
         after = [simulated(models[CRAWL if e < 2 else WALK], before[e], action[e]) for e in range(4)]

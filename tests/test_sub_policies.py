@@ -14,8 +14,9 @@ from mlsh.config import Config
 from mlsh.envs import make_env
 from mlsh.envs.grid_world import Dynamics, solve, solve_over
 from mlsh.models import ActorCritic, Hierarchy
+from mlsh.outcome import information
 from mlsh.sampling import Streams
-from mlsh.sub_policies import SubPolicyReport, differences, information, play_alone, report_sub_policies
+from mlsh.sub_policies import SubPolicyReport, differences, play_alone, report_sub_policies
 
 
 def corridor(ends):

@@ -10,9 +10,11 @@ import torch
 
 from mlsh.baselines.option_critic import OptionCriticConfig, OptionCriticLearner
 from mlsh.baselines.rl2 import RL2Config, RL2Learner
+from mlsh.ceiling import of_grid_world
 from mlsh.config import Config
 from mlsh.envs import find_preset
 from mlsh.envs.base import VectorTasks
+from mlsh.envs.grid_world import GridWorld
 from mlsh.envs.pool import EnvPool
 from mlsh.models import ActorCritic, Hierarchy
 from mlsh.optim import Adam
@@ -86,9 +88,7 @@ class MasterTraining:
 
     def collect(self) -> Rollout:
         self._rngs = self._streams(self._updates, "test: warm-up")
-        return collect(
-            self._env, self._agent, self._rngs, self._cfg.rollout, for_sub_policies=self._anchor is not None
-        )
+        return collect(self._env, self._agent, self._rngs, self._cfg.rollout, for_sub_policies=self._anchor is not None)
 
     def learn(self, rollout: Rollout) -> None:
         """Update the masters from the rollout that was collected last."""
@@ -152,7 +152,8 @@ def test_tasks(
 
     Returns one row per task, and the env steps taken. A row holds the task and its label, the mean return and its
     standard error, each sub-policy's share of the env steps, the return of each sub-policy alone, the means of what the
-    environment reported in the last steps, and the best possible return where it is known. `env` itself is not played.
+    environment reported in the last steps, and where they are known the best possible return, and that of any master
+    over these sub-policies. `env` itself is not played.
     """
     updates, best = cfg.W or cfg.U, env.optimal_returns(cfg.T)
     episodes = cfg.N * updates + cfg.test_episodes * (1 + cfg.num_sub_policies)
@@ -161,6 +162,7 @@ def test_tasks(
         outcome = evaluate_masters(adapted, tasks, pool, "test: play")
         returns_alone, alone = evaluate_each_sub_policy(agent, tasks, pool)
     returns, final = outcome.episode_return.double(), outcome.final_means()  # [tasks, episodes]
+    over_these = of_grid_world(agent, env, cfg, tasks) if agent.K and isinstance(env, GridWorld) else None
     rows = [
         {
             "task": task,
@@ -171,6 +173,7 @@ def test_tasks(
             "sub_policy_returns": [round(x, 4) for x in returns_alone[j]],
             **{name: means[j] for name, means in final.items()},
             **({"best_return": best[task]} if best else {}),
+            **({"best_master": over_these[j]} if over_these else {}),
         }
         for j, task in enumerate(tasks)
     ]

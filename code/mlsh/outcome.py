@@ -1,13 +1,29 @@
 """Results of played episodes: returns, lengths, and each sub-policy's share of the steps."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mlsh.slots import SlotRecord
+
+USED = 0.01  # a sub-policy with a smaller share of the env steps counts as never chosen
+
+
+def information(share: np.ndarray) -> float:
+    """The mutual information of task and choice in bits, for shares [tasks, K] and equally likely tasks."""
+
+    def entropy(p: np.ndarray) -> Any:
+        return -(p * np.log2(np.where(p > 0, p, 1))).sum(-1)
+
+    return float(entropy(share.mean(0)) - entropy(share).mean())
+
+
+def most_information(share: np.ndarray) -> float:
+    """What `information` is at most: log2 of the number of tasks or of K, whichever is smaller."""
+    return float(np.log2(min(share.shape)))
 
 
 class Outcome(NamedTuple):

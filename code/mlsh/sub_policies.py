@@ -14,13 +14,14 @@ from mlsh.config import Config
 from mlsh.envs import make_env, max_parallel_episodes
 from mlsh.meta_test import load_agent, test_tasks, with_constant_masters
 from mlsh.models import ActorCritic, Hierarchy
+from mlsh.outcome import USED, information
 from mlsh.rollout import play
 from mlsh.sampling import Streams
 from mlsh.slots import play_episodes
 
 TASKS, EPISODES = 20, 10  # tasks at most on which sub-policies run alone, and episodes of each
 OBSERVATIONS = 5000  # at which sub-policies are compared
-USED, MOVES = 0.01, 0.1  # a share below the first is never chosen; a way below this part of the longest stands still
+MOVES = 0.1  # a sub-policy whose way is below this part of the longest stands still
 
 
 class SubPolicyReport(NamedTuple):
@@ -34,10 +35,6 @@ class SubPolicyReport(NamedTuple):
     returned: np.ndarray  # [tasks], by the masters of the final test
     without: np.ndarray  # [K, tasks], by new masters without this sub-policy
     ceiling: np.ndarray | None  # [tasks], see `ceiling.ceilings`
-
-    @property
-    def most_information(self) -> float:
-        return float(np.log2(min(self.share.shape)))
 
     def state(self, k: int) -> str:
         """Whether a sub-policy is dead: never chosen, or standing still."""
@@ -69,15 +66,6 @@ def report_sub_policies(data: dict[str, Any], rows: Sequence[dict[str, Any]]) ->
         np.array(without),
         None if ceiling is None else np.array(ceiling),
     )
-
-
-def information(share: np.ndarray) -> float:
-    """The mutual information of task and choice in bits, for shares [tasks, K] and equally likely tasks."""
-
-    def entropy(p: np.ndarray) -> Any:
-        return -(p * np.log2(np.where(p > 0, p, 1))).sum(-1)
-
-    return float(entropy(share.mean(0)) - entropy(share).mean())
 
 
 @torch.no_grad()

@@ -34,7 +34,7 @@ def gymnasium_model(name: str) -> mujoco.MjSpec:
 
 
 def add_com_sensors(spec: mujoco.MjSpec, *bodies: str) -> None:
-    """Add sensors of the centres of mass of bodies and all that hangs on them: x, y and z in metres, one substep old."""
+    """Add sensors of the centres of mass of bodies, with all that hangs on them: x, y and z, one substep old."""
     for body in bodies:
         kind = {"type": mujoco.mjtSensor.mjSENS_SUBTREECOM, "objtype": mujoco.mjtObj.mjOBJ_BODY}
         spec.add_sensor(name=f"{body}_com", objname=body, **kind)

@@ -9,13 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, NamedTuple
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 from mlsh import compiled, parallel
 from mlsh.config import Config
 from mlsh.errors import UserError
-from mlsh.outcome import Outcome, concatenate_groups
+from mlsh.outcome import USED, Outcome, concatenate_groups, information, most_information
 from mlsh.progress import progress_bar
 from mlsh.runs.files import write_whole, writing
 from mlsh.runs.metrics import MetricsFile, Row, highest_mean, means_of, read_metrics
@@ -284,9 +285,18 @@ def print_results(results: Mapping[str, Any], run: Run[Any]) -> None:
     for table, rows in final_test_tables(results).items():
         for row in rows:
             task = f"{'held-out ' if table == 'held_out' else ''}task {row['task']} ({row['label']})"
-            best = f" (best possible: {row['best_return']:.4g})" if "best_return" in row else ""
+            best = f"best possible: {row['best_return']:.4g}" if "best_return" in row else ""
+            best += f", by a master over these sub-policies: {row['best_master']:.4g}" if "best_master" in row else ""
+            best = f" ({best})" if best else ""
             mean = f"return {row['return']:.4g} ± {row['standard_error']:.2g}{best}"
             print(f"{task}: {mean}, shares {row['share']}")
+    shares = np.array([row["share"] for row in results.get("test", ())])
+    if shares.size and min(shares.shape) > 1:
+        unused = ", ".join(map(str, np.flatnonzero(shares.max(0) < USED))) or "none"
+        print(
+            f"sub-policies: the choice tells {information(shares):.2f} bits about the task, "
+            f"of {most_information(shares):.2f} at most; never chosen: {unused}"
+        )
     has_videos = any((run.folder / "videos").glob("*"))
     files = "results.json, curves.png and videos/" if has_videos else "results.json and curves.png"
     print(f"{results['env_steps']:,} env steps in {results['seconds']:.0f} s; see {files} in {run.shown}")
