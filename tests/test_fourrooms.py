@@ -1,8 +1,8 @@
 import csv
 import functools
 import json
-import re
 import random
+import re
 from collections import Counter
 
 import gymnasium as gym

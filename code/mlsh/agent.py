@@ -13,7 +13,6 @@ from gymnasium.spaces import Box, Dict, Discrete, Tuple, flatten
 from gymnasium.utils import RecordConstructorArgs
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space, iterate
-from torch import Tensor
 
 from mlsh.config import Config
 from mlsh.envs import find_id
@@ -97,8 +96,8 @@ class Agent:
         if not deterministic:
             noise = self.sub_policies.noise(rng or self._rng, B)
         device = self.sub_policies.device
-        inputs: list[Tensor] = [torch.from_numpy(x).to(device) for x in (rows, chosen.astype(np.int64), noise)]
-        actions = act(self.sub_policies, self._normalise(inputs[0]), *inputs[1:]).action.cpu().numpy()
+        x, z, noise_tensor = (torch.from_numpy(x).to(device) for x in (rows, chosen.astype(np.int64), noise))
+        actions = act(self.sub_policies, self._normalise(x), z, noise_tensor).action.cpu().numpy()
         native = np.asarray(self._native_actions(actions) if self._native_actions else actions)
         return native if batched else native[0]
 
