@@ -1,5 +1,6 @@
 """Film a checkpoint's agent with an untrained and a trained master: python render.py --help"""
 
+import dataclasses
 from dataclasses import dataclass
 from inspect import cleandoc
 from pathlib import Path
@@ -9,17 +10,18 @@ import tyro
 
 from mlsh.config import Config
 from mlsh.envs import make_env
+from mlsh.envs.mujoco_tasks import MujocoTasks
 from mlsh.errors import UserError, command
 from mlsh.meta_test import adapt, load_agent, transferred
 from mlsh.runs import checkpoint
 from mlsh.runs.files import safe_name
 from mlsh.runs.film import film
 from mlsh.sampling import Streams, find_task
-from mlsh.settings import Count, CountOrZero, NonNegative, Settings, alias, cli
+from mlsh.settings import Count, CountOrZero, MasterSettings, cli
 
 
-@dataclass
-class Args(Settings):
+@dataclass(kw_only=True)
+class Args(MasterSettings):
     """Write two videos of one task: one with a new, untrained master, and one with a trained master.
 
     Examples:
@@ -43,12 +45,8 @@ class Args(Settings):
     """Another environment with the same spaces, played with -T and --high_len of its preset."""
     updates: CountOrZero = 0
     """PPO updates of the trained master; 0 for W of the run, or U if it had no warm-up."""
-    N: Annotated[CountOrZero, alias("-N")] = 0
-    """Episodes per rollout while the master learns; 0 for that of the run."""
-    T: Annotated[CountOrZero, alias("-T")] = 0
-    """Env steps per episode; 0 for that of the run, or of --env."""
-    master_lr: NonNegative = 0.0
-    """Learning rate of the master; 0 for that of the run."""
+    follow: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Let the camera follow the agent (MuJoCo families)."""
     device: str = "cpu"
     """Torch device."""
 
@@ -60,9 +58,12 @@ def main() -> None:
     data = checkpoint.load(args.run, [Config])
     started_in, is_folder = Path.cwd(), args.run.is_dir()  # before an environment can change the working folder
     cfg = transferred(data["config"], args.env)
-    cfg.device, cfg.N, cfg.T = args.device, args.N or cfg.N, args.T or cfg.T
-    cfg.master_lr = args.master_lr or cfg.master_lr
+    given = args.given("N", "T", "high_len", "master_sees", "master_gamma", "master_lr")
+    cfg = dataclasses.replace(cfg, device=args.device, **given)
+    cfg.validate()
     env = make_env(cfg, cfg.N)
+    if args.follow and not isinstance(env, MujocoTasks):
+        raise UserError(f"--follow is for MuJoCo families, and {cfg.env} is none; leave it out")
     task = find_task(env, args.task, "--task")
     in_run_folder = args.run.name == "checkpoint.pt"
     folder = args.run if is_folder else args.run.parent if in_run_folder else Path()
@@ -76,7 +77,16 @@ def main() -> None:
         adapted, _ = adapt(agent, env, [task], cfg, updates)
         path = out.with_stem(f"{out.stem}-{name}")
         rngs = Streams(cfg.seed, [0])(0, "render")
-        film(cfg, adapted, [task], rngs, lambda _, path=path: started_in / path, args.episodes, args.every)
+        film(
+            cfg,
+            adapted,
+            [task],
+            rngs,
+            lambda _, path=path: started_in / path,
+            args.episodes,
+            args.every,
+            follow=args.follow,
+        )
         print(path)
 
 

@@ -90,3 +90,19 @@ def test_rendering(env_id):
         assert red[0] > red[1] + 5 and green[0] < 100 and green[1] > 260  # of 360 rows
         again = env.render()
         assert all(np.array_equal(a, b) for a, b in zip(frames, again, strict=True))
+
+
+def test_a_camera_that_follows_sees_the_ant_anywhere():
+    shown = []
+    for x in (0, 30):
+        env = batched(1, "AntMaze-v1", render_mode="rgb_array")
+        env.camera = env.follow_camera
+        env.reset(seed=1)
+        env._state[:, 1] += x
+        try:
+            (frame,) = env.render()
+        except RenderingUnavailable as error:
+            pytest.skip(str(error))
+        r, g, b = (frame[130:230, 180:300, i].astype(int) for i in range(3))
+        shown.append(((r > g + 30) & (g > b)).sum())  # the ant's own colours, in the middle
+    assert min(shown) > 300

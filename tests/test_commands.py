@@ -301,6 +301,8 @@ def test_rendering(command, tmp_path):
         ("--every", 0): "--every is 0",
         ("--env", "MovementBandits4-v0"): "does not fit",
         ("--updates", -1): "--updates is -1",
+        ("--master_sees", 7): "--master_sees is 7",
+        ("--follow",): "--follow is for MuJoCo families",
     }
     for flags, reason in refused.items():
         code, _, err = command("render.py", tmp_path / "alone.pt", *flags)

@@ -249,25 +249,9 @@ class HardwareSettings(Settings):
 
 
 @dataclass
-class AdaptationSettings(Settings):
-    """How evaluate.py learns tasks with the networks of finished runs."""
+class MasterSettings(Settings):
+    """How new masters learn over the sub-policies of a finished run."""
 
-    RENAMED: ClassVar[dict[str, str]] = {
-        "look": "eval_episodes",
-        "hlr": "master_lr",
-        "bs": "master_minibatch",
-        "lr": "sub_lr",
-        "adapt_low": "sub_kl",
-    }
-
-    updates: CountOrZero = 20
-    """PPO updates per master."""
-    seeds: Count = 10
-    """Masters per task, each with random numbers of its own."""
-    seed: CountOrZero = 0
-    """Seed of all randomness."""
-    eval_episodes: CountOrZero = 0
-    """Evaluation episodes per master and update, not counted as env steps; 0 reports training episodes instead."""
     N: Annotated[CountOrZero, alias("-N")] = 0
     """Episodes per rollout and master; 0 for that of the run (RL²: for 10 trials per seed)."""
     T: Annotated[CountOrZero, alias("-T")] = 0
@@ -279,7 +263,33 @@ class AdaptationSettings(Settings):
     master_gamma: Fraction = 0.0
     """Discount factor of the masters, per decision; 0 for that of the run."""
     master_lr: NonNegative = 0.0
-    """Learning rate (option-critic: that of the critic); 0 for that of the run."""
+    """Learning rate of the masters (option-critic: of the critic); 0 for that of the run."""
+
+    def given(self, *names: str) -> dict[str, Any]:
+        """The named fields that are not 0; 0 means the run's own value."""
+        return {name: x for name, x in self.only(*names).items() if x}
+
+
+@dataclass
+class AdaptationSettings(MasterSettings):
+    """How evaluate.py learns tasks with the networks of finished runs."""
+
+    RENAMED: ClassVar[dict[str, str]] = {
+        "look": "eval_episodes",
+        "hlr": "master_lr",
+        "bs": "master_minibatch",
+        "llr": "sub_lr",
+        "adapt_low": "sub_kl",
+    }
+
+    updates: CountOrZero = 20
+    """PPO updates per master."""
+    seeds: Count = 10
+    """Masters per task, each with random numbers of its own."""
+    seed: CountOrZero = 0
+    """Seed of all randomness."""
+    eval_episodes: CountOrZero = 0
+    """Evaluation episodes per master and update, not counted as env steps; 0 reports training episodes instead."""
     master_minibatch: CountOrZero = 0
     """Decisions per minibatch of a master; 0 for that of the run."""
     sub_kl: Annotated[float, Constraint(lambda x: x >= 0, "use 0 or a positive number, or inf")] = math.inf
@@ -287,10 +297,6 @@ class AdaptationSettings(Settings):
     them."""
     sub_lr: NonNegative = 0.0
     """Learning rate of these copies; 0 for that of the run."""
-
-    def given(self, *names: str) -> dict[str, Any]:
-        """The named fields that are not 0; 0 means the run's own value."""
-        return {name: x for name, x in self.only(*names).items() if x}
 
 
 COMMON_GROUPS: dict[str, type[Settings]] = {

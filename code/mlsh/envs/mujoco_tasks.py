@@ -47,7 +47,7 @@ class MujocoTasks(VectorTasks):
     and is flagged in `info["diverged"]`. Its last reward is what standing still in that state pays, for this step and
     every step that is missing until the time limit. With `pays_after_divergence = False` it is 0 instead.
 
-    A subclass sets `frame_skip` and `camera` (attributes of a MuJoCo camera) and defines:
+    A subclass sets `frame_skip` and `camera` (attributes of a MuJoCo camera), may set `follow_camera`, and defines:
 
     - `_initial_state(slots)`: returns qpos and qvel, [len(slots), …] each, with which episodes in `slots` begin
     - `_observe(qpos, qvel)`: returns the observations [E, obs]
@@ -59,6 +59,13 @@ class MujocoTasks(VectorTasks):
 
     frame_skip: int
     camera: dict[str, Any]
+    follow_camera: dict[str, Any] = {
+        "type": mujoco.mjtCamera.mjCAMERA_TRACKING,
+        "trackbodyid": 1,
+        "distance": 12.0,
+        "elevation": -40.0,
+        "azimuth": 90.0,
+    }
     pays_after_divergence = True
     picture, window = (480, 360), (960, 720)  # width and height
 

@@ -11,6 +11,7 @@ from mlsh import parallel
 from mlsh.config import Config
 from mlsh.envs import make_env
 from mlsh.envs.base import VectorTasks
+from mlsh.envs.mujoco_tasks import MujocoTasks
 from mlsh.errors import EnvironmentFailed, UserError
 from mlsh.models import Hierarchy
 from mlsh.rollout import evaluate
@@ -65,11 +66,13 @@ def film(
     episodes: int = 1,
     every: int = 1,
     at_most: int = 4,
+    follow: bool = False,
 ) -> list[Task]:
     """Film `episodes` episodes of each distinct task, for at most `at_most` tasks. There is one master per task.
 
-    The film of a task is written to `path(task)`, a .gif or .mp4, while it is played. It shows every
-    `every`-th frame, so it plays that many times as fast. Returns the tasks that were filmed.
+    The film of a task is written to `path(task)`, a .gif or .mp4, while it is played. It shows every `every`-th frame,
+    so it plays that many times as fast. With `follow` the camera follows the agent, in MuJoCo families only. Returns
+    the tasks that were filmed.
     """
     first_with_task: dict[str, int] = {}
     for g, task in enumerate(tasks):
@@ -77,6 +80,9 @@ def film(
     shown = list(first_with_task.values())[:at_most]
     env = make_env(cfg, len(shown), render_mode="rgb_array")
     env.set_task([tasks[g] for g in shown])
+    if follow:
+        assert isinstance(env, MujocoTasks)
+        env.camera = env.follow_camera
     agent = agent._replace(master=agent.master.copies_of(shown))
     with contextlib.ExitStack() as stack:
         stack.callback(env.close)
