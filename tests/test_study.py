@@ -275,19 +275,20 @@ def test_where_ants_go_is_drawn(study, command, tmp_path, monkeypatch):
     monkeypatch.chdir(CODE)
     ants = importlib.import_module("studies.ants")
     monkeypatch.setattr(ants, "PATHS", 2)
+    monkeypatch.setattr(ants, "UPDATES", 0)
     flags = ["--env", "AntMovement-v1", "--record", 0, "-T", 9, "--out", tmp_path / "x"]
     assert command("train.py", *TINY, *flags)[0] == 0
     ants.draw_primitives(study, "alone.png", ["x", "x"])
-    ants.draw_masters(study, "masters.png", "x", "AntMaze-v1", updates=0, N=1)
+    ants.draw_masters(study, "masters.png", "x", "AntMaze-v1", {"N": 1})
     for name, width in (("alone.png", 792), ("masters.png", 1430)):
         assert iio.imread(tmp_path / name).shape[1] == width
     drawn, draw_paths = [], ants.draw_paths
     monkeypatch.setattr(ants, "draw_paths", lambda axes, *args: drawn.append(args))
     ants.draw_primitives(study, "alone.png", ["x"])
     assert (drawn[0][0][0] == 0).all() and (drawn[0][0][-1] != 0).all()  # displacements
-    ants.draw_masters(study, "masters.png", "x", "AntMaze-v1", updates=0, N=1, T=11)
+    ants.draw_masters(study, "masters.png", "x", "AntMaze-v1", {"N": 1, "T": 11, "high_len": 5})
     assert len(drawn[-1][0]) == 11
-    agent, cfg, one = ants.load(study, "x", "AntMovement-v1")
+    agent, cfg, one = ants.load(study, "x", "AntMovement-v1", {})
     xy, active = ants.follow(ants.with_constant_masters(agent, 1), cfg, [0, 0])
     assert xy.shape == (200, 2, 2, 2) and (active == torch.tensor([0, 1])[:, None]).all()
     assert 0 < (xy - xy[0]).abs().max() < 30

@@ -3,9 +3,11 @@
 You can stop it at any time: finished runs are not repeated. Runs go to runs/ants, tables to the screen.
 """
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import mujoco
 import torch
@@ -43,7 +45,18 @@ COURSE = {
         evaluations=["-N 8 --master_lr 0.001 --master_minibatch 512 --updates 120 --seeds 5"],
     ),
 }
-MAZES = {  # with -T 1000, since training has shorter episodes
+IN_MAZES: dict[str, Any] = {"N": 8, "T": 1000, "high_len": 50, "master_sees": 2, "master_gamma": 0.8}
+MASTERS = " ".join(f"{'-' if len(name) == 1 else '--'}{name} {x}" for name, x in IN_MAZES.items())
+SCRATCH = "-N 8 -T 1000 --master_lr 0.001 --master_minibatch 512 --seeds 1 --eval_episodes 2 --updates 50"
+MAZES = {
+    "directions": FixedAdaptation(
+        command=f"{TRAIN} AntMovement4-v1",
+        seeds=range(3),
+        evaluations=[
+            f"--env AntMaze-v1 {MASTERS} --updates 12 --eval_episodes 5 --seeds 1{held_out}"
+            for held_out in ("", " --held_out")
+        ],
+    ),
     "mazes": FixedAdaptation(
         command=f"{TRAIN} AntMaze-v1",
         seeds=[0, 1],
@@ -53,28 +66,27 @@ MAZES = {  # with -T 1000, since training has shorter episodes
         ],
     ),
     "mazes from scratch": FixedAdaptation(
-        command=f"{TRAIN} AntMaze-v1 {SETTINGS_ONLY}",
-        seeds=[0],
-        evaluations=["-N 8 --master_lr 0.001 --master_minibatch 512 --updates 12 --seeds 1 --eval_episodes 5 -T 1000"],
+        command=f"{TRAIN} AntMaze-v1 {SETTINGS_ONLY}", seeds=[0], evaluations=[SCRATCH, f"{SCRATCH} --held_out"]
     ),
 }
+UPDATES = 12  # of the masters whose paths are drawn
 PATHS = 20  # episodes drawn per task
 
 
-def load(study: Study, run: str, env: str) -> tuple[Hierarchy, Config, HeavyAnts]:
-    """The agent of a run of the study, its settings for the environment `env`, and one such environment."""
+def load(study: Study, run: str, env: str, masters: Mapping[str, Any]) -> tuple[Hierarchy, Config, HeavyAnts]:
+    """The agent of a run of the study, its settings for `env` and its `masters`, and one such environment."""
     data = checkpoint.load(study.folder / run, [Config])
-    cfg = transferred(data["config"], env)
+    cfg = dataclasses.replace(transferred(data["config"], env), **masters)
     one = make_env(cfg, 1)
     assert isinstance(one, HeavyAnts)
-    return load_agent(data, one), cfg, one
+    return load_agent(data | {"config": cfg}, one), cfg, one
 
 
 def draw_primitives(study: Study, figure: str, runs: Sequence[str]) -> None:
     """Figure of where each sub-policy alone goes without walls: one panel per run, one colour per sub-policy."""
     picture = Figure(figsize=(3.6 * len(runs), 3.4), layout="constrained")
     for axes, run in zip(picture.subplots(1, len(runs), squeeze=False)[0], runs, strict=True):
-        agent, cfg, one = load(study, run, "AntMovement-v1")
+        agent, cfg, one = load(study, run, "AntMovement-v1", {})
         K = agent.sub_policies.n
         xy, active = follow(with_constant_masters(agent, 1), cfg, [0] * K)
         draw_paths(axes, (xy - xy[0]).flatten(1, 2), active.flatten(1, 2), K)
@@ -84,13 +96,11 @@ def draw_primitives(study: Study, figure: str, runs: Sequence[str]) -> None:
         save_figure(picture, study.figures / figure)
 
 
-def draw_masters(
-    study: Study, figure: str, run: str, env: str, updates: int, N: int, T: int | None = None, columns: int = 5
-) -> None:
-    """Figure of where new masters lead the ant after so many `updates` of N episodes: one panel per task."""
-    agent, cfg, one = load(study, run, env)
-    cfg.N, cfg.T, tasks = N, T or cfg.T, [*(one.train_tasks or ()), *(one.test_tasks or ())]
-    agent, _ = adapt(agent, make_env(cfg, len(tasks) * N), tasks, cfg, updates)
+def draw_masters(study: Study, figure: str, run: str, env: str, masters: Mapping[str, Any], columns: int = 5) -> None:
+    """Figure of where new masters lead the ant after UPDATES: one panel per task."""
+    agent, cfg, one = load(study, run, env, masters)
+    tasks = [*(one.train_tasks or ()), *(one.test_tasks or ())]
+    agent, _ = adapt(agent, make_env(cfg, len(tasks) * cfg.N), tasks, cfg, UPDATES)
     xy, active = follow(agent, cfg, tasks)
     columns = min(len(tasks), columns)
     rows = math.ceil(len(tasks) / columns)
@@ -138,10 +148,10 @@ STUDY = Study(
     horizon=2000,
     analyses=(
         partial(tabulate_adaptation, runs=COURSE, figure="ant-course.png"),
-        partial(draw_masters, figure="ant-course-paths.png", run="movement-0", env="AntObstacles-v1", updates=12, N=8),
+        partial(draw_masters, figure="ant-course-paths.png", run="movement-0", env="AntObstacles-v1", masters={"N": 8}),
         partial(tabulate_adaptation, runs=MAZES),
-        partial(draw_masters, figure="ant-maze-paths.png", run="mazes-0", env="AntMaze-v1", updates=12, N=8, T=1000),
-        partial(draw_primitives, figure="ant-primitives.png", runs=("mazes-0", "mazes-1")),
+        partial(draw_masters, figure="ant-maze-paths.png", run="directions-0", env="AntMaze-v1", masters=IN_MAZES),
+        partial(draw_primitives, figure="ant-primitives.png", runs=[f"directions-{seed}" for seed in range(3)]),
     ),
 )
 

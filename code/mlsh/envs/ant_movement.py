@@ -133,6 +133,8 @@ PRESET: dict[str, Any] = {
     "log_std": -0.5,
     "reward_scale": 0.1,
 }
-FOUR_DIRECTIONS = PRESET | {"num_sub_policies": 4, "blind": 2, "sub_spread": 0.1}
+# Sub-policies do not see the relative position either, so that a master can switch them at any time: one that saw how
+# far the ant is from its line would lead it back to where another one has left it.
+FOUR_DIRECTIONS = PRESET | {"num_sub_policies": 4, "tasks": 24, "blind": 4, "sub_spread": 0.1}
 register("AntMovement-v1", AntMovement, 600, PRESET, directions=2)
 register("AntMovement4-v1", AntMovement, 600, FOUR_DIRECTIONS, directions=4)
