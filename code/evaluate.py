@@ -1,4 +1,4 @@
-"""How fast new masters learn tasks over frozen sub-policies: python evaluate.py --help"""
+"""How fast new masters learn tasks over a run's sub-policies: python evaluate.py --help"""
 
 import contextlib
 import csv
@@ -49,10 +49,11 @@ UPDATES_SHOWN = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 class Args(AdaptationSettings, TrackingSettings):
     """Learn tasks with the networks of finished runs, and write the return after every update.
 
-    For an MLSH run, new masters are trained over the frozen sub-policies. A shared policy (--num_sub_policies 1) is
-    fine-tuned, and a run without sub-policies (--num_sub_policies 0) is PPO from scratch. An RL² policy keeps playing:
-    an episode takes the place of an update, and --updates, --eval_episodes and the flags of masters do not apply.
-    Option-critic and actor-critic keep learning: their update is a rollout, and --master_lr is the critic's.
+    For an MLSH run, new masters are trained over the frozen sub-policies, or with --sub_kl over copies that learn, too.
+    A shared policy (--num_sub_policies 1) is fine-tuned, and a run without sub-policies (--num_sub_policies 0) is PPO
+    from scratch. An RL² policy keeps playing: an episode takes the place of an update, and --updates, --eval_episodes
+    and the flags of masters do not apply. Option-critic and actor-critic keep learning: their update is a rollout, and
+    --master_lr is the critic's.
 
     Prints a table, and writes adaptation.csv and adaptation.png, which shows the first 20 tasks. With --wandb or
     --tensorboard, the curves of each run are logged as a run of its own.

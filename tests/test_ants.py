@@ -106,3 +106,35 @@ def test_a_camera_that_follows_sees_the_ant_anywhere():
         r, g, b = (frame[130:230, 180:300, i].astype(int) for i in range(3))
         shown.append(((r > g + 30) & (g > b)).sum())  # the ant's own colours, in the middle
     assert min(shown) > 300
+
+
+@pytest.mark.parametrize("env_id", ["AntMaze-v1", "HumanoidBandits-v1", "SwimmerBandits-v1", "WalkerObstacles-v1"])
+def test_no_world_hides_a_divergence(env_id):
+    env = batched(4, env_id)
+    rng = np.random.default_rng(0)
+    tasks = env.train_tasks or [env.sample_task(rng) for _ in range(4)]
+    env.set_task(tasks[:4])
+    env.reset(seed=0)
+    env._state[:, -3:] = 1e12
+    *_, terminated, _, info = env.step(torch.zeros(4, *env.single_action_space.shape))
+    assert info["diverged"].all() and terminated.all()
+
+
+@pytest.mark.parametrize(
+    ("env_id", "tasks", "colour", "where"),
+    [("HumanoidBandits-v1", [0, 1], (70, 20, 20), 0), ("WalkerObstacles-v1", [3, 0], (120, 10, 10), 1)],
+)
+def test_pictures_show_the_world_of_their_task(env_id, tasks, colour, where):
+    """A ceiling behind the humanoid that must crawl, and a hurdle before the walker."""
+    env = batched(2, env_id, render_mode="rgb_array")
+    env.set_task(tasks)
+    env.reset(seed=1)
+    if where:
+        env._state[:, 1] = 4.5
+    try:
+        with_it, without = (frame.astype(int) for frame in env.render())
+    except RenderingUnavailable as error:
+        pytest.skip(str(error))
+    changed = np.abs(with_it - without).sum(2) > 60
+    assert changed.sum() > 500
+    assert (np.argwhere(changed)[:, 1].mean() > 240) == bool(where)  # to the right or left of the body

@@ -283,3 +283,26 @@ def test_more_masters_than_fit_into_memory_are_refused_at_once(command, tmp_path
     run = train(command, tmp_path / "run", "--env", "foreign:Listed-v0")
     code, _, err = command("evaluate.py", run, *flags.split(), "--out", tmp_path / "out")
     assert code == 2 and err.count("\n") == 1 and "use smaller --seeds, --sample or --updates" in err
+
+
+def test_copies_of_sub_policies_learn_if_asked(command, tmp_path, monkeypatch):
+    runs = [train(command, tmp_path / "mlsh"), train(command, tmp_path / "shared", "--num_sub_policies", 1, "-W", 0)]
+    seen = {}
+    for name, flags in {
+        "frozen": [],
+        "inf": ["--sub_kl", "inf"],
+        "near": ["--sub_kl", 1000],
+        "free": ["--sub_kl", 0, "--sub_lr", 0.1],
+        "chunks": ["--sub_kl", 0, "--sub_lr", 0.1],
+    }.items():
+        if name == "chunks":  # as if fewer episodes fitted
+            monkeypatch.setattr("mlsh.envs.pool.max_parallel_episodes", lambda cfg: 25)
+        more = ["--updates", 3, "--seeds", 2, "-N", 10, "-T", 20, *flags]
+        code, _, err = command("evaluate.py", *runs, *more, "--out", tmp_path / name)
+        assert code == 0, err
+        seen[name] = [[r["return"] for r in adaptation(tmp_path / name) if r["run"] == run.name] for run in runs]
+    assert seen["frozen"] == seen["inf"] and seen["free"] == seen["chunks"]
+    assert len({tuple(seen[name][0]) for name in ("frozen", "near", "free")}) > 1
+    assert seen["free"][0] != seen["frozen"][0] and seen["near"][1] == seen["frozen"][1]  # K = 1 has no copies
+    code, _, err = command("evaluate.py", runs[0], "--sub_kl", 1e30, "--out", tmp_path / "x")
+    assert code == 2 and "--sub_kl is 1e+30: use 0 to 1e6, or inf" in err

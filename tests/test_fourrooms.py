@@ -175,7 +175,7 @@ def test_the_final_test_reports_the_best_return_of_each_task(command, tmp_path):
         assert {row["task"]: row["best_return"] for row in results[name]}.items() <= optimal.items()
         assert all(0 <= row["best_master"] < row["best_return"] for row in results[name])
     assert len(results["held_out"]) == 5 and "± 0 (best possible: " in out
-    assert ", by a master over these sub-policies: " in out
+    assert ", by the best master over these sub-policies: " in out
     assert re.search(r"sub-policies: the choice tells \d\.\d\d bits about the task, of 2\.00 at most; never", out)
     code, _, err = command("evaluate.py", tmp_path / "run", "--held_out", "--updates", 0, "--seeds", 1)
     assert code == 0, err

@@ -385,13 +385,18 @@ def test_a_sample_without_weight_teaches_nothing():
 
 
 def test_the_gradient_towards_an_anchor_by_hand():
-    policy = actor_critic(1)
-    anchored = batch(policy, [0] * 6)
-    anchored = anchored._replace(advantage=torch.zeros(6), anchor=torch.randn(6, 4))
     index, weights = torch.arange(6)[None], torch.full((1, 6), 1 / 6)
-    found, _ = gradients(policy, anchored, index, weights, 0.2, 0.0, 0.0, 0.0, 3.0)
-    p = policy.params(anchored.obs[None])[0].softmax(-1)
-    log_ratio = (p / anchored.anchor.softmax(-1)).log()
-    kl = (p * log_ratio).sum(-1, keepdim=True)
-    of_bias = dict(zip([name for name, _ in policy.named_parameters()], found, strict=True))["policy_bias"]
-    torch.testing.assert_close(of_bias[0, 0], 3 * (p * (log_ratio - kl)).mean(0))  # d KL / d logit = p (log p/q − KL)
+    for space in (Discrete(4), Box(-1, 1, (2,))):
+        policy = actor_critic(1, space)
+        anchored = batch(policy, [0] * 6)
+        anchored = anchored._replace(advantage=torch.zeros(6), anchor=torch.randn(6, 4))
+        found, _ = gradients(policy, anchored, index, weights, 0.2, 0.0, 0.0, 0.0, 3.0)
+        of_bias = dict(zip([name for name, _ in policy.named_parameters()], found, strict=True))["policy_bias"]
+        params = policy.params(anchored.obs[None])[0]
+        if isinstance(space, Discrete):  # d KL / d logit = p (log p/q − KL)
+            p = params.softmax(-1)
+            log_ratio = (p / anchored.anchor.softmax(-1)).log()
+            wanted = p * (log_ratio - (p * log_ratio).sum(-1, keepdim=True))
+        else:  # d KL / d mean = (mean − that of the anchor) / σ², where σ is the anchor's
+            wanted = (params[:, :2] - anchored.anchor[:, :2]) / anchored.anchor[:, 2:].exp() ** 2
+        torch.testing.assert_close(of_bias[0, 0], 3 * wanted.mean(0))

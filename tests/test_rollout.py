@@ -468,21 +468,22 @@ def test_an_environment_that_terminates_has_to_say_so(play, lifetime):
         play(env, agent_for(env, groups=1), Streams(1, range(1))(0, "x"), SETTINGS)
 
 
-def test_each_group_may_have_sub_policies_of_its_own():
-    cfg = replace(Config.defaults("MovementBandits-v0"), T=20)
+@pytest.mark.parametrize("explore", [0.0, 0.5])
+def test_each_group_may_have_sub_policies_of_its_own(explore):
+    cfg, settings = replace(Config.defaults("MovementBandits-v0"), T=20), replace(SETTINGS, T=20, explore=explore)
     one, two = make_env(cfg, 4), make_env(cfg, 8)
     two.set_task([0, 1])
     agent = agent_for(two, 2)
     noisy = agent.sub_policies.copies_of([0, 1, 0, 1])
     with torch.no_grad():
         noisy.policy_bias += torch.randn(noisy.policy_bias.shape, generator=torch.Generator().manual_seed(0))
-    both = collect(two, agent._replace(sub_policies=noisy), Streams(1, [0, 1])(2, "x"), replace(SETTINGS, T=20))
+    both = collect(two, agent._replace(sub_policies=noisy), Streams(1, [0, 1])(2, "x"), settings)
     assert both.sub_policies.member.unique().tolist() == [0, 1, 2, 3] and both.outcome.share.shape == (2, 2)
     for g in (0, 1):
         one.set_task(g)
         own = noisy.copies_of([2 * g, 2 * g + 1])
         alone_agent = agent._replace(master=agent.master.copies_of([g]), sub_policies=own)
-        alone = collect(one, alone_agent, Streams(1, [g])(2, "x"), replace(SETTINGS, T=20))
+        alone = collect(one, alone_agent, Streams(1, [g])(2, "x"), settings)
         mine = both.sub_policies.group == g
         assert torch.equal(both.sub_policies.member[mine], alone.sub_policies.member + 2 * g)
         for name in ("obs", "action", "log_prob", "advantage", "value", "value_target"):

@@ -75,6 +75,7 @@ def test_an_ant_slides_along_the_walls_of_its_maze():
 
 def test_information_in_bits():
     assert information(np.eye(4)) == 2 and information(np.full((4, 4), 0.25)) == 0
+    assert {f"{information(np.array([x] * 5)):.2f}" for x in ([1, 0], [0.0312, 0.9688])} == {"0.00"}  # never -0.00
     assert information(np.array([[1, 0], [1, 0], [0, 1], [0, 1]])) == 1
     assert information(np.array([[0.75, 0.25], [0.25, 0.75]])) == pytest.approx(1 - 0.811278, abs=1e-6)
 

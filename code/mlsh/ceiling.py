@@ -81,6 +81,7 @@ def ceilings(agent: Hierarchy, cfg: Any, tasks: Sequence[Any]) -> list[float] | 
     return None
 
 
+@torch.no_grad()
 def of_grid_world(agent: Hierarchy, env: GridWorld, cfg: Any, tasks: Sequence[int]) -> list[float]:
     dynamics = Dynamics(*(x.cpu() for x in env.dynamics))
     K, states = agent.sub_policies.n, dynamics.next.shape[1]

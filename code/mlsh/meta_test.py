@@ -1,4 +1,4 @@
-"""Meta-test: new masters learn tasks over frozen sub-policies. This is the final test, and what evaluate.py does."""
+"""Meta-test: new masters learn tasks over a run's sub-policies. This is the final test, and what evaluate.py does."""
 
 import dataclasses
 import math
@@ -20,7 +20,7 @@ from mlsh.models import ActorCritic, Hierarchy
 from mlsh.optim import Adam
 from mlsh.outcome import Outcome, concatenate_groups, concatenate_slots
 from mlsh.ppo import Batch, update
-from mlsh.rollout import Rollout, collect, evaluate, init_normaliser, params_of
+from mlsh.rollout import VALUES_AT_ONCE, Rollout, collect, evaluate, init_normaliser, params_of
 from mlsh.runs import checkpoint
 from mlsh.sampling import Streams, Task, tasks_to_test
 from mlsh.settings import AdaptationSettings, RunSettings
@@ -75,8 +75,8 @@ class MasterTraining:
     ) -> None:
         """`env` has `cfg.N` slots per task. `groups`: the tasks' numbers among all, which select random streams."""
         self._agent, self._env, self._cfg = agent, env, cfg
-        self._anchor, self._sub_ppo = anchor, dataclasses.replace(cfg.sub_ppo(0), anchor_coef=anchor_coef)
-        if anchor:
+        self._anchor, self._sub_ppo = anchor, dataclasses.replace(cfg.sub_ppo(cfg.tasks), anchor_coef=anchor_coef)
+        if anchor is not None:
             self._sub_optimizer = Adam(agent.sub_policies, cfg.sub_lr, per_member=True)
         self._streams = Streams(cfg.seed, groups or range(len(tasks)))
         self._optimizer = Adam(agent.master, cfg.master_lr)
@@ -93,7 +93,7 @@ class MasterTraining:
     def learn(self, rollout: Rollout) -> None:
         """Update the masters from the rollout that was collected last."""
         update(self._agent.master, self._optimizer, rollout.master, self._rngs, self._cfg.master_ppo)
-        if self._anchor:
+        if self._anchor is not None:
             assert rollout.sub_policies is not None
             batch = anchored(rollout.sub_policies, self._anchor)
             update(self._agent.sub_policies, self._sub_optimizer, batch, self._rngs, self._sub_ppo)
@@ -105,7 +105,8 @@ class MasterTraining:
 @torch.no_grad()
 def anchored(batch: Batch, anchor: ActorCritic) -> Batch:
     """A batch of sub-policies that belong to single masters, with the params of the `anchor`'s K as its anchor."""
-    return batch._replace(anchor=params_of(anchor, batch.obs, batch.member % anchor.n))
+    parts = zip(batch.obs.split(VALUES_AT_ONCE), (batch.member % anchor.n).split(VALUES_AT_ONCE), strict=True)
+    return batch._replace(anchor=torch.cat([params_of(anchor, obs, k) for obs, k in parts]))
 
 
 def adapt(
@@ -152,8 +153,8 @@ def test_tasks(
 
     Returns one row per task, and the env steps taken. A row holds the task and its label, the mean return and its
     standard error, each sub-policy's share of the env steps, the return of each sub-policy alone, the means of what the
-    environment reported in the last steps, and where they are known the best possible return, and that of any master
-    over these sub-policies. `env` itself is not played.
+    environment reported in the last steps, and where they are known the best possible return, and the best one of a
+    master over these sub-policies. `env` itself is not played.
     """
     updates, best = cfg.W or cfg.U, env.optimal_returns(cfg.T)
     episodes = cfg.N * updates + cfg.test_episodes * (1 + cfg.num_sub_policies)
@@ -275,12 +276,13 @@ class MasterLearner:
     def learn(self, tasks: list[Task], chunk: range, pool: EnvPool) -> tuple[np.ndarray, list[Outcome]]:
         cfg, settings = self.cfg, self._settings
         masters, normaliser = self._agent.master.copies_of(chunk), self._agent.normaliser.copy()
-        agent, anchor = self._agent._replace(master=masters, normaliser=normaliser), None
+        agent, anchor = self._agent._replace(master=masters, normaliser=normaliser), ()
         if agent.K and settings.sub_kl < math.inf:
-            anchor = agent.sub_policies
-            agent = agent._replace(sub_policies=anchor.copies_of([*range(anchor.n)] * len(tasks)))
-        env = pool.env(cfg.N * len(tasks), tasks)
-        training = MasterTraining(agent, env, tasks, cfg, chunk, anchor, settings.sub_kl)
+            cfg = dataclasses.replace(cfg, sub_lr=settings.sub_lr or cfg.sub_lr_at(cfg.tasks - 1))
+            anchor = agent.sub_policies, settings.sub_kl
+            copies = agent.sub_policies.copies_of([*range(agent.K)] * len(tasks))
+            agent = agent._replace(sub_policies=copies)
+        training = MasterTraining(agent, pool.env(cfg.N * len(tasks), tasks), tasks, cfg, chunk, *anchor)
         streams, outcomes, env_steps = Streams(settings.seed, chunk), [], [0]
         for i in range(settings.updates + 1):
             rollout = training.collect()

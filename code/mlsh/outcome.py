@@ -18,7 +18,7 @@ def information(share: np.ndarray) -> float:
     def entropy(p: np.ndarray) -> Any:
         return -(p * np.log2(np.where(p > 0, p, 1))).sum(-1)
 
-    return float(entropy(share.mean(0)) - entropy(share).mean())
+    return max(0.0, float(entropy(share.mean(0)) - entropy(share).mean()))  # rounding could make it negative
 
 
 def most_information(share: np.ndarray) -> float:

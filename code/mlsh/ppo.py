@@ -31,7 +31,7 @@ class PPOSettings:
     entropy_coef: float = 0.0
     dual_clip: float = 0.0  # largest ratio from which a bad action is learned; 0 for no limit
     target_kl: float = 0.0  # divergence above which a member makes no further epoch; 0 for no limit
-    anchor_coef: float = 0.0  # coefficient of the KL divergence from a batch's `anchor`
+    anchor_coef: float = 0.0  # coefficient of KL(policy ‖ anchor), where a batch has an `anchor`
 
 
 class Batch(NamedTuple):
@@ -46,7 +46,7 @@ class Batch(NamedTuple):
     member: Tensor  # [S], the index of the network that acted, among the policy's n
     group: Tensor  # [S]
     importance: Tensor | None = None  # [S], importance weights, compared within a member; None for equal ones
-    anchor: Tensor | None = None  # [S, A or 2A], params of policies from which the learned ones are not to go far
+    anchor: Tensor | None = None  # [S, A or 2A], params of the policies that the learned ones should stay near
 
     def select(self, which: Tensor) -> Self:
         """The samples at `which`, a boolean mask [S] or indices."""
@@ -134,9 +134,9 @@ def update(
     within each group and member. Importance weights are scaled to a mean of 1 within each member.
 
     With a `target_kl` a member stops after the first epoch in which its mean KL divergence from the behaviour policy
-    exceeds it; this needs an `optimizer` with `per_member`. With an `anchor_coef` the loss grows with the KL divergence
-    of a policy from the batch's `anchor`. `rngs`: one generator per group. `layout`: how samples are
-    dealt out to minibatches, if `batch` holds only some members' samples.
+    exceeds it; this needs an `optimizer` with `per_member`. If the batch has an `anchor`, the loss also has
+    `anchor_coef` times KL(policy ‖ anchor). `rngs`: one generator per group. `layout`: how samples are dealt out to
+    minibatches, if `batch` holds only some members' samples.
 
     Returns `FIGURES` by name, [n] each. They are measured over the whole batch after the update, without importance
     weights, and are NaN for a member that was not updated. Raises FloatingPointError if a parameter is not finite.
@@ -155,10 +155,8 @@ def update(
     on_device = torch.from_numpy(mean_weights).to(device)
     learn = compiled(gradients) if policy.compiled else gradients
     parameters = list(policy.parameters())
-    coefficients = (
-        *(settings.clip, settings.dual_clip),
-        *(settings.value_coef, settings.entropy_coef, settings.anchor_coef),
-    )
+    names = ("clip", "dual_clip", "value_coef", "entropy_coef", "anchor_coef")
+    coefficients = [getattr(settings, name) for name in names]
     if policy.compiled:
         mark_any_size(batch)
     index = on_device  # a placeholder, which every epoch replaces

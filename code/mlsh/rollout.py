@@ -201,7 +201,7 @@ class Noise:
         drawn = [self._draw(rngs, lambda rng: self._agent.master.noise(rng, *self._size))]
         if self._explore:
             drawn.append(self._draw(rngs, lambda rng: rng.random(self._size) < self._explore))
-            drawn.append(self._draw(rngs, lambda rng: rng.integers(self._agent.sub_policies.n, size=self._size)))
+            drawn.append(self._draw(rngs, lambda rng: rng.integers(self._agent.K, size=self._size)))
         return drawn
 
     def of_decisions(self, decided: Tensor, at_most: int) -> list[Tensor]:

@@ -253,7 +253,7 @@ class MasterSettings(Settings):
     """How new masters learn over the sub-policies of a finished run."""
 
     N: Annotated[CountOrZero, alias("-N")] = 0
-    """Episodes per rollout and master; 0 for that of the run (RL²: for 10 trials per seed)."""
+    """Episodes per rollout and master; 0 for that of the run."""
     T: Annotated[CountOrZero, alias("-T")] = 0
     """Env steps per episode; 0 for that of the run, or of --env."""
     high_len: CountOrZero = 0
@@ -263,7 +263,7 @@ class MasterSettings(Settings):
     master_gamma: Fraction = 0.0
     """Discount factor of the masters, per decision; 0 for that of the run."""
     master_lr: NonNegative = 0.0
-    """Learning rate of the masters (option-critic: of the critic); 0 for that of the run."""
+    """Learning rate of the masters; 0 for that of the run."""
 
     def given(self, *names: str) -> dict[str, Any]:
         """The named fields that are not 0; 0 means the run's own value."""
@@ -279,9 +279,12 @@ class AdaptationSettings(MasterSettings):
         "hlr": "master_lr",
         "bs": "master_minibatch",
         "llr": "sub_lr",
-        "adapt_low": "sub_kl",
     }
 
+    N: Annotated[CountOrZero, alias("-N")] = 0
+    """Episodes per rollout and master; 0 for that of the run (RL²: for 10 trials per seed)."""
+    master_lr: NonNegative = 0.0
+    """Learning rate of the masters (option-critic: of the critic); 0 for that of the run."""
     updates: CountOrZero = 20
     """PPO updates per master."""
     seeds: Count = 10
@@ -292,11 +295,11 @@ class AdaptationSettings(MasterSettings):
     """Evaluation episodes per master and update, not counted as env steps; 0 reports training episodes instead."""
     master_minibatch: CountOrZero = 0
     """Decisions per minibatch of a master; 0 for that of the run."""
-    sub_kl: Annotated[float, Constraint(lambda x: x >= 0, "use 0 or a positive number, or inf")] = math.inf
-    """Coefficient of the KL divergence from the run's sub-policies, of which copies learn with each master; inf freezes
-    them."""
+    sub_kl: Annotated[float, Constraint(lambda x: 0 <= x <= 1e6 or x == math.inf, "use 0 to 1e6, or inf")] = math.inf
+    """With a number, copies of an MLSH run's sub-policies learn with each master. The number is the coefficient, in
+    their loss, of the KL divergence from the run's sub-policies; inf keeps these frozen."""
     sub_lr: NonNegative = 0.0
-    """Learning rate of these copies; 0 for that of the run."""
+    """Learning rate of these copies, or of a shared policy that is fine-tuned; 0 for that of the run."""
 
 
 COMMON_GROUPS: dict[str, type[Settings]] = {

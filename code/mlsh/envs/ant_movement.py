@@ -51,7 +51,7 @@ class AntMovementVector(HeavyAnts):
     them. Without x and y, on the other hand, a master of the course would not know where it is, and an ant could not
     return to its line. So both are shown. The absolute position is for the master. Episodes begin anywhere, so the
     sub-policies learn that the absolute position does not matter to them. The relative position shows the line, and
-    means the same everywhere.
+    means the same everywhere. The preset of AntMovement4 hides both from the sub-policies' actors.
 
     ## Rewards
     Δs / dt − 0.1 Σa² − 0.5 |l|, where s is the way in the direction and l the position across it, in metres
@@ -133,8 +133,8 @@ PRESET: dict[str, Any] = {
     "log_std": -0.5,
     "reward_scale": 0.1,
 }
-# Sub-policies do not see the relative position either, so that a master can switch them at any time: one that saw how
-# far the ant is from its line would lead it back to where another one has left it.
-FOUR_DIRECTIONS = PRESET | {"num_sub_policies": 4, "tasks": 24, "blind": 4, "sub_spread": 0.1}
+# Sub-policies see neither position, so that masters can switch them at any time. A sub-policy that sees its distance
+# from its line runs back to that line after another one has led the ant away.
+FOUR_DIRECTIONS = PRESET | {"num_sub_policies": 4, "tasks": 20, "blind": 4, "sub_spread": 0.1}
 register("AntMovement-v1", AntMovement, 600, PRESET, directions=2)
 register("AntMovement4-v1", AntMovement, 600, FOUR_DIRECTIONS, directions=4)

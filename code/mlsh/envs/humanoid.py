@@ -47,9 +47,9 @@ class HumanoidVector(MujocoTasks):
       impacts. MuJoCo's batched simulation does not return them.
     - The original's course shows x in the place of z. So sub-policies that have learned in `Humanoid-v1` see x where
       they have learned to see z. Here both are shown in both environments.
+    - The body is that of Gymnasium's `Humanoid-v5`. Its left hip bends to −110°; the original's to −120°.
     - In the original the ceiling is there in the first step of every episode, also where the humanoid must walk.
     - The centre of mass in the reward is one substep (3 ms) old.
-    - The left hip bends to −110° as in Gymnasium; the original's to −120°.
 
     ## Action Space
     `Box(-1, 1, (17,))`. Actions are multiplied by 0.4 and are then the controls of Gymnasium's `Humanoid-v5`, in the
@@ -70,7 +70,8 @@ class HumanoidVector(MujocoTasks):
     ## Rewards
     Walking: 5 + 0.25 v − 0.1 Σc², where c are the controls before clipping; −0.1 Σc² if the torso is lower than 1 m.
     Crawling: −1.5 v − 0.1 Σc². v is the way of the centre of mass along x in this step, divided by the simulator's
-    time step of 3 ms, as in the original. A step has 15 ms, so v is five times the speed in m/s.
+    time step of 3 ms, as in the original. A step has 15 ms, so v is five times the speed in m/s. On the course, the
+    step in which x exceeds 25 m is already paid as crawling.
 
     `info["walked"]` is the way forward in metres while walking is asked for, `info["crawled"]` the way back since
     crawling is asked for. `info["steps_upright"]` is the number of steps after which the torso was 1 m high or more.
@@ -99,6 +100,7 @@ class HumanoidVector(MujocoTasks):
         "elevation": -10.0,
         "azimuth": 90.0,
     }
+    follow_camera = camera
     single_observation_space = Box(-np.inf, np.inf, (NQ - 1 + NV,), np.float32)
     single_action_space = Box(-1, 1, (17,), np.float32)
 
@@ -115,7 +117,7 @@ class HumanoidVector(MujocoTasks):
         self.train_tasks = [0] if course else [CRAWL, WALK]
         model = build_humanoid(course, with_ceiling=False)
         super().__init__(model, num_envs, max_episode_steps, render_mode, device, sim_threads)
-        self._with_ceiling = build_humanoid(course)
+        self._worlds = {walks: build_humanoid(course, with_ceiling=not walks) for walks in (False, True)}
         self._walks = np.zeros(num_envs, bool)  # whether walking is asked for
         self._turned_at = np.zeros(num_envs)  # x where crawling was first asked for
         self._steps_upright = np.zeros(num_envs)
@@ -134,7 +136,7 @@ class HumanoidVector(MujocoTasks):
         return STRENGTH * super().control(actions)
 
     def simulate(self, state: np.ndarray, control: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        models = [self.model if walks else self._with_ceiling for walks in self._walks]
+        models = [self._worlds[walks] for walks in self._walks.tolist()]
         return self._pool.rollout(models, self._data, state, control)
 
     def _observe(self, qpos: np.ndarray, qvel: np.ndarray) -> np.ndarray:
@@ -153,7 +155,7 @@ class HumanoidVector(MujocoTasks):
         reward = np.where(self._walks, stands * (5 + 0.25 * speed), -1.5 * speed)
         reward = reward - 0.1 * ((STRENGTH * actions) ** 2).sum(1)
         info = {
-            "walked": np.where(self._walks, x, self._turned_at),
+            "walked": np.where(self._walks, x, self.course * self._turned_at),
             "crawled": np.where(self._walks, 0, self._turned_at - x),
             "steps_upright": self._steps_upright.copy(),
         }
@@ -163,13 +165,8 @@ class HumanoidVector(MujocoTasks):
         return self._walks & (qpos[:, 2] < STANDING)
 
     def _render_episode(self, e: int) -> Any:
-        shown = self.model if self._walks[e] else self._with_ceiling
-        rgba = self.model.geom_rgba.copy()
-        self.model.geom_rgba[:] = shown.geom_rgba
-        try:
-            return super()._render_episode(e)
-        finally:
-            self.model.geom_rgba[:] = rgba
+        self.model.geom_rgba[:] = self._worlds[bool(self._walks[e])].geom_rgba
+        return super()._render_episode(e)
 
 
 class Humanoid(SingleEnv):

@@ -22,7 +22,7 @@ DIVERGED_ABOVE = 1e3  # of a position or velocity; in simulations that have not 
 
 
 def gymnasium_model(name: str) -> mujoco.MjSpec:
-    """Return one of Gymnasium's MuJoCo models, such as "ant.xml", as a spec whose floor has no margin.
+    """Return one of Gymnasium's MuJoCo models, such as "ant.xml", as a spec for `MujocoTasks`. Its floor has no margin.
 
     MuJoCo adds the margins of two geoms; before 3.5.0 it took the larger one. With a margin of 0 for the floor, both
     give the margin of the foot.
@@ -30,6 +30,7 @@ def gymnasium_model(name: str) -> mujoco.MjSpec:
     path = Path(gymnasium.envs.mujoco.__file__).parent / "assets" / name
     spec = mujoco.MjSpec.from_string(path.read_text().replace('coordinate="local"', ""))
     spec.geom("floor").margin = 0
+    spec.option.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET  # an automatic reset would hide a divergence
     return spec
 
 
@@ -47,7 +48,8 @@ class MujocoTasks(VectorTasks):
     and is flagged in `info["diverged"]`. Its last reward is what standing still in that state pays, for this step and
     every step that is missing until the time limit. With `pays_after_divergence = False` it is 0 instead.
 
-    A subclass sets `frame_skip` and `camera` (attributes of a MuJoCo camera), may set `follow_camera`, and defines:
+    The `model` is made from `gymnasium_model`. A subclass sets `frame_skip` and `camera` (attributes of a MuJoCo
+    camera), may set `follow_camera`, and defines:
 
     - `_initial_state(slots)`: returns qpos and qvel, [len(slots), …] each, with which episodes in `slots` begin
     - `_observe(qpos, qvel)`: returns the observations [E, obs]
@@ -80,7 +82,6 @@ class MujocoTasks(VectorTasks):
     ) -> None:
         super().__init__(num_envs, max_episode_steps, render_mode, device)
         self.model = model
-        model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET  # an automatic reset would hide a divergence
         # the processes of torchrun share the cores
         cores = available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         threads = min(sim_threads or max(cores, 1), num_envs)

@@ -26,13 +26,12 @@ def build_swimmer() -> mujoco.MjModel:
 class SwimmerBanditsVector(MujocoTasks):
     """
     ## Description
-    The original's `SwimmerBandits-v1`. A swimmer of three links must reach a target, a red ball. Its place is the task,
-    and it is not observed.
+    The original's `SwimmerBandits-v1`. Gymnasium's swimmer of three links must reach a target, a red ball. The place of
+    the target is the task, and it is not observed.
 
     These faults of the original are not reproduced:
 
     - Its XML file does not load in today's MuJoCo.
-    - A new target takes effect at the next reset but one.
     - The reward is computed before the step, so an action does not influence its own reward.
 
     ## Action Space

@@ -35,9 +35,9 @@ def build_walker(task: int) -> mujoco.MjModel:
 class WalkerObstaclesVector(MujocoTasks):
     """
     ## Description
-    The original's `Obstacles-v1`. Gymnasium's two-legged walker must run to the right. In each of four tasks, hurdles
-    of 0.725 m stand at 6 m, at 12 m, at both or at neither. They are not observed. Task 4 is held out of training: four
-    hurdles of 0.625 m at 6, 12, 18 and 24 m, which is commented out in the original.
+    The original's `Obstacles-v1`. The two-legged walker of Gymnasium's `Walker2d-v5` must run to the right. In each of
+    four tasks, hurdles of 0.725 m stand at 6 m, at 12 m, at both or at neither. They are not observed. Task 4 is held
+    out of training: four hurdles of 0.625 m at 6, 12, 18 and 24 m, which is commented out in the original.
 
     These faults of the original are not reproduced:
 
@@ -48,7 +48,7 @@ class WalkerObstaclesVector(MujocoTasks):
     `Box(-1, 1, (6,))`, the torques of Gymnasium's `Walker2d-v5`. Values outside the box are clipped.
 
     ## Observation Space
-    `Box(17)`, as in Gymnasium's `Walker2d-v5`: qpos without x, and qvel, clipped to ±10.
+    `Box(17)`, as in Gymnasium's `Walker2d-v5`: qpos without x, then qvel clipped to ±10.
 
     ## Rewards
     Δx / dt + Δz / dt − 0.001 Σa², where x and z are the place of the torso, dt is 8 ms, and a are the actions before
@@ -76,6 +76,7 @@ class WalkerObstaclesVector(MujocoTasks):
         "elevation": -15.0,
         "azimuth": 90.0,
     }
+    follow_camera = camera
     single_observation_space = Box(-np.inf, np.inf, (17,), np.float32)
     single_action_space = Box(-1, 1, (6,), np.float32)
 
@@ -114,15 +115,9 @@ class WalkerObstaclesVector(MujocoTasks):
         speed = (qpos[:, :2] - qpos_before[:, :2]).sum(1) / (self.frame_skip * self.model.opt.timestep)
         return speed - 1e-3 * (actions**2).sum(1), {"walked": qpos[:, 0].copy()}
 
-    def position(self) -> torch.Tensor:
-        """Return x and the height of the torso in metres, [E, 2]."""
-        return super().position()
-
     def _render_episode(self, e: int) -> Any:
         self.model.geom_pos[:] = self._worlds[self._episode_task[e]].geom_pos
-        frame = super()._render_episode(e)
-        self.model.geom_pos[:] = self._worlds[0].geom_pos
-        return frame
+        return super()._render_episode(e)
 
 
 class WalkerObstacles(SingleEnv):

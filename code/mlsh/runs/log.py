@@ -285,10 +285,9 @@ def print_results(results: Mapping[str, Any], run: Run[Any]) -> None:
     for table, rows in final_test_tables(results).items():
         for row in rows:
             task = f"{'held-out ' if table == 'held_out' else ''}task {row['task']} ({row['label']})"
-            best = f"best possible: {row['best_return']:.4g}" if "best_return" in row else ""
-            best += f", by a master over these sub-policies: {row['best_master']:.4g}" if "best_master" in row else ""
-            best = f" ({best})" if best else ""
-            mean = f"return {row['return']:.4g} ± {row['standard_error']:.2g}{best}"
+            known = {"best_return": "best possible", "best_master": "by the best master over these sub-policies"}
+            best = ", ".join(f"{text}: {row[name]:.4g}" for name, text in known.items() if name in row)
+            mean = f"return {row['return']:.4g} ± {row['standard_error']:.2g}{f' ({best})' if best else ''}"
             print(f"{task}: {mean}, shares {row['share']}")
     shares = np.array([row["share"] for row in results.get("test", ())])
     if shares.size and min(shares.shape) > 1:
