@@ -5,7 +5,7 @@ from gymnasium.spaces import Box, Discrete
 from mlsh.envs import make_env
 from mlsh.envs.base import VectorTasks
 from mlsh.envs.pool import EnvPool
-from mlsh.meta_test import MasterTraining, adapt, adapt_in_chunks, evaluate_each_sub_policy, final_test
+from mlsh.meta_test import Anchor, MasterTraining, adapt, adapt_in_chunks, evaluate_each_sub_policy, final_test
 from mlsh.models import Hierarchy
 from mlsh.rollout import collect
 from mlsh.sampling import Streams
@@ -125,7 +125,7 @@ def test_copies_of_sub_policies_stay_near_them_as_far_as_they_are_told(cfg):
         master = agent.master.copies_of([0, 0])
         own = agent._replace(master=master, sub_policies=agent.sub_policies.copies_of([0, 1, 0, 1]))
         env = make_env(cfg, cfg.N * 2)
-        training = MasterTraining(own, env, [0, 1], cfg, anchor=agent.sub_policies, anchor_coef=coefficient)
+        training = MasterTraining(own, env, [0, 1], cfg, anchor=Anchor(agent.sub_policies, coefficient))
         for _ in range(5):
             training.learn(training.collect())
         shared = agent.sub_policies.params(obs.expand(2, -1, -1)).softmax(-1).repeat(2, 1, 1)

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -53,6 +53,13 @@ def with_new_masters(agent: Hierarchy, groups: Sequence[int], seed: int) -> Hier
     return agent
 
 
+class Anchor(NamedTuple):
+    """What keeps sub-policies that adapt from changing too much."""
+
+    sub_policies: ActorCritic  # the K that they are copies of
+    coefficient: float  # of the KL divergence from these, in the loss
+
+
 class MasterTraining:
     """PPO of an agent's masters, one per task. The normaliser stays as it is, and so do shared sub-policies.
 
@@ -70,13 +77,13 @@ class MasterTraining:
         tasks: Sequence[Task],
         cfg: Config,
         groups: Sequence[int] | None = None,
-        anchor: ActorCritic | None = None,
-        anchor_coef: float = 0.0,
+        anchor: Anchor | None = None,
     ) -> None:
         """`env` has `cfg.N` slots per task. `groups`: the tasks' numbers among all, which select random streams."""
         self._agent, self._env, self._cfg = agent, env, cfg
-        self._anchor, self._sub_ppo = anchor, dataclasses.replace(cfg.sub_ppo(cfg.tasks), anchor_coef=anchor_coef)
-        if anchor is not None:
+        self._anchor = anchor
+        if anchor:
+            self._sub_ppo = dataclasses.replace(cfg.sub_ppo(cfg.tasks), anchor_coef=anchor.coefficient)
             self._sub_optimizer = Adam(agent.sub_policies, cfg.sub_lr, per_member=True)
         self._streams = Streams(cfg.seed, groups or range(len(tasks)))
         self._optimizer = Adam(agent.master, cfg.master_lr)
@@ -93,9 +100,9 @@ class MasterTraining:
     def learn(self, rollout: Rollout) -> None:
         """Update the masters from the rollout that was collected last."""
         update(self._agent.master, self._optimizer, rollout.master, self._rngs, self._cfg.master_ppo)
-        if self._anchor is not None:
+        if self._anchor:
             assert rollout.sub_policies is not None
-            batch = anchored(rollout.sub_policies, self._anchor)
+            batch = anchored(rollout.sub_policies, self._anchor.sub_policies)
             update(self._agent.sub_policies, self._sub_optimizer, batch, self._rngs, self._sub_ppo)
         if self._flat:
             self._agent.normaliser.update(rollout.obs)
@@ -276,13 +283,13 @@ class MasterLearner:
     def learn(self, tasks: list[Task], chunk: range, pool: EnvPool) -> tuple[np.ndarray, list[Outcome]]:
         cfg, settings = self.cfg, self._settings
         masters, normaliser = self._agent.master.copies_of(chunk), self._agent.normaliser.copy()
-        agent, anchor = self._agent._replace(master=masters, normaliser=normaliser), ()
+        agent, anchor = self._agent._replace(master=masters, normaliser=normaliser), None
         if agent.K and settings.sub_kl < math.inf:
             cfg = dataclasses.replace(cfg, sub_lr=settings.sub_lr or cfg.sub_lr_at(cfg.tasks - 1))
-            anchor = agent.sub_policies, settings.sub_kl
+            anchor = Anchor(agent.sub_policies, settings.sub_kl)
             copies = agent.sub_policies.copies_of([*range(agent.K)] * len(tasks))
             agent = agent._replace(sub_policies=copies)
-        training = MasterTraining(agent, pool.env(cfg.N * len(tasks), tasks), tasks, cfg, chunk, *anchor)
+        training = MasterTraining(agent, pool.env(cfg.N * len(tasks), tasks), tasks, cfg, chunk, anchor)
         streams, outcomes, env_steps = Streams(settings.seed, chunk), [], [0]
         for i in range(settings.updates + 1):
             rollout = training.collect()
