@@ -1,3 +1,5 @@
+import dataclasses
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -233,7 +235,7 @@ def test_a_family_is_registered_with_its_preset():
 @pytest.mark.parametrize("env_id", env_ids())
 def test_some_slots_are_reset_while_the_others_continue(env_id):
     """The generator of its own block draws the start of an episode; each slot has its own time limit."""
-    env, other = (make_env(Config.defaults(env_id), 6) for _ in range(2))
+    env, other = (make_env(dataclasses.replace(Config.defaults(env_id), T=10), 6) for _ in range(2))
     for e in (env, other):
         e.set_task([e.sample_task(np.random.default_rng(seed)) for seed in (3, 4)])
         first, _ = e.reset(seed=[3, 4])
