@@ -47,7 +47,7 @@ COURSE = {
 }
 IN_MAZES: dict[str, Any] = {"N": 8, "T": 1000, "high_len": 50, "master_sees": 2, "master_gamma": 0.8}
 MASTERS = " ".join(f"{Config.flag(name)} {x}" for name, x in IN_MAZES.items())
-SCRATCH = "-N 8 -T 1000 --master_lr 0.001 --master_minibatch 512 --seeds 1 --eval_episodes 2 --updates 50"
+SCRATCH = "-N 8 --master_lr 0.001 --master_minibatch 512 --updates 12 --seeds 1 --eval_episodes 5 -T 1000"
 MAZES = {
     "directions": FixedAdaptation(
         command=f"{TRAIN} AntMovement4-v1",

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import mujoco
 import numpy as np
 import torch
 
@@ -71,13 +70,7 @@ class AntMovementVector(HeavyAnts):
     view only: `num_envs`, `device`, and `sim_threads`, 0 or None for all cores.
     """
 
-    camera = {
-        "type": mujoco.mjtCamera.mjCAMERA_TRACKING,
-        "trackbodyid": 1,
-        "distance": 8.0,
-        "elevation": -35.0,
-        "azimuth": 90.0,
-    }
+    camera = {"distance": 8.0, "elevation": -35.0, "azimuth": 90.0}
 
     def __init__(
         self,

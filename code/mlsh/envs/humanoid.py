@@ -93,13 +93,7 @@ class HumanoidVector(MujocoTasks):
     metadata = MujocoTasks.metadata | {"render_fps": 67}
     frame_skip = 5
     pays_after_divergence = False
-    camera = {
-        "type": mujoco.mjtCamera.mjCAMERA_TRACKING,
-        "trackbodyid": 1,
-        "distance": 6.0,
-        "elevation": -10.0,
-        "azimuth": 90.0,
-    }
+    camera = {"distance": 6.0, "elevation": -10.0, "azimuth": 90.0}
     follow_camera = camera
     single_observation_space = Box(-np.inf, np.inf, (NQ - 1 + NV,), np.float32)
     single_action_space = Box(-1, 1, (17,), np.float32)

@@ -49,7 +49,7 @@ class MujocoTasks(VectorTasks):
     every step that is missing until the time limit. With `pays_after_divergence = False` it is 0 instead.
 
     The `model` is made from `gymnasium_model`. A subclass sets `frame_skip` and `camera` (attributes of a MuJoCo
-    camera), may set `follow_camera`, and defines:
+    camera; without `lookat` it follows the body), may set `follow_camera`, and defines:
 
     - `_initial_state(slots)`: returns qpos and qvel, [len(slots), …] each, with which episodes in `slots` begin
     - `_observe(qpos, qvel)`: returns the observations [E, obs]
@@ -61,13 +61,7 @@ class MujocoTasks(VectorTasks):
 
     frame_skip: int
     camera: dict[str, Any]
-    follow_camera: dict[str, Any] = {
-        "type": mujoco.mjtCamera.mjCAMERA_TRACKING,
-        "trackbodyid": 1,
-        "distance": 12.0,
-        "elevation": -40.0,
-        "azimuth": 90.0,
-    }
+    follow_camera: dict[str, Any] = {"distance": 12.0, "elevation": -40.0, "azimuth": 90.0}
     pays_after_divergence = True
     picture, window = (480, 360), (960, 720)  # width and height
 
@@ -212,6 +206,9 @@ class MujocoTasks(VectorTasks):
         self._shown.qpos, self._shown.qvel = np.split(self._state[e, 1:], [self.model.nq])
         mujoco.mj_forward(self.model, self._shown)
         assert self._renderer is not None
+        if "lookat" not in self.camera:  # Gymnasium's renderer has no camera that follows
+            viewer: Any = self._renderer._get_viewer(self.render_mode)
+            viewer.cam.lookat[:] = self._shown.subtree_com[1]
         return self._renderer.render(self.render_mode)
 
     def close_extras(self, **kwargs: Any) -> None:

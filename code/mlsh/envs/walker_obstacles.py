@@ -69,13 +69,7 @@ class WalkerObstaclesVector(MujocoTasks):
     metadata = MujocoTasks.metadata | {"render_fps": 125}
     train_tasks, test_tasks = [0, 1, 2, 3], [4]
     frame_skip = 4
-    camera = {
-        "type": mujoco.mjtCamera.mjCAMERA_TRACKING,
-        "trackbodyid": 1,
-        "distance": 6.0,
-        "elevation": -15.0,
-        "azimuth": 90.0,
-    }
+    camera = {"distance": 6.0, "elevation": -15.0, "azimuth": 90.0}
     follow_camera = camera
     single_observation_space = Box(-np.inf, np.inf, (17,), np.float32)
     single_action_space = Box(-1, 1, (6,), np.float32)
