@@ -271,7 +271,7 @@ def test_what_learns_anew_by_hand(study, tmp_path, capsys):
     assert (tmp_path / "adaptation.png").stat().st_size > 1000
 
 
-def test_where_ants_go_is_drawn(study, command, tmp_path, monkeypatch):
+def test_where_ants_go_is_drawn(study, command, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(CODE)
     ants = importlib.import_module("studies.ants")
     monkeypatch.setattr(ants, "PATHS", 2)
@@ -288,6 +288,10 @@ def test_where_ants_go_is_drawn(study, command, tmp_path, monkeypatch):
     assert (drawn[0][0][0] == 0).all() and (drawn[0][0][-1] != 0).all()  # displacements
     ants.draw_masters(study, "masters.png", "x", "AntMaze-v1", {"N": 1, "T": 11, "high_len": 5})
     assert len(drawn[-1][0]) == 11
+    capfd.readouterr()
+    ants.tabulate_plans(study, ["x"], {"T": 6, "high_len": 2}, starts=1)
+    printed = [line.split("|")[1:3] for line in capfd.readouterr().out.splitlines() if line.startswith("| x")]
+    assert [[cell.strip() for cell in line] for line in printed] == [["x", "mazes of training"], ["x", "held out"]]
     agent, cfg, one = ants.load(study, "x", "AntMovement-v1", {})
     xy, active = ants.follow(ants.with_constant_masters(agent, 1), cfg, [0, 0])
     assert xy.shape == (200, 2, 2, 2) and (active == torch.tensor([0, 1])[:, None]).all()
@@ -306,6 +310,8 @@ def test_where_ants_go_is_drawn(study, command, tmp_path, monkeypatch):
     places = [[*patch.get_bbox().extents.round(1)] for patch in axes.patches]
     for place in ([47.7, -24, 48.3, 24], [32.4, -23.6, 47.6, -8.4], [5, 21, 11, 27]):  # one of each
         assert place in places
+
+
 
 
 def test_intervals_and_ranges_in_words():

@@ -192,12 +192,13 @@ def cell_of(xy: np.ndarray) -> np.ndarray:
     return i[:, 0] * side + i[:, 1]
 
 
-def of_mazes(agent: Hierarchy, cfg: Any, tasks: Sequence[int]) -> dict[str, np.ndarray]:
-    env = make_env(cfg, len(tasks) * STARTS)
+def of_mazes(agent: Hierarchy, cfg: Any, tasks: Sequence[int], starts: int = STARTS) -> dict[str, np.ndarray]:
+    """What planned masters reach in each maze, means over so many episodes: the return and final values by name."""
+    env = make_env(cfg, len(tasks) * starts)
     assert isinstance(env, AntMazesVector)
     ways = measure(agent, cfg, env.upright_interval)
     plans = np.stack([plan_maze(ways, task, cfg.T, cfg.high_len, env.dt) for task in tasks])
-    of_slot = np.arange(len(tasks)).repeat(STARTS)
+    of_slot = np.arange(len(tasks)).repeat(starts)
 
     def choose(slots: Slots) -> Tensor:
         cells = cell_of(slots.obs[:, :2].double().numpy(force=True))

@@ -16,11 +16,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from mlsh.ceiling import of_mazes
 from mlsh.config import Config
 from mlsh.envs import make_env
 from mlsh.envs.ants import HeavyAnts
 from mlsh.errors import run_command
-from mlsh.harness.analyses import FixedAdaptation, tabulate_adaptation
+from mlsh.harness.analyses import FixedAdaptation, print_table, tabulate_adaptation
 from mlsh.harness.study import Study
 from mlsh.meta_test import adapt, load_agent, transferred, with_constant_masters
 from mlsh.models import Hierarchy
@@ -69,6 +70,7 @@ MAZES = {
         command=f"{TRAIN} AntMaze-v1 {SETTINGS_ONLY}", seeds=[0], evaluations=[SCRATCH, f"{SCRATCH} --held_out"]
     ),
 }
+DIRECTIONS = [f"directions-{seed}" for seed in range(3)]
 UPDATES = 12  # of the masters whose paths are drawn
 PATHS = 20  # episodes drawn per task
 
@@ -80,6 +82,19 @@ def load(study: Study, run: str, env: str, masters: Mapping[str, Any]) -> tuple[
     one = make_env(cfg, 1)
     assert isinstance(one, HeavyAnts)
     return load_agent(data | {"config": cfg}, one), cfg, one
+
+
+def tabulate_plans(study: Study, runs: Sequence[str], masters: Mapping[str, Any], starts: int = 10) -> None:
+    """Table of what planned masters reach in the mazes over the sub-policies of runs."""
+    rows = []
+    for run in runs:
+        agent, cfg, one = load(study, run, "AntMaze-v1", masters)
+        trained, held_out = one.train_tasks or (), one.test_tasks or ()
+        found = of_mazes(agent, cfg, [*trained, *held_out], starts)
+        for name, part in (("mazes of training", slice(len(trained))), ("held out", slice(len(trained), None))):
+            cells = [f"{found['return'][part].mean():.0f}", f"{found['final_reached'][part].mean():.0%}"]
+            rows.append([run, name, *cells])
+    print_table(["run", "mazes", "planned masters: return", "goal reached"], rows)
 
 
 def draw_primitives(study: Study, figure: str, runs: Sequence[str]) -> None:
@@ -150,8 +165,9 @@ STUDY = Study(
         partial(tabulate_adaptation, runs=COURSE, figure="ant-course.png"),
         partial(draw_masters, figure="ant-course-paths.png", run="movement-0", env="AntObstacles-v1", masters={"N": 8}),
         partial(tabulate_adaptation, runs=MAZES),
+        partial(tabulate_plans, runs=DIRECTIONS, masters=IN_MAZES),
         partial(draw_masters, figure="ant-maze-paths.png", run="directions-0", env="AntMaze-v1", masters=IN_MAZES),
-        partial(draw_primitives, figure="ant-primitives.png", runs=[f"directions-{seed}" for seed in range(3)]),
+        partial(draw_primitives, figure="ant-primitives.png", runs=DIRECTIONS),
     ),
 )
 

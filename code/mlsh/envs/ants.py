@@ -83,6 +83,7 @@ class HeavyAnts(MujocoTasks):
     metadata = MujocoTasks.metadata | {"render_fps": 40}
     frame_skip, dt = 5, 0.025  # dt: seconds per control step
     upright_interval: int | None = None
+    follow_camera = {"distance": 15.0, "elevation": -80.0, "azimuth": 90.0}  # steep, since walls are 5 m high
     single_observation_space = Box(-np.inf, np.inf, (4 + NQ - 2 + NV,), np.float32)
     single_action_space = Box(-1, 1, (8,), np.float32)
 
