@@ -312,8 +312,6 @@ def test_where_ants_go_is_drawn(study, command, tmp_path, monkeypatch, capfd):
         assert place in places
 
 
-
-
 def test_intervals_and_ranges_in_words():
     assert analyses.mean_with_interval([7.0, 7.0, 7.0], 1) == "7.0 (7.0 to 7.0)"
     assert analyses.median_and_range(np.array([3000.0, np.inf, 1000.0])) == "3,000 (1,000 to never)"
