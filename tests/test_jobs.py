@@ -54,6 +54,7 @@ def test_the_jobs_of_a_study_are_a_group_on_wandb(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.very_slow
 def test_one_job_per_seed_and_an_evaluation_inside_a_run_folder(tmp_path):
     a, b = Job.for_seeds("a", COMMAND, (3, 4))
     assert (a.name, b.name) == ("a-3", "a-4") and b.command == f"{COMMAND} --seed 4"

@@ -75,6 +75,7 @@ def test_processes_share_one_result(alone, tmp_path, processes):
 
 
 @pytest.mark.slow
+@pytest.mark.very_slow
 def test_groups_that_do_not_divide_and_two_machines(alone, tmp_path, free_port):
     """Two launchers, as on two machines: one process on the first, two on the second, for four groups."""
     nodes = f"--nnodes 2 --master-addr 127.0.0.1 --master-port {free_port} --nproc-per-node"
@@ -137,6 +138,7 @@ def test_what_the_first_process_refuses_ends_all(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.very_slow
 def test_a_warning_that_torchrun_passes_on_saves_and_the_same_command_continues(tmp_path):
     launcher = [*torchrun(2), "--signals-to-handle", "SIGTERM,SIGINT,SIGUSR1"]
     flags = [*FLAGS, "--tasks", 10**6, "--record", 0, "-c", "--out", tmp_path]
