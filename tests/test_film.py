@@ -1,12 +1,15 @@
 import dataclasses
 
 import imageio.v3 as iio
+import numpy as np
 import pytest
 import torch
 
 from mlsh.config import Config
 from mlsh.envs import make_env
+from mlsh.envs.ant_mazes import AntMazesVector
 from mlsh.envs.movement_bandits import MovementBanditsVector
+from mlsh.envs.mujoco_tasks import MujocoTasks
 from mlsh.errors import RenderingUnavailable
 from mlsh.models import Hierarchy
 from mlsh.rollout import evaluate
@@ -103,3 +106,17 @@ def test_what_stops_being_drawn_leaves_no_part_of_a_film(cfg, tmp_path, monkeypa
     with pytest.raises(RenderingUnavailable):
         film(cfg, new_agent(cfg), [1, 0], Streams(0, range(2))(0, "film"), lambda task: tmp_path / f"{task}.gif")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_camera_follows_if_asked(tmp_path, monkeypatch):
+    cfg, cameras = dataclasses.replace(Config.defaults("AntMaze-v1"), T=2, high_len=1), []
+
+    def render(env):
+        cameras.append(env.camera)
+        return [np.zeros((8, 8, 3), np.uint8)] * env.num_envs
+
+    monkeypatch.setattr(MujocoTasks, "render", render)
+    agent = Hierarchy.build(cfg, make_env(cfg, 1), 1)
+    for follow in (False, True):
+        film(cfg, agent, [0], Streams(0, [0])(0, "x"), lambda _: tmp_path / "x.gif", follow=follow)
+        assert cameras[-1] is (AntMazesVector.follow_camera if follow else AntMazesVector.camera)

@@ -111,7 +111,7 @@ class MasterTraining:
 
 @torch.no_grad()
 def anchored(batch: Batch, anchor: ActorCritic) -> Batch:
-    """A batch of sub-policies that belong to single masters, with the params of the `anchor`'s K as its anchor."""
+    """The batch of copies of the `anchor`'s sub-policies, with the params that these have at its observations."""
     parts = zip(batch.obs.split(VALUES_AT_ONCE), (batch.member % anchor.n).split(VALUES_AT_ONCE), strict=True)
     return batch._replace(anchor=torch.cat([params_of(anchor, obs, k) for obs, k in parts]))
 

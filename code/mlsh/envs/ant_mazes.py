@@ -112,8 +112,8 @@ class AntMazesVector(HeavyAnts):
     def world(self, task: int) -> mujoco.MjModel:
         return self._mazes[task]
 
-    def simulate(self, state: np.ndarray, control: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return self._pool.rollout([self.world(task) for task in self._episode_task], self._data, state, control)
+    def _models(self) -> list[mujoco.MjModel]:
+        return [self.world(task) for task in self._episode_task]
 
     def _reward(
         self, qpos_before: np.ndarray, actions: np.ndarray, qpos: np.ndarray, sensors: np.ndarray

@@ -17,11 +17,15 @@ CRAWL, WALK = 0, 1  # the tasks
 STANDING = 1.0  # m, the height of the torso's middle above which a humanoid stands
 STRENGTH = 0.4  # the largest control
 COURSE_END = 25.0  # m, where the course's walk ends
-CEILING = {False: -12.0, True: 12.0}  # m, x of the ceiling's middle, without and with the course
+CEILING = {False: -12.0, True: 12.0}  # m, x of the ceiling's middle in HumanoidBandits and on the course
 
 
 def build_humanoid(course: bool = False, with_ceiling: bool = True) -> mujoco.MjModel:
-    """Build Gymnasium's humanoid, a sensor of its centre of mass, and the ceiling, which may have no effect."""
+    """Build Gymnasium's humanoid, a sensor of its centre of mass, and the ceiling.
+
+    Without the ceiling, its box is still in the model, but it touches nothing and is not drawn. So both models have the
+    same geoms.
+    """
     spec = gymnasium_model("humanoid.xml")
     spec.geom("floor").size = 40, 40, 0.125  # how far it is drawn; physically it has no end
     ceiling = {"type": BOX, "pos": (CEILING[course], 0, 1.5), "size": (11.5, 11.5, 0.5)}
@@ -45,7 +49,7 @@ class HumanoidVector(MujocoTasks):
 
     - The original also observes inertias, velocities and forces of all bodies (376 numbers), and subtracts up to 10 for
       impacts. MuJoCo's batched simulation does not return them.
-    - The original's course shows x in the place of z. So sub-policies that have learned in `Humanoid-v1` see x where
+    - The original's course shows x instead of z. So sub-policies that have learned in `Humanoid-v1` see x where
       they have learned to see z. Here both are shown in both environments.
     - The body is that of Gymnasium's `Humanoid-v5`. Its left hip bends to −110°; the original's to −120°.
     - In the original the ceiling is there in the first step of every episode, also where the humanoid must walk.
@@ -73,17 +77,17 @@ class HumanoidVector(MujocoTasks):
     time step of 3 ms, as in the original. A step has 15 ms, so v is five times the speed in m/s. On the course, the
     step in which x exceeds 25 m is already paid as crawling.
 
-    `info["walked"]` is the way forward in metres while walking is asked for, `info["crawled"]` the way back since
-    crawling is asked for. `info["steps_upright"]` is the number of steps after which the torso was 1 m high or more.
-    In the course `info["reached"]` says whether x has exceeded 25 m.
+    `info["walked"]` is how far the humanoid has walked in metres, as long as it had to walk. `info["crawled"]` is how
+    far it has crawled back since then. `info["steps_upright"]` is the number of steps after which the torso was 1 m
+    high or more. On the course, `info["reached"]` says whether x has exceeded 25 m.
 
     ## Starting State
     The humanoid stands at the origin. qpos is uniform within ±0.01 of the model's, with the quaternion normalised. qvel
     is uniform within ±0.01.
 
     ## Episode End
-    Terminated if the torso is lower than 1 m while walking is asked for, or if the simulation diverges. Truncated after
-    1000 steps of 15 ms, on the course after 3000.
+    Terminated if the torso is lower than 1 m while the humanoid must walk, or if the simulation diverges. Truncated
+    after 1000 steps of 15 ms, on the course after 3000.
 
     ## Arguments
     `max_episode_steps`; `render_mode`, "human" or "rgb_array"; `course`, whether to build the course. Single view only:
@@ -112,8 +116,8 @@ class HumanoidVector(MujocoTasks):
         model = build_humanoid(course, with_ceiling=False)
         super().__init__(model, num_envs, max_episode_steps, render_mode, device, sim_threads)
         self._worlds = {walks: build_humanoid(course, with_ceiling=not walks) for walks in (False, True)}
-        self._walks = np.zeros(num_envs, bool)  # whether walking is asked for
-        self._turned_at = np.zeros(num_envs)  # x where crawling was first asked for
+        self._walks = np.zeros(num_envs, bool)  # whether the humanoid must walk now
+        self._turned_at = np.zeros(num_envs)  # x where it first had to crawl
         self._steps_upright = np.zeros(num_envs)
 
     def task_label(self, task: int) -> str:
@@ -129,9 +133,8 @@ class HumanoidVector(MujocoTasks):
     def control(self, actions: torch.Tensor) -> np.ndarray:
         return STRENGTH * super().control(actions)
 
-    def simulate(self, state: np.ndarray, control: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        models = [self._worlds[walks] for walks in self._walks.tolist()]
-        return self._pool.rollout(models, self._data, state, control)
+    def _models(self) -> list[mujoco.MjModel]:
+        return [self._worlds[walks] for walks in self._walks.tolist()]
 
     def _observe(self, qpos: np.ndarray, qvel: np.ndarray) -> np.ndarray:
         return np.concatenate((qpos[:, :1], qpos[:, 2:], qvel), 1)
@@ -168,20 +171,24 @@ class Humanoid(SingleEnv):
     vector_class = HumanoidVector
 
 
+# A single policy has learned to walk with these networks, discount and epochs. Both tasks have not been learned yet.
 PRESET: dict[str, Any] = {
-    "N": 4,
-    "W": 10,
-    "U": 40,
-    "tasks": 60,
+    "N": 2,
+    "W": 3,
+    "U": 47,
+    "tasks": 30,
     "T": 1000,
     "high_len": 1000,
     "groups": 4,
-    "epochs": 4,
+    "epochs": 5,
     "sub_minibatches": 16,
+    "gamma": 0.97,
     "target_kl": 0.03,
+    "hidden": 128,
     "blind": 1,
+    "sub_spread": 0.1,
     "explore": 0.1,
-    "fade": 20,
+    "fade": 24,
     "log_std": -1.0,
     "reward_scale": 0.1,
 }

@@ -35,7 +35,7 @@ def gymnasium_model(name: str) -> mujoco.MjSpec:
 
 
 def add_com_sensors(spec: mujoco.MjSpec, *bodies: str) -> None:
-    """Add sensors of the centres of mass of bodies, with all that hangs on them: x, y and z, one substep old."""
+    """Add sensors of the centre of mass of each body and its descendants: x, y and z in metres, one substep old."""
     for body in bodies:
         kind = {"type": mujoco.mjtSensor.mjSENS_SUBTREECOM, "objtype": mujoco.mjtObj.mjOBJ_BODY}
         spec.add_sensor(name=f"{body}_com", objname=body, **kind)
@@ -110,7 +110,7 @@ class MujocoTasks(VectorTasks):
         raise NotImplementedError
 
     def _ended(self, qpos: np.ndarray) -> np.ndarray:
-        """Return which episodes the rules end with a step that leads to `qpos` [E, nq], as bool [E]."""
+        """Return whether the rules end each episode in the state `qpos` [E, nq], bool [E]."""
         return np.zeros(len(qpos), bool)
 
     def _edit_state(self, state: np.ndarray) -> None:
@@ -140,12 +140,16 @@ class MujocoTasks(VectorTasks):
         """Return actions [E, nu] as float64 [E, frame_skip, nu]. MuJoCo clips them to the actuators' range."""
         return np.repeat(actions.cpu().numpy().astype(np.float64)[:, None], self.frame_skip, 1)
 
+    def _models(self) -> mujoco.MjModel | list[mujoco.MjModel]:
+        """Return the model that is simulated, or one for each episode."""
+        return self.model
+
     def simulate(self, state: np.ndarray, control: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Simulate one control step of every episode from `state`.
 
         Returns the states and the sensors after each substep, [E, frame_skip, …] both.
         """
-        return self._pool.rollout(self.model, self._data, state, control)
+        return self._pool.rollout(self._models(), self._data, state, control)
 
     def _step(self, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Info]:
         states, sensors = self.simulate(self._state, self.control(actions))

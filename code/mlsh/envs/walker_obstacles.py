@@ -96,9 +96,8 @@ class WalkerObstaclesVector(MujocoTasks):
         qvel = self._sample(lambda rng, n: rng.uniform(-0.005, 0.005, (n, self.model.nv)), slots)
         return self.model.qpos0 + qpos, qvel
 
-    def simulate(self, state: np.ndarray, control: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        models = [self._worlds[task] for task in self._episode_task]
-        return self._pool.rollout(models, self._data, state, control)
+    def _models(self) -> list[mujoco.MjModel]:
+        return [self._worlds[task] for task in self._episode_task]
 
     def _observe(self, qpos: np.ndarray, qvel: np.ndarray) -> np.ndarray:
         return np.concatenate((qpos[:, 1:], np.clip(qvel, -10, 10)), 1)
