@@ -304,5 +304,11 @@ def test_copies_of_sub_policies_learn_if_asked(command, tmp_path, monkeypatch):
     assert seen["frozen"] == seen["inf"] and seen["free"] == seen["chunks"]
     assert len({tuple(seen[name][0]) for name in ("frozen", "near", "free")}) > 1
     assert seen["free"][0] != seen["frozen"][0] and seen["near"][1] == seen["frozen"][1]  # K = 1 has no copies
+
+    minibatches = []
+    monkeypatch.setattr("mlsh.meta_test.update", lambda *args: minibatches.append(args[-1].minibatches))
+    one = ["--sub_kl", 0, "--updates", 1, "--seeds", 1, "--tasks", 0, "-N", 10, "-T", 20, "--master_minibatch", 50]
+    assert command("evaluate.py", runs[0], *one, "--out", tmp_path / "one")[0] == 0
+    assert minibatches == [2, 4]  # of 100 decisions and 200 env steps
     code, _, err = command("evaluate.py", runs[0], "--sub_kl", 1e30, "--out", tmp_path / "x")
     assert code == 2 and "--sub_kl is 1e+30: use 0 to 1e6, or inf" in err
