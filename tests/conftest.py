@@ -23,6 +23,12 @@ TINY = "--env MovementBandits-v0 -N 2 -W 2 -U 1 --tasks 2 -K 2 -T 7 --high_len 3
 TINY = [*TINY.split(), "--wandb", "disabled"]
 
 
+@pytest.fixture(autouse=True)
+def same_random_numbers():
+    """Without a seed, what a test draws from torch depends on the tests that ran before it in the same process."""
+    torch.manual_seed(0)
+
+
 def wait_until(run, done):
     """Until done() holds, for two minutes at most and while the process `run` lives."""
     try:

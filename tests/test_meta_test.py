@@ -120,7 +120,7 @@ def test_each_sub_policy_is_evaluated_alone(cfg):
 
 def test_copies_of_sub_policies_stay_near_them_as_far_as_they_are_told(cfg):
     agent = agent_for(cfg)
-    cfg.master_minibatch = 20
+    cfg.master_minibatch = 10
     before, obs, far = weights(agent.sub_policies), torch.randn(100, 6), {}
     for coefficient in (0.0, 1.0, 30.0):
         master = agent.master.copies_of([0, 0])
