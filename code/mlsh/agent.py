@@ -20,7 +20,6 @@ from mlsh.envs.base import SingleEnv, VectorTasks
 from mlsh.envs.gymnasium_tasks import ActionMap, flat_space
 from mlsh.errors import UserError
 from mlsh.models import ActorCritic, Hierarchy
-from mlsh.rollout import act
 from mlsh.runs import checkpoint
 
 
@@ -97,7 +96,8 @@ class Agent:
             noise = self.sub_policies.noise(rng or self._rng, B)
         device = self.sub_policies.device
         x, z, noise_tensor = (torch.from_numpy(x).to(device) for x in (rows, chosen.astype(np.int64), noise))
-        actions = act(self.sub_policies, self._normalise(x), z, noise_tensor).action.cpu().numpy()
+        params = self.sub_policies.params_of(z)(self._normalise(x))
+        actions = self.sub_policies.sample(params, noise_tensor).cpu().numpy()
         native = np.asarray(self._native_actions(actions) if self._native_actions else actions)
         return native if batched else native[0]
 

@@ -41,14 +41,11 @@ class PlannedActor(HierarchyActor):
         self, agent: Hierarchy, rngs: Any, slots_per_group: int, settings: RolloutSettings, choose: Choose
     ) -> None:
         super().__init__(agent, rngs, slots_per_group, settings)
-        self._choose = choose
+        self._plan = choose
 
-    def _decide(self, obs: Tensor, slots: Slots) -> None:
-        due = (slots.t - slots.begun) % self._high_len == 0
-        z = self._choose(slots)
-        self._decisions.append(PolicyStep(torch.zeros(len(z), 1), z))
-        self._due.append((slots.t, due))
-        self._z = torch.where(due, z, self._z)
+    def _choose(self, obs: Tensor, slots: Slots) -> PolicyStep:
+        z = self._plan(slots)
+        return PolicyStep(torch.zeros(len(z), 1), z)
 
 
 @torch.no_grad()

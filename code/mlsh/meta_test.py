@@ -20,7 +20,7 @@ from mlsh.models import ActorCritic, Hierarchy
 from mlsh.optim import Adam
 from mlsh.outcome import Outcome, concatenate_groups, concatenate_slots
 from mlsh.ppo import Batch, update
-from mlsh.rollout import VALUES_AT_ONCE, Rollout, collect, evaluate, init_normaliser, params_of
+from mlsh.rollout import VALUES_AT_ONCE, Rollout, collect, evaluate, init_normaliser
 from mlsh.runs import checkpoint
 from mlsh.sampling import Streams, Task, tasks_to_test
 from mlsh.settings import AdaptationSettings, RunSettings
@@ -114,8 +114,8 @@ class MasterTraining:
 @torch.no_grad()
 def anchored(batch: Batch, anchor: ActorCritic) -> Batch:
     """The batch of copies of the `anchor`'s sub-policies, with the params that these have at its observations."""
-    parts = zip(batch.obs.split(VALUES_AT_ONCE), (batch.member % anchor.n).split(VALUES_AT_ONCE), strict=True)
-    return batch._replace(anchor=torch.cat([params_of(anchor, obs, k) for obs, k in parts]))
+    parts = zip((batch.member % anchor.n).split(VALUES_AT_ONCE), batch.obs.split(VALUES_AT_ONCE), strict=True)
+    return batch._replace(anchor=torch.cat([anchor.params_of(member)(obs) for member, obs in parts]))
 
 
 def adapt(

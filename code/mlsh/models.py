@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Independent, Normal
 
 from mlsh.errors import UserError
-from mlsh.networks import Image, Trunk, hidden_layers
+from mlsh.networks import Blocks, Image, Trunk, hidden_layers
 from mlsh.normaliser import Normaliser
 
 ALL = slice(None)
@@ -170,6 +170,39 @@ class ActorCritic(Policy):
         """The value alone: [n, B, obs] -> [n, B]."""
         return self._value(self._hidden_of(obs, 1))
 
+    def params_of(self, member: Tensor) -> Callable[[Tensor], Tensor]:
+        """A function from observations [S, obs] to the params [S, A or 2A] of their members' policies, `member` [S].
+
+        Call it as often as these members are asked: it keeps copies of their parameters.
+        """
+        blocks = Blocks.of(member, self.n)
+        hidden = self._hidden_of_blocks(blocks, 0)
+        bias, weight = self.policy_bias[blocks.network], self.policy_weight[blocks.network]
+        log_std = None if self.discrete else self.log_std[member, 0]
+
+        def params(obs: Tensor) -> Tensor:
+            out = blocks.scatter(torch.baddbmm(bias, hidden(blocks.gather(obs)), weight))
+            return out if log_std is None else torch.cat((out, log_std), -1)
+
+        return params
+
+    def values_of(self, member: Tensor, obs: Tensor) -> Tensor:
+        """The value [S] of each observation [S, obs] by its `member` [S]."""
+        blocks = Blocks.of(member, self.n)
+        hidden = self._hidden_of_blocks(blocks, 1)(blocks.gather(obs))
+        bias, weight = self.value_bias[blocks.network], self.value_weight[blocks.network]
+        return blocks.scatter(torch.baddbmm(bias, hidden, weight))[:, 0]
+
+    def _hidden_of_blocks(self, blocks: Blocks, network: int) -> Callable[[Tensor], Tensor]:
+        """As `_hidden_of`, for observations by block: [B, width, obs] -> [B, width, hidden]."""
+        parameters = [p[blocks.network, network] for p in self._hidden_parameters()]
+
+        def hidden(obs: Tensor) -> Tensor:
+            x = self.trunk(obs, slice(network, network + 1), blocks.network) if self.trunk else obs.float()
+            return hidden_layers(x, *parameters)
+
+        return hidden
+
     def _hidden_of(self, obs: Tensor, network: int) -> Tensor:
         """The last hidden layer of the policy (0) or the value (1): [n, B, obs] -> [n, B, hidden]."""
         x = self.trunk(obs, slice(network, network + 1)) if self.trunk else obs.float()
@@ -228,6 +261,10 @@ class Hierarchy(NamedTuple):
     def sets(self) -> int:
         """The number of sets of K sub-policies: 1 if the masters share them, else G; 0 for flat policies."""
         return self.sub_policies.n // self.K if self.K else 0
+
+    def member(self, active: Tensor, group: Tensor) -> Tensor:
+        """Which of `sub_policies` it is that a group's master has made `active`; both are indices of one shape."""
+        return active + self.K * group if self.sets > 1 else active
 
     @classmethod
     def build(

@@ -16,6 +16,7 @@ IMAGE_SIDES, IMAGE_CHANNELS = range(8, 85), range(1, 5)  # of a Box that is take
 NATURE = ((32, 8, 4, 0), (64, 4, 2, 0), (64, 3, 1, 0))  # channels, kernel, stride, padding
 SMALL = ((16, 3, 2, 1), (32, 3, 2, 1))
 SMALLEST_FOR_NATURE = 36  # pixels; on a shorter side nothing would be left of the last layer
+BLOCKS_PER_NETWORK = 4  # of `Blocks`; more blocks mean less padding, but smaller matrices
 NUMBERS_AT_ONCE = 2**22  # numbers in the images that are convolved at a time where nothing is learned
 
 
@@ -28,6 +29,42 @@ def hidden_layers(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bi
 def tanh_of_half(x: Tensor) -> Tensor:
     """tanh(x/2) = 2σ(x) − 1. On a CPU, torch's sigmoid is several times as fast as its tanh."""
     return torch.add(MINUS_ONE, torch.sigmoid(x), alpha=2)  # one operation instead of two
+
+
+class Blocks(NamedTuple):
+    """S inputs, sorted into B blocks of equal width, so that each block belongs to one of n networks.
+
+    With blocks, one batched matmul evaluates each network at its own inputs only. B depends on S and n alone. So nothing
+    waits for a GPU, and some blocks may be unused. Unused places hold input 0.
+    """
+
+    index: Tensor  # [B, width], the input at each place
+    place: Tensor  # [S], the place of each input in the flattened blocks
+    network: Tensor  # [B]
+
+    @classmethod
+    def of(cls, network: Tensor, n: int) -> "Blocks":
+        """The blocks of inputs whose networks are `network` [S], of n."""
+        S, device = len(network), network.device
+        width = max(1, math.ceil(S / (BLOCKS_PER_NETWORK * n))) if n > 1 else max(1, S)
+        used = min(n, S)
+        B = (S - used) // width + used  # as many as are needed if each network used has one input more than fits
+        order = network.argsort(stable=True)
+        in_order = network[order]
+        count = (network == torch.arange(n, device=device)[:, None]).sum(1)  # bincount would wait for a GPU
+        end = ((count + width - 1) // width).cumsum(0)  # after each network's last block
+        shift = torch.cat((end.new_zeros(1), end[:-1])) * width - (count.cumsum(0) - count)
+        place = torch.empty_like(order).scatter_(0, order, torch.arange(S, device=device) + shift[in_order])
+        index = place.new_zeros(B * width).scatter_(0, place, torch.arange(S, device=device)).view(B, width)
+        return cls(index, place, torch.searchsorted(end, torch.arange(B, device=device), right=True).clamp(max=n - 1))
+
+    def gather(self, x: Tensor) -> Tensor:
+        """The inputs x [S, …] by block: [B, width, …]."""
+        return x[self.index]
+
+    def scatter(self, y: Tensor) -> Tensor:
+        """The outputs y [B, width, …] in the order of the inputs: [S, …]."""
+        return y.flatten(0, 1)[self.place]
 
 
 class Image(NamedTuple):
@@ -81,16 +118,17 @@ class Trunk(nn.Module):
             for kernel in getattr(self, f"kernel{layer}")[i]:
                 kernel.copy_(nn.init.orthogonal_(torch.empty(kernel.shape), math.sqrt(2), generator=generator))
 
-    def forward(self, obs: Tensor, networks: slice = slice(2)) -> Tensor:
+    def forward(self, obs: Tensor, networks: slice = slice(2), members: Any = slice(None)) -> Tensor:
         """Features [n · m, B, size] of flattened images [n, B, H · W · C]; `networks` selects m of the two."""
+        parameters = [p[members, networks] for p in self.parameters()]
         if torch.is_grad_enabled():
-            return self._features(obs, networks)
+            return self._features(obs, parameters)
         at_once = max(1, NUMBERS_AT_ONCE // (len(obs) * obs.shape[-1]))
-        return torch.cat([self._features(chunk, networks) for chunk in obs.split(at_once, 1)], 1)
+        return torch.cat([self._features(chunk, parameters) for chunk in obs.split(at_once, 1)], 1)
 
-    def _features(self, obs: Tensor, networks: slice) -> Tensor:
+    def _features(self, obs: Tensor, of_all: Sequence[Tensor]) -> Tensor:
         height, width, channels, scale = self._image
-        parameters = [p[:, networks].unbind() for p in self.parameters()]  # kernel, bias, kernel, … of each member
+        parameters = [p.unbind() for p in of_all]  # kernel, bias, kernel, … of each member
         features: list[Tensor] = []
         for x, *of_member in zip(obs, *parameters, strict=True):
             x = x.view(-1, height, width, channels).movedim(-1, 1).float()

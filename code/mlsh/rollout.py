@@ -16,7 +16,7 @@ from mlsh.ppo import Batch, gae
 from mlsh.slots import Actor, OnStep, SlotRecord, Slots, draw_seeds, play_episodes, play_rollout
 
 Generators = Sequence[np.random.Generator]
-VALUES_AT_ONCE = 2**15  # observations whose values all sub-policies compute at a time
+VALUES_AT_ONCE = 2**15  # observations that values are computed for at a time
 BELIEVED = 0.1  # δ/ε: the sub-policies learn as if only this part of the random decisions were made, see `importance`
 
 
@@ -144,6 +144,8 @@ class HierarchyActor(Actor):
         self._normalise = agent.normaliser.frozen()
         E = slots_per_group * len(rngs)
         self._z = self._decided = torch.zeros(E, dtype=torch.long, device=agent.master.device)  # choices; how many
+        self._group = groups_of_slots(E, len(rngs), self._z.device)
+        self._params_of: Callable[[Tensor], Tensor]  # from observations to params, by the chosen sub-policies
         self._phases: set[int] = set()  # steps modulo high_len at which a decision is due in any slot
         self._decisions: list[PolicyStep] = []
         self._due: list[tuple[int, Tensor]] = []
@@ -159,18 +161,24 @@ class HierarchyActor(Actor):
         self._active.append(self._z)
         if not self._agent.sub_policies.n:
             return self._decisions[-1].action
-        noise = self._noise.of_actions[slots.t]
-        self._actions.append(act(self._agent.sub_policies, obs, self._z, noise, self._agent.sets))
-        return self._actions[-1].action
+        params = self._params_of(obs)
+        action = self._agent.sub_policies.sample(params, self._noise.of_actions[slots.t])
+        self._actions.append(PolicyStep(params, action))
+        return action
 
     def _decide(self, obs: Tensor, slots: Slots) -> None:
         due = (slots.t - slots.begun) % self._high_len == 0
-        decision = decide(self._agent.master, obs, *self._noise.of_decisions(self._decided, len(self._decisions)))
+        decision = self._choose(obs, slots)
         self._decisions.append(decision)
         self._due.append((slots.t, due))
         if self._agent.sub_policies.n:
             self._z = torch.where(due, decision.action, self._z)
+            self._params_of = self._agent.sub_policies.params_of(self._agent.member(self._z, self._group))
         self._decided = self._decided + due
+
+    def _choose(self, obs: Tensor, slots: Slots) -> PolicyStep:
+        """The decision that each slot would make now, at normalised observations [E, obs]."""
+        return decide(self._agent.master, obs, *self._noise.of_decisions(self._decided, len(self._decisions)))
 
     def trace(self) -> Trace:
         decided_at = torch.tensor([t for t, _ in self._due], device=self._z.device)
@@ -224,23 +232,6 @@ def decide(
     if explores is not None and random is not None:
         z = torch.where(explores, random, z)
     return PolicyStep(params, z)
-
-
-def act(sub_policies: ActorCritic, obs: Tensor, z: Tensor, noise: Tensor, sets: int = 1) -> PolicyStep:
-    """What the sub-policies z [E] do at normalised observations [E, obs]; for `sets` see `params_of`."""
-    params = params_of(sub_policies, obs, z, sets)
-    return PolicyStep(params, sub_policies.sample(params, noise))
-
-
-def params_of(sub_policies: ActorCritic, obs: Tensor, z: Tensor, sets: int = 1) -> Tensor:
-    """The params [E, A or 2A] of the sub-policies z [E] at observations [E, obs].
-
-    With several `sets` of K sub-policies each, every set acts in its block of neighbouring slots.
-    """
-    blocks = obs.view(sets, 1, -1, obs.shape[-1]).expand(-1, sub_policies.n // sets, -1, -1)  # [sets, K, E / sets, obs]
-    of_all = sub_policies.params(blocks.flatten(0, 1)).unflatten(0, blocks.shape[:2])
-    slot = torch.arange(len(z), device=z.device).view(sets, -1)
-    return of_all[slot // slot.shape[1], z.view(sets, -1), slot % slot.shape[1]].flatten(0, 1)
 
 
 def stacked(steps: Sequence[PolicyStep]) -> PolicyStep:
@@ -315,18 +306,16 @@ def sub_policy_batch(
     sub_policies, active, (T, E) = agent.sub_policies, trace.active, trace.active.shape
     assert trace.actions is not None
     group = groups_of_slots(E, agent.master.n, obs.device)
-    active_to_the_end = torch.cat((active, active[-1:]))  # [T + 1, E]
-    of_steps = obs.flatten(0, 1), active_to_the_end.flatten(), group.expand(T + 1, E).flatten()
-    value = values_of_sub_policies(agent, *of_steps).view(T + 1, E)
+    member = agent.member(torch.cat((active, active[-1:])), group)  # [T + 1, E]
+    value = values(sub_policies, obs.flatten(0, 1), member.flatten()).view(T + 1, E)
     step, slot, truncated_obs = record.truncations
     following = value[1:].clone()
-    following[step, slot] = values_of_sub_policies(agent, truncated_obs, active[step, slot], group[slot])
+    following[step, slot] = values(sub_policies, truncated_obs, member[step, slot])
     following = torch.where(record.terminated, 0, following)
     goes_on = ~(record.terminated | record.truncated)
     goes_on[-1] = False
     advantage = gae(record.reward * settings.reward_scale, value[:-1], following, goes_on, settings.gamma, settings.lam)
-    member = active + agent.K * group if agent.sets > 1 else active
-    batch = batch_of(sub_policies, obs[:-1], trace.actions, advantage, value[:-1], member, group)
+    batch = batch_of(sub_policies, obs[:-1], trace.actions, advantage, value[:-1], member[:-1], group)
     if not settings.explore:
         return batch
     weights = importance(trace.decisions, settings.explore).gather(0, trace.decision_of_steps())
@@ -351,23 +340,10 @@ def importance(decisions: PolicyStep, explore: float) -> Tensor:
 
 def values(policy: ActorCritic, obs: Tensor, member: Tensor) -> Tensor:
     """The value [S] of each observation [S, obs] by the policy's `member` [S]."""
-    found = [
-        policy.value(x.expand(policy.n, *x.shape)).gather(0, m[None])[0]
-        for x, m in zip(obs.split(VALUES_AT_ONCE), member.split(VALUES_AT_ONCE), strict=True)
-    ]
-    return torch.cat(found)
-
-
-def values_of_sub_policies(agent: Hierarchy, obs: Tensor, active: Tensor, group: Tensor) -> Tensor:
-    """The value [S] of each observation [S, obs] by the sub-policy `active` [S] of its group's master."""
-    if agent.sets == 1:
-        return values(agent.sub_policies, obs, active)
-    found = torch.zeros(len(obs), device=obs.device)
-    for g in range(agent.sets):
-        own, which = agent.sub_policies.view_of(range(g * agent.K, (g + 1) * agent.K)), group == g
-        if which.any():
-            found[which] = values(own, obs[which], active[which])
-    return found
+    if not len(obs):
+        return torch.zeros(0, device=obs.device)
+    parts = zip(member.split(VALUES_AT_ONCE), obs.split(VALUES_AT_ONCE), strict=True)
+    return torch.cat([policy.values_of(*part) for part in parts])
 
 
 def groups_of_slots(E: int, G: int, device: torch.device) -> Tensor:
