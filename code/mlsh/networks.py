@@ -34,8 +34,8 @@ def tanh_of_half(x: Tensor) -> Tensor:
 class Blocks(NamedTuple):
     """S inputs, sorted into B blocks of equal width, so that each block belongs to one of n networks.
 
-    With blocks, one batched matmul evaluates each network at its own inputs only. B depends on S and n alone, so nothing
-    waits for a GPU. Unused places hold input 0.
+    With blocks, one batched matmul evaluates each network at its own inputs only. B depends on S and n alone, so that
+    nothing waits for a GPU. Unused places hold input 0.
     """
 
     index: Tensor  # [B, width], the input at each place
