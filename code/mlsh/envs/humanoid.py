@@ -171,14 +171,14 @@ class Humanoid(SingleEnv):
     vector_class = HumanoidVector
 
 
-# A single policy has learned to walk with these networks, discount and epochs. Both tasks have not been learned yet.
+# An episode is one decision. Masters see x alone, and 32 decisions teach them which sub-policy a task needs.
 PRESET: dict[str, Any] = {
-    "N": 2,
-    "W": 3,
-    "U": 47,
-    "tasks": 30,
-    "T": 1000,
-    "high_len": 1000,
+    "N": 8,
+    "W": 4,
+    "U": 36,
+    "tasks": 20,
+    "T": 250,
+    "high_len": 250,
     "groups": 4,
     "epochs": 5,
     "sub_minibatches": 16,
@@ -186,11 +186,13 @@ PRESET: dict[str, Any] = {
     "target_kl": 0.03,
     "hidden": 128,
     "blind": 1,
+    "master_sees": 1,
+    "bootstrap": False,
     "sub_spread": 0.1,
     "explore": 0.1,
-    "fade": 24,
+    "fade": 12,
     "log_std": -1.0,
     "reward_scale": 0.1,
 }
 register("HumanoidBandits-v1", Humanoid, 1000, PRESET, course=False)
-register("HumanoidCourse-v1", Humanoid, 3000, PRESET | {"T": 3000, "high_len": 200}, course=True)
+register("HumanoidCourse-v1", Humanoid, 3000, PRESET | {"T": 3000}, course=True)
