@@ -233,25 +233,25 @@ def test_images_pass_convolutions_of_every_network_s_own(shape, dtype, strides, 
 
 
 @pytest.mark.parametrize("space", [Discrete(5), Box(-1, 1, (2,))])
-@pytest.mark.parametrize("image", [None, Image(8, 8, 3, None)])
-@pytest.mark.parametrize(
-    "members", [[0], [2, 2, 2, 2, 2], [1, 0, 2] * 7, [3] * 30 + [0] * 11 + [1, 3], [0, 1, 2, 3] * 25]
-)
-def test_only_the_members_that_are_asked_are_evaluated(space, image, members, monkeypatch):
-    policy = ActorCritic(4, 192 if image else 4, space, hidden=8, log_std=-0.5, image=image)
+@pytest.mark.parametrize("members", [[2], [2] * 5, [1, 0, 2] * 7, [3] * 30 + [0] * 11 + [1, 3], [0, 1, 2, 3] * 50])
+@pytest.mark.parametrize("few", [0, 10**6])
+def test_only_the_members_that_are_asked_are_evaluated(space, members, few, monkeypatch):
+    policy = ActorCritic(4, 4, space, hidden=8, log_std=-0.5)
     for parameter in policy.parameters():
         parameter.data.normal_()
-    S, member = len(members), torch.tensor(members)
-    obs, rows = torch.randn(S, policy._networks[0]), []
+    S, member, rows = len(members), torch.tensor(members), []
+    obs = torch.randn(S, 4)
     each = obs.expand(4, -1, -1)
     wanted = policy.params(each)[member, torch.arange(S)], policy.value(each)[member, torch.arange(S)]
     layers = networks.hidden_layers
     monkeypatch.setattr("mlsh.models.hidden_layers", lambda x, *p: rows.append(len(x) * x.shape[1]) or layers(x, *p))
+    monkeypatch.setattr("mlsh.models.FEW", few)
     params_of = policy.params_of(member)
     for _ in range(2):
         torch.testing.assert_close(params_of(obs), wanted[0], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(policy.values_of(member, obs), wanted[1], rtol=1e-4, atol=1e-4)
-    assert len(rows) == 3 and all(row <= 1.25 * S + 4 * 2 for row in rows)  # all four would need 4 S
+    assert len(rows) == 3 and all(row == 4 * S if few else row <= 1.25 * S + 4 for row in rows)
+    assert policy.values_of(member[:0], obs[:0]).shape == (0,)
 
 
 def test_where_nothing_is_learned_images_are_looked_at_in_parts(monkeypatch):

@@ -62,7 +62,6 @@ class Agent:
         agent = Hierarchy.build(self.config, spaces)
         checkpoint.restore(data, sub_policies=agent.sub_policies, normaliser=agent.normaliser)
         self.sub_policies: ActorCritic = agent.sub_policies
-        self._each = [agent.sub_policies.view_of(range(k, k + 1)) for k in range(agent.sub_policies.n)]
         self._normalise = agent.normaliser.frozen()
 
     @torch.no_grad()
@@ -97,9 +96,7 @@ class Agent:
             noise = self.sub_policies.noise(rng or self._rng, B)
         device = self.sub_policies.device
         x, z, noise_tensor = (torch.from_numpy(x).to(device) for x in (rows, chosen.astype(np.int64), noise))
-        x = self._normalise(x)
-        one = B and (chosen == chosen[0]).all()  # as when an option runs; sorting observations would take longer
-        params = self._each[chosen[0]].params(x[None])[0] if one else self.sub_policies.params_of(z)(x)
+        params = self.sub_policies.params_of(z)(self._normalise(x))
         actions = self.sub_policies.sample(params, noise_tensor).cpu().numpy()
         native = np.asarray(self._native_actions(actions) if self._native_actions else actions)
         return native if batched else native[0]

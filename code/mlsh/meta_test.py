@@ -64,8 +64,8 @@ class MasterTraining:
     """PPO of an agent's masters, one per task. The normaliser stays as it is, and so do shared sub-policies.
 
     Where each master has sub-policies of its own, they learn, too. Their loss grows with the KL divergence from those
-    of `anchor`, as in Igl et al. (2019). They learn from minibatches of `cfg.master_minibatch` env steps, because one
-    task's rollout is too small for the `sub_minibatches` of training.
+    of `anchor`, as in Igl et al. (2019). They learn from minibatches of `cfg.master_minibatch` env steps of a task. Its
+    rollout is too small for the `sub_minibatches` of training.
 
     A flat policy that starts from scratch has no normaliser statistics yet, and gets them as in training. The env steps
     of its first statistics are not counted.
@@ -84,8 +84,9 @@ class MasterTraining:
         self._agent, self._env, self._cfg = agent, env, cfg
         self._anchor = anchor
         if anchor:
-            given = {"minibatches": math.ceil(cfg.N * cfg.T / cfg.master_minibatch), "anchor_coef": anchor.coefficient}
-            self._sub_ppo = dataclasses.replace(cfg.sub_ppo(cfg.tasks), **given)
+            minibatches = math.ceil(cfg.N * cfg.T / cfg.master_minibatch)
+            changes = {"minibatches": minibatches, "anchor_coef": anchor.coefficient}
+            self._sub_ppo = dataclasses.replace(cfg.sub_ppo(cfg.tasks), **changes)
             self._sub_optimizer = Adam(agent.sub_policies, cfg.sub_lr, per_member=True)
         self._streams = Streams(cfg.seed, groups or range(len(tasks)))
         self._optimizer = Adam(agent.master, cfg.master_lr)

@@ -16,6 +16,7 @@ from mlsh.networks import Blocks, Image, Trunk, hidden_layers
 from mlsh.normaliser import Normaliser
 
 ALL = slice(None)
+FEW = 400  # observations times members, up to which all members are evaluated at all observations
 
 
 class Policy(nn.Module):
@@ -173,35 +174,36 @@ class ActorCritic(Policy):
     def params_of(self, member: Tensor) -> Callable[[Tensor], Tensor]:
         """A function from observations [S, obs] to the params [S, A or 2A] of their members' policies, `member` [S].
 
-        Call it as often as these members are asked: it keeps copies of their parameters.
+        The function may keep copies of the members' parameters, so it is out of date once these change.
         """
+        if self._evaluates_all(len(member)):
+            slot = torch.arange(len(member), device=member.device)
+            return lambda obs: self.params(obs.expand(self.n, *obs.shape))[member, slot]
         blocks = Blocks.of(member, self.n)
-        hidden = self._hidden_of_blocks(blocks, 0)
-        bias, weight = self.policy_bias[blocks.network], self.policy_weight[blocks.network]
+        layers = [p[blocks.network, 0] for p in self._hidden_parameters()]
+        weight, bias = self.policy_weight[blocks.network], self.policy_bias[blocks.network]
         log_std = None if self.discrete else self.log_std[member, 0]
 
         def params(obs: Tensor) -> Tensor:
-            out = blocks.scatter(torch.baddbmm(bias, hidden(blocks.gather(obs)), weight))
+            hidden = hidden_layers(blocks.gather(obs).float(), *layers)
+            out = blocks.scatter(torch.baddbmm(bias, hidden, weight))
             return out if log_std is None else torch.cat((out, log_std), -1)
 
         return params
 
     def values_of(self, member: Tensor, obs: Tensor) -> Tensor:
         """The value [S] of each observation [S, obs] by its `member` [S]."""
+        if self._evaluates_all(len(member)):
+            return self.value(obs.expand(self.n, *obs.shape)).gather(0, member[None])[0]
         blocks = Blocks.of(member, self.n)
-        hidden = self._hidden_of_blocks(blocks, 1)(blocks.gather(obs))
-        bias, weight = self.value_bias[blocks.network], self.value_weight[blocks.network]
+        layers = [p[blocks.network, 1] for p in self._hidden_parameters()]
+        hidden = hidden_layers(blocks.gather(obs).float(), *layers)
+        weight, bias = self.value_weight[blocks.network], self.value_bias[blocks.network]
         return blocks.scatter(torch.baddbmm(bias, hidden, weight))[:, 0]
 
-    def _hidden_of_blocks(self, blocks: Blocks, network: int) -> Callable[[Tensor], Tensor]:
-        """As `_hidden_of`, for observations by block: [B, width, obs] -> [B, width, hidden]."""
-        parameters = [p[blocks.network, network] for p in self._hidden_parameters()]
-
-        def hidden(obs: Tensor) -> Tensor:
-            x = self.trunk(obs, slice(network, network + 1), blocks.network) if self.trunk else obs.float()
-            return hidden_layers(x, *parameters)
-
-        return hidden
+    def _evaluates_all(self, S: int) -> bool:
+        """Whether it is faster to evaluate every member at S observations than to sort these by member."""
+        return self.n == 1 or self.n * S <= FEW or self.trunk is not None
 
     def _hidden_of(self, obs: Tensor, network: int) -> Tensor:
         """The last hidden layer of the policy (0) or the value (1): [n, B, obs] -> [n, B, hidden]."""
@@ -263,7 +265,7 @@ class Hierarchy(NamedTuple):
         return self.sub_policies.n // self.K if self.K else 0
 
     def member(self, active: Tensor, group: Tensor) -> Tensor:
-        """Which of `sub_policies` it is that a group's master has made `active`; both are indices of one shape."""
+        """The index in `sub_policies` of each group's `active` sub-policy; both are indices of one shape."""
         return active + self.K * group if self.sets > 1 else active
 
     @classmethod

@@ -32,10 +32,11 @@ def tanh_of_half(x: Tensor) -> Tensor:
 
 
 class Blocks(NamedTuple):
-    """S inputs, sorted into B blocks of equal width, so that each block belongs to one of n networks.
+    """S inputs in B blocks of equal width. Each block holds inputs of one of n networks.
 
-    With blocks, one batched matmul evaluates each network at its own inputs only. B depends on S and n alone, so that
-    nothing waits for a GPU. Unused places hold input 0.
+    So one batched matmul evaluates each network at its own inputs only, with at most a quarter more places than inputs.
+    B depends on S and n alone, so that nothing waits for a GPU. Unused places hold input 0. Results depend on the other
+    inputs by rounding.
     """
 
     index: Tensor  # [B, width], the input at each place
@@ -46,17 +47,23 @@ class Blocks(NamedTuple):
     def of(cls, network: Tensor, n: int) -> "Blocks":
         """The blocks of inputs whose networks are `network` [S], of n."""
         S, device = len(network), network.device
-        width = max(1, math.ceil(S / (BLOCKS_PER_NETWORK * n))) if n > 1 else max(1, S)
+        width = math.ceil(S / (BLOCKS_PER_NETWORK * n))
         used = min(n, S)
-        B = (S - used) // width + used  # as many as are needed if each network used has one input more than fits
-        order = network.argsort(stable=True)
-        in_order = network[order]
-        count = (network == torch.arange(n, device=device)[:, None]).sum(1)  # bincount would wait for a GPU
-        end = ((count + width - 1) // width).cumsum(0)  # after each network's last block
-        shift = torch.cat((end.new_zeros(1), end[:-1])) * width - (count.cumsum(0) - count)
-        place = torch.empty_like(order).scatter_(0, order, torch.arange(S, device=device) + shift[in_order])
-        index = place.new_zeros(B * width).scatter_(0, place, torch.arange(S, device=device)).view(B, width)
-        return cls(index, place, torch.searchsorted(end, torch.arange(B, device=device), right=True).clamp(max=n - 1))
+        B = (
+            S - used
+        ) // width + used  # the most that can be needed: a network with c inputs needs 1 + (c − 1) // width
+        numbers, networks = torch.arange(S, device=device), torch.arange(n, device=device)
+        in_order, order = network.sort(stable=True)
+        until = torch.searchsorted(
+            in_order, networks, right=True
+        )  # how many inputs belong to each network or one before
+        count = until.diff(prepend=until.new_zeros(1))
+        end = ((count + width - 1) // width).cumsum(0)  # the block after each network's last
+        shift = end.roll(1).index_fill(0, networks[:1], 0) * width - (until - count)
+        place = torch.empty_like(order).scatter_(0, order, numbers + shift[in_order])
+        index = place.new_zeros(B * width).scatter_(0, place, numbers).view(B, width)
+        of_block = torch.searchsorted(end, torch.arange(B, device=device), right=True).clamp(max=n - 1)
+        return cls(index, place, of_block)
 
     def gather(self, x: Tensor) -> Tensor:
         """The inputs x [S, …] by block: [B, width, …]."""
@@ -118,17 +125,16 @@ class Trunk(nn.Module):
             for kernel in getattr(self, f"kernel{layer}")[i]:
                 kernel.copy_(nn.init.orthogonal_(torch.empty(kernel.shape), math.sqrt(2), generator=generator))
 
-    def forward(self, obs: Tensor, networks: slice = slice(2), members: Any = slice(None)) -> Tensor:
+    def forward(self, obs: Tensor, networks: slice = slice(2)) -> Tensor:
         """Features [n · m, B, size] of flattened images [n, B, H · W · C]; `networks` selects m of the two."""
-        parameters = [p[members, networks] for p in self.parameters()]
         if torch.is_grad_enabled():
-            return self._features(obs, parameters)
+            return self._features(obs, networks)
         at_once = max(1, NUMBERS_AT_ONCE // (len(obs) * obs.shape[-1]))
-        return torch.cat([self._features(chunk, parameters) for chunk in obs.split(at_once, 1)], 1)
+        return torch.cat([self._features(chunk, networks) for chunk in obs.split(at_once, 1)], 1)
 
-    def _features(self, obs: Tensor, of_all: Sequence[Tensor]) -> Tensor:
+    def _features(self, obs: Tensor, networks: slice) -> Tensor:
         height, width, channels, scale = self._image
-        parameters = [p.unbind() for p in of_all]  # kernel, bias, kernel, … of each member
+        parameters = [p[:, networks].unbind() for p in self.parameters()]  # kernel, bias, kernel, … of each member
         features: list[Tensor] = []
         for x, *of_member in zip(obs, *parameters, strict=True):
             x = x.view(-1, height, width, channels).movedim(-1, 1).float()

@@ -340,8 +340,6 @@ def importance(decisions: PolicyStep, explore: float) -> Tensor:
 
 def values(policy: ActorCritic, obs: Tensor, member: Tensor) -> Tensor:
     """The value [S] of each observation [S, obs] by the policy's `member` [S]."""
-    if not len(obs):
-        return torch.zeros(0, device=obs.device)
     parts = zip(member.split(VALUES_AT_ONCE), obs.split(VALUES_AT_ONCE), strict=True)
     return torch.cat([policy.values_of(*part) for part in parts])
 

@@ -294,8 +294,8 @@ class AdaptationSettings(MasterSettings):
     eval_episodes: CountOrZero = 0
     """Evaluation episodes per master and update, not counted as env steps; 0 reports training episodes instead."""
     master_minibatch: CountOrZero = 0
-    """Decisions per minibatch of a master, and env steps per minibatch of sub-policies that learn; 0 for that of the
-    run."""
+    """Decisions per minibatch of a master, and with --sub_kl env steps per minibatch of its sub-policies; 0 for that of
+    the run."""
     sub_kl: Annotated[float, Constraint(lambda x: 0 <= x <= 1e6 or x == math.inf, "use 0 to 1e6, or inf")] = math.inf
     """With a number, copies of an MLSH run's sub-policies learn with each master. The number is the coefficient, in
     their loss, of the KL divergence from the run's sub-policies; inf keeps these frozen."""
