@@ -171,12 +171,13 @@ class Humanoid(SingleEnv):
     vector_class = HumanoidVector
 
 
-# An episode is one decision. Masters see x alone, and 32 decisions teach them which sub-policy a task needs.
+# In HumanoidBandits an episode has 250 of 1000 steps and is one decision. Masters see x alone, and learn from 32 of these
+# which sub-policy a task needs.
 PRESET: dict[str, Any] = {
     "N": 8,
     "W": 4,
     "U": 36,
-    "tasks": 20,
+    "tasks": 16,
     "T": 250,
     "high_len": 250,
     "groups": 4,
