@@ -171,7 +171,7 @@ class Humanoid(SingleEnv):
     vector_class = HumanoidVector
 
 
-# In HumanoidBandits an episode has 250 of 1000 steps and is one decision. Masters see x alone, and learn from 32 of these
+# In HumanoidBandits an episode has 250 of 1000 steps and is one decision. Masters see x alone. From 32 decisions they learn
 # which sub-policy a task needs.
 PRESET: dict[str, Any] = {
     "N": 8,
