@@ -171,8 +171,8 @@ class Humanoid(SingleEnv):
     vector_class = HumanoidVector
 
 
-# In HumanoidBandits an episode has 250 of 1000 steps and is one decision. Masters see x alone. From 32 decisions they learn
-# which sub-policy a task needs.
+# In HumanoidBandits an episode has 250 of 1000 steps and is one decision. Masters see x alone. In 32 decisions they
+# learn which sub-policy a task needs.
 PRESET: dict[str, Any] = {
     "N": 8,
     "W": 4,
