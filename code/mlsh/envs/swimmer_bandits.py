@@ -114,10 +114,10 @@ class SwimmerBandits(SingleEnv):
 
 
 PRESET: dict[str, Any] = {
-    "N": 4,
+    "N": 2,
     "W": 10,
-    "U": 40,
-    "tasks": 20,
+    "U": 30,
+    "tasks": 10,
     "T": 1000,
     "high_len": 200,
     "num_sub_policies": 4,

@@ -120,9 +120,9 @@ class WalkerObstacles(SingleEnv):
 
 PRESET: dict[str, Any] = {
     "N": 2,
-    "W": 10,
-    "U": 40,
-    "tasks": 30,
+    "W": 5,
+    "U": 35,
+    "tasks": 8,
     "T": 1000,
     "high_len": 200,
     "groups": 4,
@@ -131,7 +131,7 @@ PRESET: dict[str, Any] = {
     "target_kl": 0.03,
     "sub_spread": 0.1,
     "explore": 0.1,
-    "fade": 15,
+    "fade": 5,
     "log_std": -0.5,
     "reward_scale": 0.1,
 }
