@@ -21,6 +21,8 @@ def family(monkeypatch):
     return lambda env_id, num_envs, T: make_env(Config(env=f"meta_world:{env_id}", T=T), num_envs)
 
 
+@pytest.mark.slow
+@pytest.mark.very_slow
 def test_ml1_trains(command, tmp_path, monkeypatch):
     rows = train_example(command, tmp_path, monkeypatch, "meta_world", "ML1-reach-v3", "--test_episodes", 2)
     assert all(row["final_success"] == row["final_success_once"] == "0" for row in rows)  # seven steps are too few

@@ -276,10 +276,12 @@ def test_where_ants_go_is_drawn(study, command, tmp_path, monkeypatch, capfd):
     ants = importlib.import_module("studies.ants")
     monkeypatch.setattr(ants, "PATHS", 2)
     monkeypatch.setattr(ants, "UPDATES", 0)
+    monkeypatch.setattr("mlsh.ceiling.PATHS", 2)
+    monkeypatch.setattr("mlsh.ceiling.GRID", 4.0)
     flags = ["--env", "AntMovement-v1", "--record", 0, "-T", 9, "--out", tmp_path / "x"]
     assert command("train.py", *TINY, *flags)[0] == 0
     ants.draw_primitives(study, "alone.png", ["x", "x"])
-    ants.draw_masters(study, "masters.png", "x", "AntMaze-v1", {"N": 1})
+    ants.draw_masters(study, "masters.png", "x", "AntMaze-v1", {"N": 1, "T": 20, "high_len": 10})
     for name, width in (("alone.png", 792), ("masters.png", 1430)):
         assert iio.imread(tmp_path / name).shape[1] == width
     drawn, draw_paths = [], ants.draw_paths
