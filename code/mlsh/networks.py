@@ -49,14 +49,12 @@ class Blocks(NamedTuple):
         S, device = len(network), network.device
         width = math.ceil(S / (BLOCKS_PER_NETWORK * n))
         used = min(n, S)
-        B = (
-            S - used
-        ) // width + used  # the most that can be needed: a network with c inputs needs 1 + (c − 1) // width
+        # The most that can be needed: a network with c inputs needs 1 + (c − 1) // width blocks.
+        B = (S - used) // width + used
         numbers, networks = torch.arange(S, device=device), torch.arange(n, device=device)
         in_order, order = network.sort(stable=True)
-        until = torch.searchsorted(
-            in_order, networks, right=True
-        )  # how many inputs belong to each network or one before
+        # How many inputs belong to each network or to one before it.
+        until = torch.searchsorted(in_order, networks, right=True)
         count = until.diff(prepend=until.new_zeros(1))
         end = ((count + width - 1) // width).cumsum(0)  # the block after each network's last
         shift = end.roll(1).index_fill(0, networks[:1], 0) * width - (until - count)
