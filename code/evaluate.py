@@ -79,6 +79,8 @@ class Args(AdaptationSettings, TrackingSettings):
     """Number of tasks drawn from a continuous family. Equal tasks are learned once."""
     copies: Count = 64
     """Episodes at a time where environments are stepped one by one (at least -N). Changes RL²'s random numbers."""
+    env_workers: CountOrZero = 0
+    """Processes that step these environments; 0 for one per core after a long run. Results do not depend on it."""
     device: str = "cpu"
     """Torch device."""
     sim_threads: CountOrZero = 0
@@ -106,7 +108,7 @@ class Adaptation(NamedTuple):
 def evaluate(run: Path, args: Args) -> Adaptation:
     """Learn the tasks again with what is in a run folder or checkpoint."""
     data = checkpoint.load(run, LEARNERS)
-    cfg = dataclasses.replace(data["config"], **args.only("seed", "device", "sim_threads", "copies"))
+    cfg = dataclasses.replace(data["config"], **args.only("seed", "device", "sim_threads", "copies", "env_workers"))
     cfg = transferred(cfg, args.env)
     cfg.T = args.T or cfg.T
     env = make_env(cfg, 1)

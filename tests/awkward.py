@@ -5,7 +5,10 @@ import random
 import signal
 import sys
 import tempfile
+import time
 import warnings
+from multiprocessing import parent_process
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -209,6 +212,32 @@ class Goal(Walk):
         return {"observation": super().observed(), "desired_goal": np.array([self.goal], np.float32)}
 
 
+def in_worker(action):
+    """A class that does something at its third step, if it is in a worker process."""
+    return of(reward=lambda self: action() or 0.0 if self.t == 3 and parent_process() else 0.0)
+
+
+def sleep():
+    Path(os.environ["MLSH_TEST"], "run", "asleep").touch()
+    time.sleep(1000)
+
+
+class OnlyHere(Walk):
+    """Cannot be made in a worker process."""
+
+    def __init__(self, render_mode=None):
+        super().__init__(render_mode)
+        if parent_process():
+            fail()
+
+
+class Unpicklable(Walk):
+    train_tasks = [lambda: -1, lambda: 1]
+
+    def set_task(self, task):
+        self.goal = task()
+
+
 class OneOnly(Walk):
     made = False
 
@@ -309,6 +338,11 @@ ALL = {
     "NormalizeObservation": lambda render_mode=None: NormalizeObservation(Walk(render_mode)),
     "NormalizeReward": lambda render_mode=None: NormalizeReward(Walk(render_mode)),
     "Warns": Warns,
+    "Unpicklable": Unpicklable,
+    "OnlyHere": OnlyHere,
+    "Raises": in_worker(fail),
+    "Dies": in_worker(lambda: os._exit(7)),
+    "Sleeps": in_worker(sleep),
     "Goal": Goal,
     "OneOnly": OneOnly,
     "Agents": lambda render_mode=None: Agents(),

@@ -34,7 +34,7 @@ from mlsh.sampling import Streams
 
 
 def family(kind, num_envs=2, T=5, **more):
-    return make_env(Config(env=f"awkward:{kind}-v0", T=T), num_envs, **more)
+    return make_env(Config(env=f"awkward:{kind}-v0", T=T, env_workers=1), num_envs, **more)
 
 
 def played(kind, T=5):

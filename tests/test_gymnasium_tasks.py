@@ -22,7 +22,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 def family(kind, num_envs=4, **more):
-    return make_env(Config(env=f"foreign:{kind}-v0", T=5), num_envs, **more)
+    return make_env(Config(env=f"foreign:{kind}-v0", T=5, env_workers=1), num_envs, **more)
 
 
 BROKEN = foreign.broken.__code__.co_firstlineno + 2
@@ -89,7 +89,7 @@ def test_tasks_reach_the_environments(kind, goals):
     assert tasks == [env.sample_task(np.random.default_rng(i)) for i in range(20)]
     env.set_task(list(goals))
     env.reset(seed=0)
-    have = [one.realgoal if kind == "Original" else one.unwrapped.goal for one in env._task_envs]
+    have = [one.realgoal if kind == "Original" else one.unwrapped.goal for one in env._copies.task_envs]
     assert have == [goals[task] for task in goals for _ in range(2)]
 
 
@@ -103,18 +103,18 @@ def test_spaces():
     assert env.single_action_space == Discrete(3) and env.single_observation_space.shape == (1,)
     env.reset(seed=0)
     env.step(torch.tensor([0, 1, 2, 0]))
-    assert [one.taken[-1] for one in env._task_envs] == [-1, 0, 1, -1]  # its action space starts at -1
+    assert [one.taken[-1] for one in env._copies.task_envs] == [-1, 0, 1, -1]  # its action space starts at -1
     env = family("BoxActions")
     assert env.single_action_space.shape == (6,)
     env.reset(seed=0)
     env.step(torch.tensor([[9.0] * 6, [-9.0] * 6, [0.5] * 6, [0, 0, 0, 1, 1, 1.0]]))  # -1 … 1 is mapped to -0.5 … 0.5
-    assert [float(one.taken[-1].mean()) for one in env._task_envs] == [0.5, -0.5, 0.25, 0.25]
-    assert env._task_envs[0].taken[-1].shape == (2, 3)
+    assert [float(one.taken[-1].mean()) for one in env._copies.task_envs] == [0.5, -0.5, 0.25, 0.25]
+    assert env._copies.task_envs[0].taken[-1].shape == (2, 3)
     env = family("HalfBounded", 1)
     env.reset(seed=0)
     for action, taken in (([0, 0, 0], [2, 0, 0]), ([1, 7, -7], [4, 7, -1]), ([-9, -9, 9], [0, -9, 9])):
         env.step(torch.tensor([action], dtype=torch.float32))
-        assert env._task_envs[0].taken[-1].tolist() == taken
+        assert env._copies.task_envs[0].taken[-1].tolist() == taken
     assert family("DiscreteObservations").single_observation_space.shape == (5,)
     assert family("DictObservations").single_observation_space.shape == (3,)
     assert isinstance(family("DictObservations").single_observation_space, Box)
@@ -331,7 +331,7 @@ def test_classes_of_the_original_code_train_unchanged(command, tmp_path, monkeyp
 
 @pytest.mark.parametrize("kind", ["OldTasks", "OldTasks26", "OldSides"])
 def test_old_classes_offer_their_tasks_or_get_them_from_the_adapter(kind):
-    env = make_env(Config(env=f"foreign:{kind}-v0", T=5), 2)
+    env = make_env(Config(env=f"foreign:{kind}-v0", T=5, env_workers=1), 2)
     tasks = [env.sample_task(np.random.default_rng(i)) for i in range(20)]
     assert set(tasks) == {-1, 1} and tasks == [env.sample_task(np.random.default_rng(i)) for i in range(20)]
     env.set_task([1, -1])

@@ -18,7 +18,7 @@ pytest.importorskip("metaworld", reason="docs/guide/your-own-environment.md says
 def family(monkeypatch):
     """family(env_id, num_envs, T): the batched environment, made with the example."""
     monkeypatch.syspath_prepend(EXAMPLES)
-    return lambda env_id, num_envs, T: make_env(Config(env=f"meta_world:{env_id}", T=T), num_envs)
+    return lambda env_id, num_envs, T: make_env(Config(env=f"meta_world:{env_id}", T=T, env_workers=1), num_envs)
 
 
 @pytest.mark.slow
@@ -44,17 +44,18 @@ def test_ml10_plays_the_environment_of_each_task_and_hides_its_goal(family):
         observation, _ = env.reset(seed=0)
         assert [env.task_label(task) for task in tasks] == names
         assert [re.sub(r"\W|v3", "", name) for name in names] == [
-            re.search(r"sawyer_(\w+)_v3", type(one.unwrapped).__module__)[1].replace("_", "") for one in env._task_envs
+            re.search(r"sawyer_(\w+)_v3", type(one.unwrapped).__module__)[1].replace("_", "")
+            for one in env._copies.task_envs
         ]
         assert observation.shape == (3, 39) and not observation[:, -3:].any()
-        goals = [one.unwrapped._target_pos for one in env._task_envs]
+        goals = [one.unwrapped._target_pos for one in env._copies.task_envs]
         assert all(np.abs(goals[i] - goals[j]).max() > 0.01 for i, j in ((0, 1), (0, 2), (1, 2)))
     env.close()
 
 
 def test_a_success_that_does_not_last(family):
     env = family("ML1-reach-v3", 1, 150)
-    single = env._task_envs[0].unwrapped
+    single = env._copies.task_envs[0].unwrapped
     for steps_to_the_goal, last, once in ((150, 1, 1), (100, 0, 1), (0, 0, 0)):
         env.reset(seed=0)
         for t in range(150):

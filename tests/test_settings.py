@@ -151,7 +151,8 @@ def test_every_kind_of_run_continues_alike():
     saved = {"config": run, "iteration": 4}
     cfg, _ = parse_kind(RL2Config, "-c --out there --iterations 9".split(), lambda _: saved)
     assert cfg.iterations == 9
-    allowed = "--iterations, --copies, --wandb, --wandb_project, --tensorboard, --device, --sim_threads, --save_seconds"
+    hardware, tracking = "--copies, --env_workers, --device, --sim_threads", "--wandb, --wandb_project, --tensorboard"
+    allowed = f"--iterations, {hardware}, {tracking}, --save_seconds"
     with pytest.raises(UserError, match=f"only {allowed} may"):
         parse_kind(RL2Config, "-c --out there --lr 0.5".split(), lambda _: saved)
     with pytest.raises(UserError, match="--iterations is 3: the run has done 4"):

@@ -166,10 +166,14 @@ class Config(
         if has_preset(env):
             return {}
         settings = cls.defaults(env)
-        return derive(find_facts(dataclasses.replace(settings, T=T or settings.T), settings.gamma))
+        return derive(find_facts(dataclasses.replace(settings, T=T or settings.T, env_workers=1), settings.gamma))
 
     def episodes_at_once(self, processes: int) -> int:
         return max(self.N * math.ceil(self.groups / processes), self.test_episodes)
+
+    @property
+    def env_steps(self) -> int:
+        return self.tasks * (self.W + self.U) * self.groups * self.N * self.T
 
     @property
     def rollout(self) -> RolloutSettings:

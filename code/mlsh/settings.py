@@ -32,7 +32,10 @@ import torch
 import tyro
 from tabulate import tabulate
 
+from mlsh.envs.memory import available_cores
 from mlsh.errors import NoCheckpoint, UserError
+
+WORTH_WORKERS = 200_000  # env steps of a run; stepping even a fast environment takes longer than starting workers
 
 
 class Constraint(NamedTuple):
@@ -246,6 +249,8 @@ class HardwareSettings(Settings):
     """Simulation threads of the MuJoCo families; 0 for all cores. Results do not depend on it."""
     copies: Count = 64
     """Copies of an environment that is not written as a batch, in tests (at least -N)."""
+    env_workers: CountOrZero = 0
+    """Processes that step these copies; 0 for one per core in long runs. Results do not depend on it."""
 
 
 @dataclass
@@ -339,13 +344,26 @@ class RunSettings(TaskSettings, NetworkSettings, RunFolderSettings, TrackingSett
     @classmethod
     def changeable(cls) -> list[str]:
         """The fields that may differ when a run is continued."""
-        names = f"{cls.LENGTH} copies record wandb wandb_project tensorboard device sim_threads save_seconds".split()
+        hardware = ("copies", "env_workers", "device", "sim_threads")
+        names = (cls.LENGTH, *hardware, "record", "wandb", "wandb_project", "tensorboard", "save_seconds")
         known = {field.name for field in fields_of(cls)}
         return [name for name in names if name in known]
 
     def episodes_at_once(self, processes: int) -> int:
         """The largest number of episodes that one of so many processes plays at a time."""
         raise NotImplementedError
+
+    @property
+    def env_steps(self) -> int:
+        """The env steps of training if no episode ends early."""
+        raise NotImplementedError
+
+    @property
+    def env_processes(self) -> int:
+        """Processes that step the copies of an environment that is not written as a batch. It includes this one."""
+        from_module = ":" in self.env  # a worker may not know an environment that was registered elsewhere
+        long = from_module and self.env_steps >= WORTH_WORKERS
+        return self.env_workers or (available_cores() if long else 1)
 
     def resolve(self) -> None:
         """Replace automatic values by definite ones when a run begins."""

@@ -104,6 +104,10 @@ class OptionCriticConfig(OptionCriticAlgorithm, OptionCriticLearning, RunSetting
         return self.N * self.groups
 
     @property
+    def env_steps(self) -> int:
+        return self.tasks * self.rollouts * self.groups * self.N * self.T
+
+    @property
     def new_parts(self) -> tuple[str, ...]:
         """The parts of the agent that are new for every task. Each group has its own."""
         return {"options": ("critic",), "all": (), "nothing": ("options", "critic")}[self.shared]

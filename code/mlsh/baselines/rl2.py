@@ -108,6 +108,10 @@ class RL2Config(TrialSettings, RL2PPOSettings, RunSettings):
             )
 
     @property
+    def env_steps(self) -> int:
+        return self.iterations * self.N * self.episodes * self.T
+
+    @property
     def ppo(self) -> PPOSettings:
         return PPOSettings(**self.only("minibatches", "epochs", "clip", "value_coef", "entropy_coef"))
 

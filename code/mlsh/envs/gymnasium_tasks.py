@@ -1,8 +1,11 @@
-"""Any Gymnasium environment as a family of tasks: one copy per slot, stepped one after another."""
+"""Any Gymnasium environment as a family of tasks: one copy per slot."""
 
 import contextlib
+import functools
 import json
 import math
+import multiprocessing
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -10,18 +13,18 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
-from gymnasium.spaces.utils import flatdim, flatten, flatten_space
+from gymnasium.spaces.utils import flatdim, flatten_space
 
 from mlsh.envs import boundary
 from mlsh.envs.base import Frames, Info, StepResult, Task, VectorTasks
 from mlsh.envs.boundary import environment_errors
+from mlsh.envs.copies import Block, Copies, CopySteps, Worker, find_task_layer, layers, unwrap
 from mlsh.envs.opengl import choose_opengl
-from mlsh.envs.protocols import REMEDY, find_protocol, seed_global_generators, spaces_of
+from mlsh.envs.protocols import REMEDY, TaskProtocol, find_protocol, seed_global_generators
 from mlsh.envs.statistics import RunningStatistics
 from mlsh.errors import EnvironmentFailed, RenderingUnavailable, UserError
 
 UNBOUNDED = 1e18  # bounds of a Box that are larger mean that there is none, as in Box(-finfo.max, finfo.max)
-NUMBERS = (float, int, np.float64, np.float32)  # types of rewards that need no conversion
 MOST_INFOS = 100  # names of numbers in infos; each one is a column of metrics.csv
 ONE_AGENT = "environments of several agents are not supported"
 
@@ -44,9 +47,15 @@ class GymnasiumTasks(VectorTasks):
     episodes of environments that draw from global generators are the same in every run, but differ with the number of
     processes.
 
+    Processes: this process and `processes` − 1 workers step equal shares of the copies at the same time. There is one
+    process if the environment is rendered, if a wrapper keeps statistics from one episode to the next, or if `make` or
+    the tasks cannot be pickled.
+
     Raises UserError for an environment that has no tasks, has spaces of other kinds, or fails in its first step;
     EnvironmentFailed if it fails later; RenderingUnavailable if it cannot render in `render_mode`.
     """
+
+    _workers: Sequence[Worker] = ()
 
     def __init__(
         self,
@@ -55,19 +64,18 @@ class GymnasiumTasks(VectorTasks):
         max_episode_steps: int | None = None,
         render_mode: str | None = None,
         device: str | torch.device = "cpu",
+        processes: int = 1,
     ) -> None:
-        self.envs: list[gym.Env] = []
-        self._make_copies(make, num_envs, max_episode_steps, render_mode)
-        first = self.envs[0]
+        make = functools.partial(make, max_episode_steps=max_episode_steps)
+        first, make = make_first(make, render_mode)
         if hasattr(unwrap(first), "possible_agents"):
             raise UserError(f"it has possible_agents, but {ONE_AGENT}")
         self._native_actions = ActionMap(first.action_space)
-        self._native_space = first.observation_space
-        self.single_observation_space = flat_space(self._native_space)
+        self.single_observation_space = flat_space(first.observation_space)
         self.single_action_space = self._native_actions.policy_space
         self.metadata = VectorTasks.metadata | {"render_fps": frames_per_second(first.metadata)}
-        self._task_envs = [find_task_layer(env) for env in self.envs]
-        protocol = find_protocol(self._task_envs[0])
+        self._task_env = find_task_layer(first)
+        protocol = find_protocol(self._task_env)
         if protocol is None:
             raise UserError(f"it has no task distribution; {REMEDY}")
         self._protocol = protocol
@@ -76,58 +84,45 @@ class GymnasiumTasks(VectorTasks):
             self.sample_test_task = self._sample_test_task
         super().__init__(num_envs, max_episode_steps, None, device)
         self.render_mode = render_mode
-        shape, dtype = self.single_observation_space.shape or (), self.single_observation_space.dtype
-        dtype = np.uint8 if len(shape) == 3 and dtype == np.uint8 else np.float32
-        self._bytes = dtype is np.uint8
-        self._observations = np.zeros((num_envs, *shape), dtype)
-        self._native_shape = self._native_space.shape if isinstance(self._native_space, Box) else shape
-        self._native_observations = self._observations.reshape(num_envs, *self._native_shape)  # the same memory
-        self._finished = np.zeros(num_envs, bool)  # whether the episode of a slot is over
+        alone = render_mode or RunningStatistics([first]) or not can_be_sent(make, protocol)
+        self._make_copies(make, first, 1 if alone else min(processes, num_envs))
         self._last_info: dict[str, np.ndarray] = {}  # name -> [E], from the infos of last steps; NaN where missing
-        self._note_what_surprises()
+        self._note_what_surprises(first)
         # one step now, so that an environment that cannot be played is refused before the run begins
         self.task_label(self.task[0])
-        self._begin_episode(0, 0, in_new_rollout=True)
         action = self._native_actions(np.zeros((1, *(self.single_action_space.shape or ()))))[0]
-        observation, reward, *ends, _ = first.step(action)
-        self._keep_observation(0, observation)
-        boundary.reward_in(reward)
-        for flag in ends:
-            boundary.flag_in(flag)
+        self._copies.probe(protocol.native_task(self.task[0]), action)
 
-    def _make_copies(
-        self, make: Callable[..., gym.Env], num_envs: int, max_episode_steps: int | None, render_mode: str | None
-    ) -> None:
-        """Make the copies one after another, each with global generators of the same seed in every run."""
-        kwargs: dict[str, Any] = {"max_episode_steps": max_episode_steps}
+    def _make_copies(self, make: Callable[[], gym.Env], first: gym.Env, processes: int) -> None:
+        """Make all copies, of which this process keeps the first ones."""
+        shape, dtype = self.single_observation_space.shape or (), self.single_observation_space.dtype
+        dtype = np.uint8 if len(shape) == 3 and dtype == np.uint8 else np.float32
+        of_all = (self.num_envs, *shape)
+        size = math.prod(of_all) * np.dtype(dtype).itemsize
+        memory: Any = multiprocessing.RawArray("b", size) if processes > 1 else bytearray(size)
+        self._observations = np.frombuffer(memory, dtype).reshape(of_all)
+        parts = [range(part[0], part[-1] + 1) for part in np.array_split(range(self.num_envs), processes)]
+        blocks = [Block(make, part, type(self._protocol), memory, dtype, of_all) for part in parts]
+        self._parts, self._workers = parts, [Worker(block) for block in blocks[1:]]
         try:
-            with boundary.each_warning_once():
-                if render_mode:
-                    prepare_rendering(make(**kwargs), render_mode)
-                    kwargs["render_mode"] = render_mode
-                for e in range(num_envs):
-                    seed_global_generators(np.random.default_rng(e))
-                    self.envs.append(make(**kwargs))
-        except RenderingUnavailable:
-            raise
+            self._copies = Copies(blocks[0], [first])
+            for worker in self._workers:
+                worker.receive()
         except BaseException as error:
-            where = f"when copy {len(self.envs) + 1} of {num_envs} was made" if self.envs else "at its start"
             self.close_extras()
-            failed = EnvironmentFailed.from_exception(where, error)
-            if isinstance(error, TypeError) and "gymnasium.Env class" in str(error):
-                failed = UserError(f"it is no gymnasium.Env; {ONE_AGENT}, such as PettingZoo's")
-            raise (RenderingUnavailable(str(failed)) if render_mode else failed) from None
+            raise RenderingUnavailable(str(error)) if self.render_mode else error from None
 
-    def _note_what_surprises(self) -> None:
+    def _note_what_surprises(self, first: gym.Env) -> None:
         """Keep the statistics of normalising wrappers, and print a note about them and about goals in observations."""
-        statistics = RunningStatistics(self.envs)
+        statistics = RunningStatistics(self._copies.envs)
         if statistics:
             self.components = {"environment": statistics}
             boundary.say_once(
                 "note: a wrapper normalises with statistics of its own, and tests begin with new ones; leave it out, "
                 "because --normalise does the same for observations and --reward_scale scales rewards"
             )
-        if isinstance(self._native_space, Dict) and "desired_goal" in self._native_space.spaces:
+        space = first.observation_space
+        if isinstance(space, Dict) and "desired_goal" in space.spaces:
             boundary.say_once(
                 "note: the observations contain desired_goal, which shows the task to the policies; to leave it out, "
                 "wrap the environment in gymnasium.wrappers.FilterObservation"
@@ -137,45 +132,42 @@ class GymnasiumTasks(VectorTasks):
         if self.train_tasks:
             return super().sample_task(rng)
         with environment_errors("in sample_task"):
-            return plain_task(self._protocol.sample_task(self._task_envs[0], rng))
+            return plain_task(self._protocol.sample_task(self._task_env, rng))
 
     def _sample_test_task(self, rng: np.random.Generator) -> Task:
         with environment_errors("in sample_test_task"):
-            return plain_task(self._protocol.sample_test_task(self._task_envs[0], rng))
+            return plain_task(self._protocol.sample_test_task(self._task_env, rng))
 
     def task_label(self, task: Task) -> str:
         with environment_errors(f"in task_label of task {task}"):
-            return self._protocol.label(self._task_envs[0], task)
+            return self._protocol.label(self._task_env, task)
 
-    def _begin_episode(self, e: int, seed: int, in_new_rollout: bool) -> None:
-        env, rng = self._task_envs[e], np.random.default_rng(seed)
-        self._protocol.seed(env, rng)
-        self._protocol.set_task(env, self.task[e])
-        if in_new_rollout:  # for every episode it would take too long
-            for space in (space for layer in layers(self.envs[e]) for space in spaces_of(layer)):
-                space.seed(seed)
-        self._keep_observation(e, boundary.reset_observation(self.envs[e].reset(seed=int(seed))))
+    def _call(self, method: str, arguments: Sequence[tuple[Any, ...] | None]) -> list[Any]:
+        """Call a method of the `Copies` in all processes at the same time, with arguments for each.
 
-    def _keep_observation(self, e: int, observation: Any) -> None:
-        if not isinstance(self._native_space, Box):
-            boundary.check_categories(self._native_space, observation)
-            observation = flatten(self._native_space, observation)
-        if type(observation) is not np.ndarray or observation.shape != self._native_shape:
-            observation = boundary.array_of_shape(observation, self._native_shape)
-        self._native_observations[e] = boundary.as_bytes(observation) if self._bytes else observation
+        Returns the results. Where the arguments are None it is not called, and the result is None.
+        """
+        (own, *others) = arguments
+        for worker, given in zip(self._workers, others, strict=True):
+            if given is not None:
+                worker.send(method, *given)
+        results = [None if own is None else getattr(self._copies, method)(*own)]
+        called = zip(self._workers, others, strict=True)
+        return [*results, *(None if given is None else worker.receive() for worker, given in called)]
 
     def _reset(self, slots: np.ndarray) -> torch.Tensor:
         seeds = self._sample(lambda rng, n: rng.integers(2**31, size=n), slots)
-        e = 0
-        try:
-            with boundary.restored_settings():
-                for e, seed in zip(slots.tolist(), seeds.tolist(), strict=True):
-                    self._begin_episode(e, seed, in_new_rollout=len(slots) == self.num_envs)
-        except BaseException as error:
-            raise self._failure(e, error) from None
+        arguments: list[tuple[Any, ...] | None] = []
+        for part in self._parts:
+            here = (slots >= part.start) & (slots < part.stop)
+            tasks = [self.task[e] for e in slots[here]]
+            natives = [self._protocol.native_task(task) for task in tasks]
+            local, own_seeds = (slots[here] - part.start).tolist(), seeds[here].tolist()
+            first = len(slots) == self.num_envs
+            arguments.append((local, own_seeds, tasks, natives, first) if local else None)
+        self._call("begin", arguments)
         for values in self._last_info.values():
             values[slots] = np.nan
-        self._finished[slots] = ~self._finite()[slots]
         return self._observation_tensor()
 
     def step(self, actions: torch.Tensor) -> StepResult:
@@ -188,37 +180,21 @@ class GymnasiumTasks(VectorTasks):
         first `MOST_INFOS` names.
         """
         self._elapsed += 1
-        rewards, terminated, truncated = (np.zeros(self.num_envs, kind) for kind in (float, bool, bool))
-        envs, observations, e = self.envs, self._native_observations, 0
-        shape = None if self._bytes else self._native_shape
-        try:
-            with boundary.restored_settings():
-                native_actions = self._native_actions(actions.cpu().numpy())
-                for e in np.flatnonzero(~self._finished).tolist():
-                    observation, reward, ends, is_cut, info = envs[e].step(native_actions[e])
-                    if type(observation) is np.ndarray and observation.shape == shape:  # almost always
-                        observations[e] = observation
-                    else:
-                        self._keep_observation(e, observation)
-                    rewards[e] = reward if type(reward) in NUMBERS else boundary.reward_in(reward)
-                    if ends is not False or is_cut is not False:  # it has ended, or reports that in another type
-                        terminated[e], truncated[e] = boundary.flag_in(ends), boundary.flag_in(is_cut)
-                        if terminated[e] or truncated[e]:
-                            self._record_info(e, info)
-        except BaseException as error:
-            raise self._failure(e, error) from None
-        self._finished |= terminated | truncated | ~self._finite()
-        ends = [torch.from_numpy(x).to(self.device) for x in (terminated, truncated)]
-        return self._observation_tensor(), self._tensor(rewards), ends[0], ends[1], self._info()
-
-    def _finite(self) -> np.ndarray:  # [E]
-        return np.all(np.isfinite(self._observations).reshape(self.num_envs, -1), axis=1)
+        native = self._native_actions(actions.cpu().numpy())
+        steps: list[CopySteps] = self._call("step", [(native[part.start : part.stop],) for part in self._parts])
+        for part, step in zip(self._parts, steps, strict=True):
+            for e, info in step.infos.items():
+                self._record_info(part.start + e, info)
+        reward = self._tensor(np.concatenate([step.reward for step in steps]))
+        terminated = torch.from_numpy(np.concatenate([step.terminated for step in steps])).to(self.device)
+        truncated = torch.from_numpy(np.concatenate([step.truncated for step in steps])).to(self.device)
+        return self._observation_tensor(), reward, terminated, truncated, self._info()
 
     def _observation_tensor(self) -> torch.Tensor:
         return torch.from_numpy(self._observations.copy()).to(self.device)
 
-    def _record_info(self, e: int, info: Any) -> None:
-        for name, x in boundary.info_in(info).items():
+    def _record_info(self, e: int, info: dict[str, float]) -> None:
+        for name, x in info.items():
             if name in self._last_info or len(self._last_info) < MOST_INFOS:
                 self._last_info.setdefault(name, np.full(self.num_envs, np.nan))[e] = x
             else:
@@ -227,23 +203,46 @@ class GymnasiumTasks(VectorTasks):
     def _info(self) -> Info:
         return {name: self._tensor(values.copy()) for name, values in self._last_info.items()}
 
-    def _failure(self, e: int, error: BaseException) -> EnvironmentFailed:
-        return EnvironmentFailed.from_exception(f"at step {self._elapsed[e]}, task {self.task[e]}", error)
-
     def render(self) -> Frames:
         """Return what `render()` of each copy returns. Raises RenderingUnavailable if one of them fails."""
         try:
             with environment_errors("in render"):
-                frames: Any = tuple(env.render() for env in self.envs)
+                frames: Any = tuple(env.render() for env in self._copies.envs)
         except EnvironmentFailed as error:
             raise RenderingUnavailable(str(error)) from None
         return frames
 
     def close_extras(self, **kwargs: Any) -> None:
-        """Close the copies. What fails here is ignored, because nothing depends on it any more."""
-        for env in self.envs:
-            with contextlib.suppress(EnvironmentFailed), environment_errors("in close"):
-                env.close()
+        """Close the copies and end the workers."""
+        for part in (*self._workers, *([self._copies] if hasattr(self, "_copies") else [])):
+            part.close()
+
+
+def make_first(make: Callable[..., gym.Env], render_mode: str | None) -> tuple[gym.Env, Callable[[], gym.Env]]:
+    """Return the first copy, and a function without arguments that makes the others."""
+    try:
+        with boundary.each_warning_once():
+            if render_mode:
+                prepare_rendering(make(), render_mode)
+                make = functools.partial(make, render_mode=render_mode)
+            seed_global_generators(np.random.default_rng(0))
+            return make(), make
+    except RenderingUnavailable:
+        raise
+    except BaseException as error:
+        failed = EnvironmentFailed.from_exception("at its start", error)
+        if isinstance(error, TypeError) and "gymnasium.Env class" in str(error):
+            failed = UserError(f"it is no gymnasium.Env; {ONE_AGENT}, such as PettingZoo's")
+        raise (RenderingUnavailable(str(failed)) if render_mode else failed) from None
+
+
+def can_be_sent(make: Callable[[], gym.Env], protocol: TaskProtocol) -> bool:
+    """Return whether another process can make copies and set the tasks of a finite family."""
+    try:
+        pickle.dumps((make, [protocol.native_task(task) for task in protocol.train_tasks or ()]))
+    except Exception:  # other people's objects may fail in any way
+        return False
+    return True
 
 
 class ActionMap:
@@ -279,18 +278,6 @@ class ActionMap:
             return np.clip(scaled, space.low, space.high).astype(space.dtype)
 
 
-def find_task_layer(env: gym.Env) -> Any:
-    """Return the outermost wrapper that has a task distribution, or the bare environment if no wrapper has one."""
-    wrappers = (layer for layer in layers(env) if isinstance(layer, gym.Wrapper))
-    return next((layer for layer in wrappers if find_protocol(layer)), unwrap(env))
-
-
-def unwrap(env: gym.Env) -> Any:
-    """Return the bare environment. If Shimmy has converted it, that is the environment of the old Gym within."""
-    bare: Any = env.unwrapped
-    return bare.gym_env.unwrapped if hasattr(bare, "gym_env") else bare
-
-
 def prepare_rendering(probe: gym.Env, render_mode: str) -> None:
     """Close a copy of an environment, after choosing a way to draw if it uses MuJoCo.
 
@@ -312,14 +299,6 @@ def uses_mujoco(env: gym.Env) -> bool:
         objects += [x for owner in objects for x in getattr(owner, "__dict__", {}).values()]
     modules = {kind.__module__ for x in objects for kind in type(x).__mro__}
     return any("mujoco" in module or "dm_control" in module for module in modules)
-
-
-def layers(env: gym.Env) -> Iterator[gym.Env]:
-    """Yield the environment and what it wraps, from the outermost wrapper inwards."""
-    yield env
-    while isinstance(env, gym.Wrapper):
-        env = env.env
-        yield env
 
 
 def frames_per_second(metadata: Any) -> float:

@@ -1,8 +1,9 @@
 """How the tasks of a Gymnasium environment are sampled and set: one small class for each interface in use."""
 
+import contextlib
 import inspect
 import random
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,19 @@ def seed_global_generators(rng: np.random.Generator) -> None:
     seed = int(rng.integers(2**32))
     random.seed(seed)
     torch.default_generator.manual_seed(seed)  # torch.manual_seed takes a hundred times as long
+
+
+@contextlib.contextmanager
+def seeded_global_generators(seed: int) -> Iterator[None]:
+    """Context in which the global generators start from a seed. Afterwards they are as before."""
+    before = np.random.get_state(), random.getstate(), torch.default_generator.get_state()
+    seed_global_generators(np.random.default_rng(seed))
+    try:
+        yield
+    finally:
+        np.random.set_state(before[0])
+        random.setstate(before[1])
+        torch.default_generator.set_state(before[2])
 
 
 def spaces_of(env: Any) -> Iterable[Space]:
@@ -71,14 +85,17 @@ class TaskProtocol:
         """Return the object that the environment itself uses for a task."""
         return task
 
-    def set_task(self, env: Any, task: Task) -> None:
-        env.set_task(self.native_task(task))
+    @staticmethod
+    def set_task(env: Any, native: Any) -> None:
+        """Set a task, as `native_task` returns it."""
+        env.set_task(native)
 
     def label(self, env: Any, task: Task) -> str:
         """Return a readable name of the task: from the environment's `task_label`, if it has that method."""
         return str(env.task_label(self.native_task(task)) if hasattr(env, "task_label") else task)
 
-    def seed(self, env: Any, rng: np.random.Generator) -> None:
+    @staticmethod
+    def seed(env: Any, rng: np.random.Generator) -> None:
         """Seed what a reset does not seed itself. Called before every reset."""
         seed_global_generators(rng)
 
@@ -161,10 +178,12 @@ class OriginalCode(TaskProtocol):
         env.randomizeCorrect()
         return env.realgoal
 
-    def set_task(self, env: Any, task: Task) -> None:
-        env.realgoal = task
+    @staticmethod
+    def set_task(env: Any, native: Any) -> None:
+        env.realgoal = native
 
-    def seed(self, env: Any, rng: np.random.Generator) -> None:
+    @staticmethod
+    def seed(env: Any, rng: np.random.Generator) -> None:
         seed_all_generators(env, rng)
 
 

@@ -17,7 +17,7 @@ from mlsh.envs.boundary import restored_settings, restored_signals
 from mlsh.envs.gymnasium_tasks import GymnasiumTasks
 from mlsh.envs.memory import available_memory
 from mlsh.envs.modules import import_checked
-from mlsh.envs.protocols import seed_global_generators
+from mlsh.envs.protocols import seeded_global_generators
 from mlsh.errors import EnvironmentFailed, RenderingUnavailable, UserError
 
 ALWAYS_FITS = 1_000_000  # env steps: a rollout of so many fits into memory, whatever its observations
@@ -37,6 +37,9 @@ class EnvSettings(Protocol):
     device: str
     sim_threads: int
     copies: int
+
+    @property
+    def env_processes(self) -> int: ...
 
 
 def register(
@@ -92,9 +95,8 @@ def find_id(env: str) -> str:
 def import_module(module: str, env: str) -> None:
     """Import the module that `--env` names. Raises UserError if it fails."""
     top = module.split(".")[0]
-    seed_global_generators(np.random.default_rng(0))  # the module may draw its tasks
     try:
-        with restored_settings(), restored_signals():
+        with restored_settings(), restored_signals(), seeded_global_generators(0):  # the module may draw its tasks
             import_checked(module, env)
     except UserError:
         raise
@@ -162,21 +164,26 @@ def check_memory(cfg: EnvSettings, num_envs: int) -> None:
 def make_env(cfg: EnvSettings, num_envs: int, render_mode: str | None = None) -> VectorTasks:
     """Make the batched environment that `cfg.env` names: `num_envs` episodes of `cfg.T` steps, on `cfg.device`.
 
-    An environment without a batched class (a `VectorTasks`) is wrapped in `GymnasiumTasks`, which steps one copy after
-    another. Raises UserError if there is no such environment, if it has no task distribution, or if a rollout does not
-    fit into memory; RenderingUnavailable if it cannot render in `render_mode`.
+    An environment without a batched class (a `VectorTasks`) is wrapped in `GymnasiumTasks`. Raises UserError if there
+    is no such environment, if it has no task distribution, or if a rollout does not fit into memory;
+    RenderingUnavailable if it cannot render in `render_mode`.
     """
     check_memory(cfg, num_envs)
     return _build_env(cfg, num_envs, render_mode)
 
 
+def make_single(env: str, **kwargs: Any) -> gym.Env:
+    """Make the single environment named `env`, in this process or in a worker."""
+    return gym.make(find_id(env), disable_env_checker=True, **kwargs)
+
+
 def _build_env(cfg: EnvSettings, num_envs: int, render_mode: str | None = None) -> VectorTasks:
     env_id, batched = find_id(cfg.env), find_class(cfg.env)
     if batched is None:
-        make = functools.partial(gym.make, env_id, disable_env_checker=True)
+        make = functools.partial(make_single, cfg.env)
         try:
             with restored_settings(), restored_signals():
-                return GymnasiumTasks(make, num_envs, cfg.T, render_mode, cfg.device)
+                return GymnasiumTasks(make, num_envs, cfg.T, render_mode, cfg.device, cfg.env_processes)
         except RenderingUnavailable:
             raise
         except BaseException as error:  # includes those that the environment itself raises

@@ -1,0 +1,141 @@
+"""Environments of other people, stepped by several processes."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import CODE, TINY, wait_for_rows, wait_until
+from mlsh.config import Config
+from mlsh.envs import make_env
+from mlsh.envs.gymnasium_tasks import GymnasiumTasks
+from mlsh.envs.memory import available_cores
+from mlsh.errors import EnvironmentFailed
+from mlsh.runs import checkpoint
+from mlsh.runs.metrics import read_metrics
+
+
+def family(env, workers, num_envs=6, **more):
+    made = make_env(Config(env=env, T=9, env_workers=workers), num_envs, **more)
+    assert isinstance(made, GymnasiumTasks)
+    return made
+
+
+def played(env, workers):
+    """What the env returns in six slots, in some of which a second episode begins after four steps."""
+    tasks = family(env, workers)
+    drawn = [tasks.sample_task(np.random.default_rng(i)) for i in range(6)]
+    tasks.set_task(drawn)
+    results = [tasks.reset(seed=[1, 2])[0]]
+    actions = tasks.action_space.sample() if tasks.single_action_space.shape else np.arange(6) % 3
+    for t in range(8):
+        if t == 4:
+            results += [tasks.reset(options={"reset_mask": torch.tensor([0, 1, 0, 0, 1, 1]).bool()})[0]]
+        *step, info = tasks.step(torch.as_tensor(actions))
+        results += [*step, *info.values()]
+    assert len(tasks._workers) == workers - 1
+    tasks.close()
+    return torch.cat([x.double().flatten() for x in results])
+
+
+KINDS = "Sampled Listed NoGenerator Original Truncated DictObservations Images ReportsInfo Many OldTasks".split()
+
+
+@pytest.mark.parametrize(
+    "env", [*(f"foreign:{kind}-v0" for kind in KINDS), "awkward:WhenMade-v0", "awkward:OddInfo-v0"]
+)
+def test_results_do_not_depend_on_the_number_of_processes(env):
+    torch.testing.assert_close(played(env, 1), played(env, 3), rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_run_does_not_depend_on_the_number_of_processes(command, tmp_path):
+    kept = []
+    for workers in (1, 2, 5):
+        out = tmp_path / str(workers)
+        flags = ["--env", "foreign:Terminated-v0", "--record", 0, "--env_workers", workers]
+        code, _, err = command("train.py", *TINY, *flags, "--out", out)
+        assert code == 0, err
+        rows = [{name: x for name, x in row.items() if name != "seconds"} for row in read_metrics(out)]
+        kept.append((rows, checkpoint.load(out, [Config])["sub_policies"]))
+    for rows, sub_policies in kept[1:]:
+        assert rows == kept[0][0]
+        assert all(torch.equal(x, sub_policies[name]) for name, x in kept[0][1].items())
+
+
+@pytest.mark.parametrize("env", ["awkward:NormalizeReward-v0", "awkward:Unpicklable-v0"])
+def test_what_cannot_be_sent_stays_in_one_process(env):
+    assert not family(env, 3)._workers
+
+
+def test_films_are_made_in_one_process():
+    assert not family("awkward:Walk-v0", 3, render_mode="rgb_array")._workers
+
+
+def test_what_an_environment_raises_in_a_worker_is_reported_as_elsewhere():
+    env = family("awkward:Raises-v0", 2)
+    for _ in range(2):  # after the first failure, it can be played again
+        env.reset(seed=0)
+        for _ in range(2):
+            env.step(torch.ones(6))
+        with pytest.raises(EnvironmentFailed, match=r"failed at step 3, task 0, in .*awkward.py:\d+ \(RuntimeError"):
+            env.step(torch.ones(6))
+
+
+def test_a_copy_that_cannot_be_made_in_a_worker_is_reported():
+    with pytest.raises(Exception, match=r"when copy 4 of 6 was made, in .*awkward.py:\d+ \(RuntimeError"):
+        family("awkward:OnlyHere-v0", 2)
+
+
+def test_a_worker_that_dies_is_an_error_and_costs_nothing(command, tmp_path):
+    flags = ["--env", "awkward:Dies-v0", "--record", 0, "--env_workers", 2, "--out", tmp_path]
+    code, _, err = command("train.py", *TINY, *flags)
+    assert code == 2 and "has ended (exit code 7); --env_workers 1 steps them without" in err, err
+    assert "the state before it is saved in" in err and "Traceback" not in err
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the workers in /proc")
+@pytest.mark.parametrize(
+    ("number", "env"), [(signal.SIGTERM, "foreign:Listed-v0"), (signal.SIGKILL, "awkward:Sleeps-v0")]
+)
+def test_no_process_is_left_when_a_run_is_killed(tmp_path, number, env):
+    mark = f"MLSH_TEST={tmp_path}".encode()
+
+    def running():
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                if mark in (process / "environ").read_bytes().split(b"\0"):
+                    found.append(process)
+            except OSError:
+                pass
+        return found
+
+    path = os.pathsep.join([str(CODE), str(Path(__file__).parent)])
+    environment = os.environ | {"MLSH_TEST": str(tmp_path), "PYTHONPATH": path}
+    more = ["--tasks", "100000", "--env", env, "--record", "0", "--env_workers", "3", "--out", str(tmp_path / "run")]
+    train = [sys.executable, str(CODE / "train.py"), *TINY, *more]
+    run = subprocess.Popen(train, env=environment, stderr=subprocess.PIPE, text=True)
+    if "Sleeps" in env:
+        wait_until(run, lambda: (tmp_path / "run" / "asleep").exists())
+    else:
+        wait_for_rows(run, tmp_path / "run", 2)
+    assert len(running()) >= 3
+    run.send_signal(number)
+    run.wait(60)
+    ended = subprocess.Popen(["sleep", "120"])
+    wait_until(ended, lambda: not running())
+    ended.kill()
+
+
+def test_long_runs_of_a_module_use_all_cores():
+    long = Config(env="foreign:Listed-v0")
+    assert long.env_processes == available_cores()
+    assert dataclasses.replace(long, tasks=1).env_processes == 1
+    assert dataclasses.replace(long, tasks=1, env_workers=3).env_processes == 3
+    assert dataclasses.replace(long, env="CartPole-v1").env_processes == 1  # no worker may know it
