@@ -62,6 +62,9 @@ class MovementBanditsConvVector(MovementBanditsVector):
         device: str | torch.device = "cpu",
     ) -> None:
         super().__init__(num_envs, 2, max_episode_steps, render_mode, device)
+        # Indices on the CPU would have to be sent to a GPU at every step.
+        self._slots = torch.arange(num_envs, device=self.device)[:, None]
+        self._planes = torch.arange(3, device=self.device)
 
     def _space(self) -> Box:
         return Box(0, 1, (SIDE, SIDE, 3), np.uint8)
@@ -72,7 +75,7 @@ class MovementBanditsConvVector(MovementBanditsVector):
     def _observation(self) -> torch.Tensor:
         x, y = (torch.cat((self.agent[:, None], self.goals), 1) / CELL).long().unbind(2)  # [E, 3]
         image = torch.zeros(self.num_envs, SIDE, SIDE, 3, dtype=torch.uint8, device=self.device)
-        image[torch.arange(self.num_envs)[:, None], x, y, torch.arange(3)] = 1
+        image[self._slots, x, y, self._planes] = 1
         return image
 
     def _step(self, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Info]:
