@@ -2,6 +2,7 @@
 # make test      run the linter, the type checker and the fast tests
 # make test-all  run the slow tests as well
 # make soak      kill all commands a hundred times and type 200 wrong inputs; watch the memory of a long run
+# make gpu       on a machine with a GPU: test and measure for at most 8 minutes, and print a table
 # make bandits   reproduce the study of the 2D bandits; likewise point-worlds, fourrooms and taxi
 # make paper     reproduce these four studies
 # make ants      reproduce the study of the heavy ant
@@ -17,7 +18,7 @@ endif
 
 STUDIES := bandits point-worlds fourrooms taxi
 
-.PHONY: train check test test-all soak paper ants others drawings $(STUDIES)
+.PHONY: train check test test-all soak gpu paper ants others drawings $(STUDIES)
 train: .venv/installed
 	cd code && ../$(BIN)/python train.py $(if $(W),-W $(W)) $(if $(U),-U $(U)) --env $(ENV) $(ARGS)
 
@@ -35,6 +36,9 @@ test-all: check
 soak: .venv/installed
 	$(BIN)/python tests/soak.py
 	$(BIN)/python benchmarks/memory_growth.py
+
+gpu: .venv/installed
+	$(BIN)/python benchmarks/gpu.py
 
 $(STUDIES) ants: .venv/installed
 	cd code && ../$(BIN)/python -m studies.$(subst -,_,$@) --figures ../assets
