@@ -243,6 +243,7 @@ def main() -> None:
     args = parser.parse_args()
     if min(args.groups) < 1 or args.seconds <= 0:
         raise UserError("--groups and --seconds must be positive")
+    sys.warnoptions.append("ignore:resource_tracker")  # a process that is killed leaves a semaphore of tqdm behind
     machine = f"{describe(args.device)}, {available_cores()} cores, PyTorch {torch.__version__}"
     deadline = time.monotonic() + args.seconds
     rows, failed, planned = [], False, list(measurements(args))
