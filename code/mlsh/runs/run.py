@@ -21,6 +21,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from mlsh import __version__, compiled, parallel, process
+from mlsh.envs.memory import available_cores
 from mlsh.envs.registry import check_memory
 from mlsh.errors import EnvironmentFailed, UserError
 from mlsh.runs import checkpoint
@@ -348,7 +349,7 @@ def describe_machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {"mlsh": __version__} | {name: installed_version(name) for name in PACKAGES},
         "processor": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
+        "cores": available_cores(),
         "threads": torch.get_num_threads(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
