@@ -1,6 +1,11 @@
 """Throughput of training, and where its time goes: python benchmark.py --env MovementBandits-v0"""
 
+import contextlib
+import dataclasses
+import functools
+import io
 import os
+import runpy
 import statistics
 import subprocess
 import sys
@@ -12,10 +17,13 @@ from inspect import cleandoc
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
+from unittest import mock
 
 import torch
+from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
+from mlsh import parallel
 from mlsh.config import Config
 from mlsh.envs import make_env
 from mlsh.envs.base import VectorTasks
@@ -25,14 +33,16 @@ from mlsh.models import Hierarchy
 from mlsh.optim import Adam
 from mlsh.ppo import update
 from mlsh.rollout import collect
-from mlsh.runs.log import MOMENTS
+from mlsh.runs import film
+from mlsh.runs.log import MOMENTS, MLSHLog
 from mlsh.runs.metrics import read_metrics
 from mlsh.sampling import Streams
 from mlsh.settings import DESCRIBED, CountOrZero, Counts, Settings, at_least, cli, parse
 
 T = TypeVar("T")
 Measured = tuple[list[str], Config]  # flags of train.py, and its settings
-MIN_SECONDS = 2  # for which a call is repeated
+TRAIN = str(Path(__file__).with_name("train.py"))
+PARTS: Sequence[str] = ("environment", "policies, GAE", "update of the masters", "update of the sub-policies")
 
 
 @dataclass
@@ -49,7 +59,7 @@ class Args(Settings):
     groups: Annotated[Counts, DESCRIBED] = ()
     """Numbers of task groups to measure. Default: that of the preset."""
     device: str = "cpu"
-    """Torch device."""
+    """Torch device. On a GPU, timing the parts makes the loop wait; with --repeats it does not."""
     tasks: Annotated[int, at_least(2)] = 4
     """Outer iterations of train.py. The first is not counted."""
     compile: tuple[Literal["on", "off"], ...] = ("off",)
@@ -64,6 +74,10 @@ class Args(Settings):
     """Time only whole training loops, this many times each, taking turns. With --processes: repeat that comparison."""
 
 
+def loop_flags(tasks: int) -> list[str]:
+    return ["--record", "0", "--tasks", str(tasks), "--wandb", "offline", "--test_episodes", "2"]
+
+
 def whole_loop(
     flags: Sequence[str], tasks: int, launcher: Sequence[str] = (), copies: int = 1, **environment: str
 ) -> list[tuple[float, float]]:
@@ -72,9 +86,7 @@ def whole_loop(
     Returns the env steps and the seconds of an outer iteration for each copy, from its metrics.csv.
     """
     with tempfile.TemporaryDirectory() as folder:
-        fixed = ["--record", "0", "--tasks", str(tasks), "--wandb", "offline", "--test_episodes", "2"]
-        script = str(Path(__file__).with_name("train.py"))
-        command = [sys.executable, *launcher, script, *flags, *fixed, "--out"]
+        command = [sys.executable, *launcher, TRAIN, *flags, *loop_flags(tasks), "--out"]
         outs = [Path(folder, str(copy)) for copy in range(copies)]
         runs = []
         for out in outs:
@@ -123,72 +135,91 @@ def new_agent(cfg: Config, env: VectorTasks) -> Hierarchy:
     return agent
 
 
-def seconds_of(call: Callable[[], T], device: str = "cpu") -> tuple[float, T]:
-    """The mean seconds of a call, and its last result."""
-    result = call()  # may compile
-    start, repeats, spent = time.perf_counter(), 0, 0.0
-    while spent < MIN_SECONDS:
-        result = call()
-        if device.startswith("cuda"):
-            torch.cuda.synchronize()
-        repeats, spent = repeats + 1, time.perf_counter() - start
-    return spent / repeats, result
+def timed(function: Callable[..., T], part: str, spent: dict[str, float], device: str) -> Callable[..., T]:
+    """`function`, which adds its seconds to `spent[part]`, without those of timed functions that it calls."""
+    wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> T:
+        if torch.compiler.is_compiling():  # within a larger function, whose seconds count
+            return function(*args, **kwargs)
+        wait()
+        start, inner = time.perf_counter(), sum(spent.values())
+        try:
+            return function(*args, **kwargs)
+        finally:
+            wait()
+            spent[part] += time.perf_counter() - start - (sum(spent.values()) - inner)
+
+    return call
 
 
-def parts_of_iteration(cfg: Config) -> tuple[dict[str, float], float]:
-    """The parts of an outer iteration.
+def timed_loop(flags: Sequence[str], cfg: Config, tasks: int) -> tuple[float, float, dict[str, float]]:
+    """Run train.py in this process, and time its parts.
 
-    Returns the seconds in the environment, in the rest of collecting, and in the updates of θ and φ; and the
-    floating-point operations of all matrix products.
+    Returns the env steps and the seconds of an outer iteration, and how many of these seconds were spent in each part.
+    Every second counts once, so what is left is never negative.
     """
+    environment, policies, masters, sub_policies = PARTS
+    spent = dict.fromkeys(PARTS, 0.0)
+    after: list[dict[str, float]] = []  # `spent` after each outer iteration
+    main = runpy.run_path(TRAIN)["main"].__wrapped__
+    names, env = main.__globals__, type(make_env(cfg, 1))
+    of = functools.partial(timed, spent=spent, device=cfg.device)
+    outer_iteration_done = MLSHLog.outer_iteration_done
+
+    def note(*args: Any) -> None:
+        outer_iteration_done(*args)
+        after.append(dict(spent))
+
+    if cfg.compile == "on":
+        torch.compiler.reset()  # as in a new process
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as out,
+        mock.patch.object(sys, "argv", ["train.py", *flags, *loop_flags(tasks), "--out", out]),
+        mock.patch.object(env, "reset", of(env.reset, environment)),
+        mock.patch.object(env, "step", of(env.step, environment)),
+        mock.patch.object(film, "evaluate", of(film.evaluate, policies)),
+        mock.patch.object(parallel, "update", of(parallel.update, sub_policies)),
+        mock.patch.dict(names, collect=of(names["collect"], policies), update=of(names["update"], masters)),
+        mock.patch.object(MLSHLog, "outer_iteration_done", note),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        main()
+        steps, seconds = per_outer_iteration(Path(out), tasks)
+    return steps, seconds, {part: (after[-1][part] - after[0][part]) / (tasks - 1) for part in PARTS}
+
+
+def operations(cfg: Config) -> int:
+    """The floating-point operations of all matrix products in an outer iteration."""
+    cfg = dataclasses.replace(cfg, compile="off")  # operations in compiled code are not counted
     env = make_env(cfg, cfg.groups * cfg.N)
     agent = new_agent(cfg, env)
-    policies = (agent.master, agent.sub_policies)
-    master_optimizer = Adam(agent.master, cfg.master_lr)
-    sub_optimizer = Adam(agent.sub_policies, cfg.sub_lr, per_member=True)
     rngs = Streams(0, range(cfg.groups))(0, "benchmark")
-
-    def cost(call: Callable[[], T]) -> tuple[float, T, int]:
-        """Seconds, result and operations."""
-        for policy in policies:
-            policy.compiled = False  # operations in compiled code are not counted
-        with FlopCounterMode(display=False) as counter:
-            call()
-        for policy in policies:
-            policy.compiled = cfg.compile == "on"
-        return *seconds_of(call, cfg.device), counter.get_total_flops()
-
     settings = cfg.training_rollout(0)
-    joint, rollout, joint_flop = cost(lambda: collect(env, agent, rngs, settings))
+
+    def count(call: Callable[[], T]) -> tuple[int, T]:
+        with FlopCounterMode(display=False) as counter:
+            result = call()
+        return counter.get_total_flops(), result
+
+    joint, rollout = count(lambda: collect(env, agent, rngs, settings))
     batch = rollout.sub_policies
     assert batch is not None
-    action = batch.action[: env.num_envs]
-
-    def step_through() -> None:
-        env.reset(seed=0)
-        for _ in range(cfg.T):
-            env.step(action)
-
-    bare, _ = seconds_of(step_through)
-    warm_up, _, warm_up_flop = cost(lambda: collect(env, agent, rngs, settings, for_sub_policies=False))
-    theta, _, theta_flop = cost(lambda: update(agent.master, master_optimizer, rollout.master, rngs, cfg.master_ppo))
-    phi, _, phi_flop = cost(lambda: update(agent.sub_policies, sub_optimizer, batch, rngs, cfg.sub_ppo(0)))
-    rollouts, evaluations = cfg.W + cfg.U, len(MOMENTS)
-    spent = {
-        "environment": (rollouts + evaluations) * bare,
-        "policies, GAE": (cfg.W + evaluations) * warm_up + cfg.U * joint - (rollouts + evaluations) * bare,
-        "update of the masters": rollouts * theta,
-        "update of the sub-policies": cfg.U * phi,
-    }
-    flop = (cfg.W + evaluations) * warm_up_flop + rollouts * theta_flop + cfg.U * (joint_flop + phi_flop)
-    return spent, flop
+    warm_up, _ = count(lambda: collect(env, agent, rngs, settings, for_sub_policies=False))
+    optimizer, sub_optimizer = Adam(agent.master, 0), Adam(agent.sub_policies, 0, per_member=True)
+    theta, _ = count(lambda: update(agent.master, optimizer, rollout.master, rngs, cfg.master_ppo))
+    phi, _ = count(lambda: update(agent.sub_policies, sub_optimizer, batch, rngs, cfg.sub_ppo(0)))
+    return (cfg.W + len(MOMENTS)) * warm_up + (cfg.W + cfg.U) * theta + cfg.U * (joint + phi)
 
 
 def matrix_product_speed(cfg: Config) -> float:
     """Floating-point operations per second of the masters' second layer alone, in a minibatch."""
     width = max(1, cfg.N * cfg.T // cfg.high_len // cfg.master_ppo.minibatches)
     x, weight = (torch.randn(2 * cfg.groups, rows, cfg.hidden, device=cfg.device) for rows in (width, cfg.hidden))
-    return 2 * x.numel() * cfg.hidden / seconds_of(lambda: x @ weight, cfg.device)[0]
+    timer = Timer("x @ weight", globals={"x": x, "weight": weight}, num_threads=torch.get_num_threads())
+    return 2 * x.numel() * cfg.hidden / timer.blocked_autorange(min_run_time=2).median
 
 
 def compare_with_simulator(cfg: Config) -> tuple[float, float]:
@@ -220,7 +251,7 @@ def measure_one_process(flags: Sequence[str], cfg: Config, args: Args) -> None:
     """Print the env steps per second of the whole loop, those of MuJoCo alone, and where the time goes."""
     simulated = isinstance(make_env(cfg, 1).unwrapped, MujocoTasks)
     compared = [compare_with_simulator(cfg) for _ in range(3) if simulated]
-    ((steps, whole),) = whole_loop(flags, args.tasks)
+    steps, whole, seconds = timed_loop(flags, cfg, args.tasks)
     compared += [compare_with_simulator(cfg) for _ in range(3) if simulated]  # again, as a machine's speed may change
     threads = f"{torch.get_num_threads()} threads"
     print(f"{cfg.env} --groups {cfg.groups}, {threads}, --compile {cfg.compile}: {steps / whole:,.0f} env steps/s")
@@ -230,12 +261,12 @@ def measure_one_process(flags: Sequence[str], cfg: Config, args: Args) -> None:
             f"  bare MuJoCo {bare:,.0f}, collection {collection:,.0f} ({100 * collection / bare:.0f} %), "
             f"the whole loop {steps / whole:,.0f} ({100 * steps / whole / bare:.0f} %)"
         )
-    seconds, flop = parts_of_iteration(cfg)
     seconds["log, wandb, new masters, the rest"] = whole - sum(seconds.values())
     for part, spent in seconds.items():
         print(f"  {part:<34}{spent:7.2f} s {100 * spent / whole:4.0f} %")
     print(f"  {'an outer iteration':<34}{whole:7.2f} s  100 %")
-    per_step, limit = flop / steps, matrix_product_speed(cfg) * steps / flop
+    per_step = operations(cfg) / steps
+    limit = matrix_product_speed(cfg) / per_step
     print(
         f"  {per_step / 1e3:,.0f} kFLOP per env step; matrix products alone allow {limit:,.0f} env steps/s", flush=True
     )

@@ -365,13 +365,36 @@ def test_loops_in_turn(monkeypatch, capsys):
     )
 
 
+def test_every_second_of_a_loop_counts_in_one_part(monkeypatch):
+    monkeypatch.syspath_prepend(CODE)
+    import benchmark
+
+    now, spent = [0.0], {"inner": 0.0, "outer": 0.0}
+    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: now[0])
+
+    def wait(seconds, *calls):
+        now[0] += seconds
+        return sum(call() for call in calls) + seconds
+
+    inner, outer, failing = (
+        benchmark.timed(function, part, spent, "cpu")
+        for function, part in ((lambda: wait(2), "inner"), (wait, "outer"), (lambda: wait(1, lambda: 1 / 0), "inner"))
+    )
+    assert outer(3, inner, lambda: wait(4), lambda: outer(5, inner)) == 16
+    assert spent == {"inner": 4, "outer": 12}
+    with pytest.raises(ZeroDivisionError):
+        outer(6, failing)
+    assert spent == {"inner": 5, "outer": 18}
+
+
 def test_benchmark(command):
     code, out, err = command("benchmark.py", "--groups", 1, "--tasks", 2)
     assert code == 0, err
     *lines, last = out.splitlines()
-    shares = [int(line.split()[-2]) for line in lines[1:]]
+    seconds, shares = zip(*((float(line.split()[-4]), int(line.split()[-2])) for line in lines[1:]), strict=True)
     assert out.startswith("MovementBandits-v0 --groups 1, ") and "env steps/s" in out
     assert len(shares) == 6 and shares[-1] == 100 and abs(sum(shares[:-1]) - 100) <= 3
+    assert min(shares) >= 0 and min(seconds[:4]) > 0
     # by hand, of 64 rollouts of 50 steps: 21 for playing, 53 for the masters' updates; 9 for a joint one, not padded
     assert 83 <= int(last.split()[0]) <= 92 and int(last.split()[-3].replace(",", "")) > 1e5
     for flag, value, least in (("--tasks", 1, 2), ("--repeats", -1, 0), ("--groups", 0, 1), ("--processes", -1, 0)):
