@@ -52,13 +52,12 @@ drawings: .venv/installed
 	$(BIN)/python docs/drawings.py assets
 
 # Meta-World needs MuJoCo 3.3.0, which the pins of requirements.txt do not have.
-.venv/others/installed: requirements.txt pyproject.toml setup.py
-	$(PYTHON) -m venv .venv/others
-	grep -v mujoco requirements.txt | .venv/others/bin/python -m pip install -r /dev/stdin -e ".[others]"
+.venv/others/installed: requirements.txt pyproject.toml setup.py install.py
+	mkdir -p .venv
+	grep -v mujoco requirements.txt > .venv/others.txt
+	$(PYTHON) install.py .venv/others -r .venv/others.txt -e ".[others]"
 	touch $@
 
-.venv/installed: requirements.txt pyproject.toml setup.py
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -r requirements.txt
-	$(BIN)/python -m pip install --no-deps -e .
+.venv/installed: requirements.txt pyproject.toml setup.py install.py
+	$(PYTHON) install.py .venv -r requirements.txt -e .
 	touch $@
