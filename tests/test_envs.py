@@ -1,4 +1,5 @@
 import dataclasses
+import json
 
 import gymnasium as gym
 import numpy as np
@@ -11,6 +12,7 @@ from mlsh.config import Config
 from mlsh.envs import best_return, env_ids, find_preset, make_env
 from mlsh.envs.mujoco_tasks import MujocoTasks
 from mlsh.errors import UserError
+from mlsh.sampling import find_task
 
 
 def batched(env_id="MovementBandits-v0", num_envs=6, **kwargs):
@@ -23,6 +25,17 @@ def test_single_env_passes_gymnasiums_checker(env_id):
     # MuJoCo's window needs a display; its pictures are tested with the ants
     env = gym.make(f"mlsh:{env_id}").unwrapped
     check_env(env, skip_render_check=issubclass(env.vector_class, MujocoTasks))
+
+
+@pytest.mark.parametrize("env_id", ["Allwalk-v0", "SwimmerBandits-v1"])
+@pytest.mark.parametrize("task", [3, "home", [1.0], [1, 2, 3], ["a", "b"], [1.0, float("nan")], [[1.0, 2.0]], None])
+def test_a_sampled_task_of_another_form_is_refused(env_id, task):
+    env = batched(env_id, 2)
+    env.set_task([[0.5, 1]])
+    with pytest.raises(ValueError, match="there is no task .*; use finite numbers, as in"):
+        env.set_task([task])
+    with pytest.raises(UserError, match="--task: there is no task"):
+        find_task(env, json.dumps(task), "--task")
 
 
 def test_a_task_can_be_chosen_from_outside():

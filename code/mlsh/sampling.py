@@ -76,7 +76,11 @@ def find_task(env: VectorTasks, text: str, flag: str) -> Task:
     """
     family = env.train_tasks and [*env.train_tasks, *(env.test_tasks or ())]
     try:
-        return json.loads(text) if family is None else {str(task): task for task in family}[text]
+        task = json.loads(text) if family is None else {str(task): task for task in family}[text]
+        env.set_task([task])
     except (KeyError, json.JSONDecodeError):
         known = "JSON" if family is None else ", ".join(map(str, family))
         raise UserError(f"{flag} is {text}: use {known}") from None
+    except ValueError as error:
+        raise UserError(f"{flag}: {error}") from None
+    return task

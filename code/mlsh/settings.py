@@ -32,7 +32,7 @@ import torch
 import tyro
 from tabulate import tabulate
 
-from mlsh.envs.memory import available_cores
+from mlsh.envs.memory import own_cores
 from mlsh.errors import NoCheckpoint, UserError
 
 WORTH_WORKERS = 200_000  # env steps of a run; stepping even a fast environment takes longer than starting workers
@@ -363,7 +363,7 @@ class RunSettings(TaskSettings, NetworkSettings, RunFolderSettings, TrackingSett
         """Processes that step the copies of an environment that is not written as a batch. It includes this one."""
         from_module = ":" in self.env  # a worker may not know an environment that was registered elsewhere
         long = from_module and self.env_steps >= WORTH_WORKERS
-        return self.env_workers or (available_cores() if long else 1)
+        return self.env_workers or (own_cores() if long else 1)
 
     def resolve(self) -> None:
         """Replace automatic values by definite ones when a run begins."""

@@ -1,6 +1,5 @@
 """Allwalk: a point must walk to a place that it does not observe, anywhere in a square."""
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -8,21 +7,13 @@ import numpy as np
 import torch
 from gymnasium.spaces import Box, Discrete
 
-from mlsh.envs.base import Info, SingleEnv, Task
+from mlsh.envs.base import Info, SingleEnv
 from mlsh.envs.movement_bandits import PRESET as BANDITS_PRESET
 from mlsh.envs.point_world import AGENT_RADIUS, BLACK, COLOURS, GOAL_RADIUS, MOVES, START, WORLD, Circle, PointWorld
 from mlsh.envs.registry import register
-from mlsh.errors import UserError
 
 REWARD_DISTANCE = 5000.0  # pixels: the distance at which a step pays −1
 BEST_RETURN = -0.2953  # in 50 steps: straight to the goal, the moves that gain most first
-
-
-def check_task(task: Any) -> list[float]:
-    """Return the task. Raises UserError unless it is a list of two finite numbers."""
-    if isinstance(task, list) and [type(x) in (int, float) and math.isfinite(x) for x in task] == [True, True]:
-        return task
-    raise UserError(f"there is no task {task!r}: use [x, y], in pixels")
 
 
 class AllwalkVector(PointWorld):
@@ -74,16 +65,7 @@ class AllwalkVector(PointWorld):
 
     def task_label(self, task: Any) -> str:
         """Return the place of the goal, in whole pixels."""
-        return "({:.0f}, {:.0f})".format(*check_task(task))
-
-    def set_task(self, task: Task) -> None:
-        """Set the goals of all blocks: a list of tasks, even for a single one; see `VectorTasks.set_task`.
-
-        Raises UserError if one of them is not a list of two finite numbers.
-        """
-        super().set_task(task)
-        for t in self.task:
-            check_task(t)
+        return "({:.0f}, {:.0f})".format(*task)
 
     def _reset(self, slots: np.ndarray) -> torch.Tensor:
         self.goal[slots] = self._tensor([self.task[e] for e in slots])

@@ -90,14 +90,27 @@ class VectorTasks(VectorEnv[torch.Tensor, torch.Tensor, torch.Tensor]):
     def set_task(self, task: Task) -> None:
         """Set one task for all episodes, or with a list the task of each block. It takes effect at the next reset.
 
-        Raises ValueError if a finite family does not have the task, or if the list does not divide the slots equally.
+        Raises ValueError if the family does not have the task, or if the list does not divide the slots equally.
         """
         tasks = list(task) if isinstance(task, (list, tuple)) else [task]
-        known = self.all_tasks
-        for t in tasks if known else ():
-            if t not in known:
-                raise ValueError(f"there is no task {t!r}; use one of {', '.join(map(str, known))}")
+        for t in tasks:
+            self._check_task(t)
         self.task = [t for t in tasks for _ in range(self._block_size(len(tasks), "tasks"))]
+
+    def _check_task(self, task: Task) -> None:
+        """Raise ValueError if the family does not have the task; one of numbers must have the form of a sampled one."""
+        if self.all_tasks:
+            if task not in self.all_tasks:
+                raise ValueError(f"there is no task {task!r}; use one of {', '.join(map(str, self.all_tasks))}")
+            return
+        example = self.sample_task(np.random.default_rng(0))
+        if np.asarray(example).dtype.kind not in "iuf":
+            return  # not numbers
+        with contextlib.suppress(TypeError, ValueError):  # of what cannot be converted
+            numbers = np.array(task, float)
+            if numbers.shape == np.shape(example) and np.isfinite(numbers).all():
+                return
+        raise ValueError(f"there is no task {task!r}; use finite numbers, as in {example}")
 
     def reset(
         self, *, seed: int | list[int] | None = None, options: dict[str, Any] | None = None

@@ -128,6 +128,10 @@ class GymnasiumTasks(VectorTasks):
                 "wrap the environment in gymnasium.wrappers.FilterObservation"
             )
 
+    def _check_task(self, task: Task) -> None:
+        if self.all_tasks:  # what else an environment accepts is its own matter
+            super()._check_task(task)
+
     def sample_task(self, rng: np.random.Generator) -> Task:
         if self.train_tasks:
             return super().sample_task(rng)

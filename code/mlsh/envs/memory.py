@@ -27,3 +27,8 @@ def available_cores() -> int:
     """Return the number of cores that this process may use, which a job scheduler or `taskset` may limit."""
     limited = getattr(os, "sched_getaffinity", None)  # Linux only
     return len(limited(0)) if limited else os.cpu_count() or 1
+
+
+def own_cores() -> int:
+    """Return this process's share of the cores, if torchrun has started several processes on this machine."""
+    return max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE") or 1))

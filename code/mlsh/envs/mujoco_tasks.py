@@ -1,7 +1,6 @@
 """What the MuJoCo families share: parallel simulation, the handling of divergence, and rendering."""
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 from gymnasium.envs.mujoco.mujoco_rendering import MujocoRenderer
 
 from mlsh.envs.base import Frames, Info, VectorTasks
-from mlsh.envs.memory import available_cores
+from mlsh.envs.memory import own_cores
 from mlsh.envs.opengl import REMEDY, choose_opengl
 from mlsh.errors import RenderingUnavailable
 
@@ -76,9 +75,7 @@ class MujocoTasks(VectorTasks):
     ) -> None:
         super().__init__(num_envs, max_episode_steps, render_mode, device)
         self.model = model
-        # the processes of torchrun share the cores
-        cores = available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        threads = min(sim_threads or max(cores, 1), num_envs)
+        threads = min(sim_threads or own_cores(), num_envs)
         # without this MuJoCo writes MUJOCO_LOG.TXT into the working directory
         mujoco.set_mju_user_warning(lambda message: None)
         self._data = [mujoco.MjData(model) for _ in range(threads)]

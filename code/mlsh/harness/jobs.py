@@ -87,7 +87,7 @@ class JobRunner:
     def _run(self, job: Job, lock: FileLock) -> None:
         folder, note = self._folder / job.name, self._folder / f"{job.name}.command"
         words = [sys.executable, *job.command.split(), "--out", str(folder)]
-        words += ["--sim_threads", "1"]  # as OMP_NUM_THREADS below: there are as many jobs as cores
+        words += ["--sim_threads", "1", "--env_workers", "1"]  # as OMP_NUM_THREADS below: each job has one core
         words += [] if self._wandb == "disabled" else ["--wandb", self._wandb]  # overrides that of the command
         evaluates = "evaluate.py" in words
         last_file = folder / ("adaptation.csv" if evaluates else "results.json")
