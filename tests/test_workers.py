@@ -13,7 +13,7 @@ import torch
 
 from conftest import CODE, TINY, wait_for_rows, wait_until
 from mlsh.config import Config
-from mlsh.envs import make_env
+from mlsh.envs import boundary, make_env
 from mlsh.envs.gymnasium_tasks import GymnasiumTasks
 from mlsh.envs.memory import available_cores
 from mlsh.errors import EnvironmentFailed
@@ -71,6 +71,13 @@ def test_a_run_does_not_depend_on_the_number_of_processes(command, tmp_path):
 @pytest.mark.parametrize("env", ["awkward:NormalizeReward-v0", "awkward:Unpicklable-v0"])
 def test_what_cannot_be_sent_stays_in_one_process(env):
     assert not family(env, 3)._workers
+
+
+def test_warnings_at_the_start_are_shown_once(capfd):
+    boundary.shown.clear()
+    with pytest.warns(UserWarning, match="its own warning"):
+        family("awkward:Warns-v0", 2).close()
+    assert "its own warning" not in capfd.readouterr().err
 
 
 def test_films_are_made_in_one_process():

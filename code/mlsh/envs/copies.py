@@ -1,6 +1,7 @@
 """Copies of a Gymnasium environment, stepped one after another in this process or in a worker process."""
 
 import contextlib
+import io
 import multiprocessing
 import os
 import threading
@@ -224,7 +225,8 @@ def serve(connection: Connection, block: Block) -> None:
     copies: Copies | None = None
     with contextlib.suppress(EOFError, OSError):
         try:
-            copies, result = Copies(block), None
+            with contextlib.redirect_stderr(io.StringIO()):  # warnings that the first process shows, too
+                copies, result = Copies(block), None
         except BaseException as error:
             result = error
         while True:
