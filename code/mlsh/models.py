@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Independent, Normal
 
 from mlsh.errors import UserError
-from mlsh.networks import Blocks, Image, Trunk, hidden_layers
+from mlsh.networks import Blocks, Image, Trunk, hidden_layers, output_layer
 from mlsh.normaliser import Normaliser
 
 ALL = slice(None)
@@ -186,7 +186,7 @@ class ActorCritic(Policy):
 
         def params(obs: Tensor) -> Tensor:
             hidden = hidden_layers(blocks.gather(obs).float(), *layers)
-            out = blocks.scatter(torch.baddbmm(bias, hidden, weight))
+            out = blocks.scatter(output_layer(hidden, weight, bias))
             return out if log_std is None else torch.cat((out, log_std), -1)
 
         return params
@@ -199,7 +199,7 @@ class ActorCritic(Policy):
         layers = [p[blocks.network, 1] for p in self._hidden_parameters()]
         hidden = hidden_layers(blocks.gather(obs).float(), *layers)
         weight, bias = self.value_weight[blocks.network], self.value_bias[blocks.network]
-        return blocks.scatter(torch.baddbmm(bias, hidden, weight))[:, 0]
+        return blocks.scatter(output_layer(hidden, weight, bias))[:, 0]
 
     def _evaluates_all(self, S: int) -> bool:
         """Whether it is faster to evaluate every member at S observations than to sort these by member."""
@@ -215,11 +215,11 @@ class ActorCritic(Policy):
         return weight1, self.bias1, self.weight2, self.bias2
 
     def _params(self, hidden: Tensor) -> Tensor:
-        out = torch.baddbmm(self.policy_bias, hidden, self.policy_weight)
+        out = output_layer(hidden, self.policy_weight, self.policy_bias)
         return out if self.discrete else torch.cat((out, self.log_std.expand_as(out)), -1)
 
     def _value(self, hidden: Tensor) -> Tensor:
-        return torch.baddbmm(self.value_bias, hidden, self.value_weight)[..., 0]
+        return output_layer(hidden, self.value_weight, self.value_bias)[..., 0]
 
 
 class HierarchySettings(Protocol):

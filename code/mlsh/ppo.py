@@ -232,7 +232,8 @@ def gradients(
     if batch.anchor is not None:
         loss = loss + anchor_coef * kl_divergence(new, policy.distribution(batch.anchor[index]))
     loss = (loss * mean_weights).sum()
-    return torch.autograd.grad(loss, list(policy.parameters())), kl
+    found = torch.autograd.grad(loss, list(policy.parameters()))
+    return [x.contiguous() for x in found], kl  # torch's fused Adam ignores strides
 
 
 @torch.no_grad()
