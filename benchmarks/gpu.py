@@ -114,6 +114,7 @@ def outer_iteration(cfg: Config, repeated: float) -> tuple[int, float]:
     env, streams = make_env(cfg, cfg.groups * cfg.N), Streams(0, range(cfg.groups))
     env.set_task(balanced_tasks(env, streams, 0, cfg.groups))
     agent, settings = Hierarchy.build(cfg, env), cfg.training_rollout(0)
+    agent.master.compiled = agent.sub_policies.compiled = cfg.compile == "on"
     agent.sub_policies.reset(Streams(0, range(cfg.num_sub_policies))(0, "sub-policies"))
     optimizers = Adam(agent.master, cfg.master_lr), Adam(agent.sub_policies, cfg.sub_lr, per_member=True)
     rngs = streams(0, "gpu")

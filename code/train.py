@@ -31,6 +31,7 @@ def train(
         tasks = balanced_tasks(env, streams, i, cfg.groups)
         env.set_task(tasks)
         agent.master.reset(streams(i, "master"))  # a new θ for every task
+        agent.master.compiled = agent.sub_policies.compiled = i >= cfg.compiled_from
         master_optimizer = Adam(agent.master, cfg.master_lr)
         sub_optimizer.param_groups[0]["lr"] = cfg.sub_lr_at(i)
 

@@ -1,6 +1,8 @@
 """What is compiled learns what the same function learns as it is, and a run can do without."""
 
+import dataclasses
 import json
+import math
 import tempfile
 
 import pytest
@@ -9,9 +11,10 @@ from gymnasium.spaces import Box, Discrete
 
 from conftest import TINY
 from mlsh import compiled
-from mlsh.config import WORTH_COMPILING, Config
+from mlsh.config import UNCOMPILED, Config
 from mlsh.optim import Adam
 from mlsh.ppo import PPOSettings, gradients, update
+from mlsh.runs.metrics import read_metrics
 from test_ppo import actor_critic, batch, rngs
 
 
@@ -86,26 +89,48 @@ def test_a_run_whose_compiler_fails_says_that_it_was_not_compiled(no_compiler, c
     assert command("train.py", "-c", "--compile", "on", "--out", tmp_path / "run")[0] == 0
 
 
-def test_auto_compiles_a_long_run_where_there_is_a_compiler(monkeypatch):
+def test_auto_compiles_after_so_many_minibatches_where_there_is_a_compiler(monkeypatch):
     cfg = Config(W=2, U=1, tasks=3, epochs=5, N=10, T=50, high_len=10, master_minibatch=25, sub_minibatches=7)
-    assert cfg.total_minibatches == 3 * 5 * ((2 + 1) * 2 + 7)  # 50 decisions are two minibatches
-    short, long, flat = (
-        Config(tasks=1),
-        Config(tasks=WORTH_COMPILING),
-        Config(W=1, U=0, num_sub_policies=0, tasks=WORTH_COMPILING),
-    )
+    assert cfg.minibatches == 5 * ((2 + 1) * 2 + 7)  # 50 decisions are two minibatches
+    assert cfg.minibatches * (cfg.compiled_from - 1) < UNCOMPILED <= cfg.minibatches * cfg.compiled_from
     monkeypatch.setattr("mlsh.config.can_compile", lambda device: device == "cpu")
-    for cfg, expected in (
-        (short, "off"),
-        (long, "on"),
-        (flat, "on"),
-        (Config(tasks=WORTH_COMPILING, device="odd"), "off"),
+    for more, resolved, first in (
+        ({}, "auto", cfg.compiled_from),
+        ({"tasks": 10**6}, "auto", cfg.compiled_from),
+        ({"device": "odd"}, "off", math.inf),
+        ({"compile": "off"}, "off", math.inf),
+        ({"compile": "on"}, "on", 0),
     ):
-        cfg.resolve()
-        assert cfg.compile == expected
-    chosen = Config(tasks=WORTH_COMPILING, compile="off")
-    chosen.resolve()
-    assert chosen.compile == "off"
+        chosen = dataclasses.replace(cfg, **more)
+        chosen.resolve()
+        assert (chosen.compile, chosen.compiled_from) == (resolved, first)
+
+
+def test_a_run_that_is_continued_for_longer_compiles_from_the_same_outer_iteration(command, tmp_path, monkeypatch):
+    """What is compiled learns something else here, so that the results show where it begins."""
+
+    def compile_to_something_else(function, **options):
+        def call(*args, **kwargs):
+            gradients, kl = function(*args, **kwargs)
+            return [-x for x in gradients], kl
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compile_to_something_else)
+    monkeypatch.setattr("mlsh.config.UNCOMPILED", 8 * 2 * ((2 + 1) * 1 + 30))  # the minibatches of 8 outer iterations
+    whole, parts, eager = (tmp_path / name for name in ("whole", "parts", "eager"))
+    twelve = [*TINY, "--tasks", 12, "--record", 0]
+    assert command("train.py", *twelve, "--out", whole)[0] == 0
+    assert command("train.py", *twelve, "--tasks", 5, "--out", parts)[0] == 0
+    assert command("train.py", "-c", "--tasks", 12, "--wandb", "disabled", "--out", parts)[0] == 0
+    assert command("train.py", *twelve, "--compile", "off", "--out", eager)[0] == 0
+    measured = [[{**row, "seconds": ""} for row in read_metrics(folder)] for folder in (whole, parts, eager)]
+    before = 8 * 2  # rows, one per group
+    assert measured[0] == measured[1]
+    assert measured[0][:before] == measured[2][:before] and measured[0][before] != measured[2][before]
+    learned = [torch.load(x / "checkpoint.pt", weights_only=True)["sub_policies"] for x in (whole, parts, eager)]
+    assert all(torch.equal(x, learned[1][name]) for name, x in learned[0].items())
+    assert not torch.equal(learned[0]["weight1"], learned[2]["weight1"])
 
 
 def test_a_compiler_is_looked_for(monkeypatch):
@@ -166,6 +191,7 @@ def test_compiled_runs_repeat_to_the_bit_also_when_continued(command, tmp_path):
         assert json.loads((folder / "config.json").read_text())["config"]["compile"] == "on"
 
 
-def test_a_run_says_what_auto_was(command, tmp_path):
+def test_a_run_without_a_compiler_says_that_it_is_uncompiled(command, tmp_path, monkeypatch):
+    monkeypatch.setattr("mlsh.config.can_compile", lambda device: False)
     assert command("train.py", *TINY, "--out", tmp_path / "run")[0] == 0
     assert json.loads((tmp_path / "run/config.json").read_text())["config"]["compile"] == "off"

@@ -31,7 +31,7 @@ from mlsh.settings import (
     at_least,
 )
 
-WORTH_COMPILING = 10_000  # minibatches per run; learning from this many takes about as long as compiling
+UNCOMPILED = 25_000  # minibatches before `--compile auto` compiles; a shorter run would not make up for compiling
 
 
 @dataclass
@@ -109,7 +109,7 @@ class FilmedRunFolderSettings(RunFolderSettings):
 @dataclass
 class CompiledHardwareSettings(HardwareSettings):
     compile: Literal["auto", "on", "off"] = "auto"
-    """Compile the PPO update (about 20 s). auto: long runs, if there is a compiler. Results differ in rounding."""
+    """Compile the PPO update (about 20 s). auto: after 25,000 minibatches, if there is a compiler. Changes rounding."""
 
 
 @dataclass
@@ -221,17 +221,25 @@ class Config(
         return max(0.0, 1 - iteration / self.fade) if self.fade else 1.0
 
     @property
-    def total_minibatches(self) -> int:
-        """The number of minibatches that the whole run learns from."""
+    def minibatches(self) -> int:
+        """The number of minibatches that an outer iteration learns from."""
         per_epoch = (self.W + self.U) * self.master_ppo.minibatches
         if self.num_sub_policies:
             per_epoch += self.U * self.sub_minibatches
-        return self.tasks * self.epochs * per_epoch
+        return self.epochs * per_epoch
+
+    @property
+    def compiled_from(self) -> float:
+        """The outer iteration from which on updates are compiled.
+
+        With `auto` it does not depend on the number of outer iterations. So a run that is continued for longer equals
+        one that was that long from the start.
+        """
+        return {"on": 0, "off": math.inf, "auto": math.ceil(UNCOMPILED / self.minibatches)}[self.compile]
 
     def resolve(self) -> None:
-        if self.compile == "auto":
-            worth_it = self.total_minibatches >= WORTH_COMPILING
-            self.compile = "on" if worth_it and can_compile(self.device) else "off"
+        if self.compile == "auto" and not can_compile(self.device):
+            self.compile = "off"
 
     def check(self) -> None:
         super().check()

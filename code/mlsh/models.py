@@ -77,12 +77,11 @@ class ActorCritic(Policy):
         image: Image | None = None,
         actor_sees: slice = ALL,
         critic_sees: slice = ALL,
-        compiled: bool = False,
     ) -> None:
         super().__init__(action_space)
         self.n = n
         self.name = name
-        self.compiled = compiled
+        self.compiled = False
         self._log_std = log_std
         self._networks = (obs_size, action_space, hidden, log_std, name, image, actor_sees, critic_sees)
         self.trunk = Trunk(n, image) if image else None
@@ -233,7 +232,6 @@ class HierarchySettings(Protocol):
     blind: int
     master_sees: int
     normalise: bool
-    compile: Any
     device: str
 
 
@@ -293,12 +291,7 @@ class Hierarchy(NamedTuple):
             raise UserError(f"--master_sees is {cfg.master_sees}: use {remedy}")
         by_master = slice(cfg.master_sees or None) if cfg.num_sub_policies else ALL
         choices = Discrete(cfg.num_sub_policies) if cfg.num_sub_policies else env.single_action_space
-        shared: dict[str, Any] = {
-            "hidden": cfg.hidden,
-            "log_std": cfg.log_std,
-            "image": image,
-            "compiled": cfg.compile == "on",
-        }
+        shared: dict[str, Any] = {"hidden": cfg.hidden, "log_std": cfg.log_std, "image": image}
         master = ActorCritic(
             masters or cfg.groups,
             obs_size,

@@ -43,7 +43,11 @@ class Adam(torch.optim.Adam):
 
         After an infinite gradient the parameters are finite, but the moments are not, and nothing is learned any more.
         """
-        for i, p in enumerate(self.param_groups[0]["params"]):
+        parameters = self.param_groups[0]["params"]
+        tensors = [x for p in parameters for x in (p, *self.state[p].values())]
+        if torch.stack([x.sum() for x in tensors]).isfinite().all():  # costs less than looking at each number
+            return
+        for i, p in enumerate(parameters):
             for x in (p, *(x for x in self.state[p].values() if x.dim())):
                 if not x.isfinite().all():
                     k = i % self._n if self._rows else int((~x.flatten(1).isfinite().all(1)).nonzero()[0])

@@ -175,6 +175,7 @@ def update(
         layout = MinibatchLayout(every.member, every.group, policy.n, settings.minibatches)
         rows = MemberRows(layout, every.member, own)
         view = _view(policy, own)
+        view.compiled = policy.compiled
         mine = received._replace(member=received.member - own.start)
         try:
             figures = ppo.update(view, optimizer.for_members(view, own), mine, every.rngs, settings, rows)

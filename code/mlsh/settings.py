@@ -327,6 +327,11 @@ class RunSettings(TaskSettings, NetworkSettings, RunFolderSettings, TrackingSett
     compile: ClassVar[str] = "off"  # `Config` makes it a field
     notes: str = dataclasses.field(default="", init=False, compare=False)  # to be printed when the run begins
 
+    @property
+    def compiled_from(self) -> float:
+        """The outer iteration from which on updates are compiled."""
+        return math.inf
+
     def as_dict(self) -> dict[str, Any]:
         """All settings by name, in the order of the groups."""
         return self.only(*(field.name for group in self.GROUPS.values() for field in fields_of(group)))

@@ -88,7 +88,7 @@ class Log(Generic[SettingsType]):
             self._metrics = MetricsFile(run.folder, columns, done)
             trained_reward = "trained_reward" if "trained_reward" in rewards else [*rewards][-1]
             run.highest_reward = highest_mean(read_metrics(run.folder), trained_reward)
-            description = "compiling" if self.cfg.compile == "on" else ""
+            description = "compiling" if done >= self.cfg.compiled_from else ""
             self._bar = progress_bar(run.length * iterations, done * iterations, description, leave=True)
         self._start = time.monotonic() - run.progress["seconds"]
 
@@ -155,7 +155,7 @@ class Log(Generic[SettingsType]):
         notes = [self._summary]
         if now > then:
             notes.append(f"{(self.env_steps - steps) / (now - then):,.0f} env steps/s")
-        if self.cfg.compile == "on" and not compiled.FAILED:
+        if self.run.progress["iteration"] >= self.cfg.compiled_from and not compiled.FAILED:
             notes.append("compiled")
         self._bar.set_description_str(description, refresh=False)
         self._bar.set_postfix_str(", ".join(filter(None, notes)), refresh=False)
