@@ -1,4 +1,4 @@
-"""Create a virtual environment, and install into it: python install.py FOLDER, then arguments of `pip install`.
+"""Create a virtual environment, and install into it: python install.py FOLDER, followed by arguments for `pip install`.
 
 The Makefile calls this. It installs with uv, which is several times as fast as pip, or with pip if uv fails.
 """
@@ -42,10 +42,11 @@ def main(folder: str, *packages: str) -> None:
     pip = [python, "-m", "pip"]
     configuration = subprocess.run([*pip, "config", "list"], stdout=subprocess.PIPE, text=True, check=True).stdout
     uv = [f"{folder}/bin/uv", "pip", "install", "--python", python, *uv_options(configuration)]
-    uv += ["--no-sources", "--index-strategy=unsafe-best-match"]  # as pip: the newest version of all sources
+    uv += ["--no-sources", "--index-strategy=unsafe-best-match"]  # like pip: the newest version from any index
     if not (succeeds(*pip, "install", "--only-binary=:all:", UV) and succeeds(*uv, *packages)):
         print("install.py: uv failed, as shown above; pip installs instead", file=sys.stderr)
-        sys.exit(not succeeds(*pip, "install", *packages))
+        if not succeeds(*pip, "install", *packages):
+            sys.exit(1)
 
 
 if __name__ == "__main__":

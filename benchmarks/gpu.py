@@ -1,7 +1,7 @@
 """Tests and measures MLSH on a GPU, and prints a table for docs/results/speed.md: python benchmarks/gpu.py
 
 It takes at most 8 minutes. `make gpu` installs everything first. Without that, and without a network, it needs PyTorch
-with CUDA, NumPy, and the packages of PACKAGES below. These need not have the versions of requirements.txt.
+with CUDA, NumPy, and the packages in PACKAGES, in any recent version.
 """
 
 import argparse
@@ -27,7 +27,7 @@ PACKAGES = "gymnasium mujoco tyro tabulate tqdm filelock packaging imageio pillo
 
 sys.path.insert(0, str(ROOT / "code"))
 try:
-    for module in ("filelock", "matplotlib", "pytest", "scipy"):  # which are imported later
+    for module in ("filelock", "matplotlib", "pytest", "scipy"):  # imported later
         importlib.import_module(module)
 
     import torch
@@ -54,6 +54,7 @@ BANDITS, ANTS = "MovementBandits-v0", "AntBandits-v1"
 SOLVED = 0.95  # of the best possible return, as in report.py
 TINY = {"N": 2, "W": 2, "T": 4, "high_len": 2, "tasks": 2, "epochs": 1}  # settings for --quick
 REPEATED = 1.0  # seconds for which a part of an outer iteration is repeated
+TESTS = "tests that need a GPU"
 COMPILING = 2  # the share of the time that compiling adds
 
 
@@ -79,7 +80,7 @@ def time_until_solved(device: str, quick: bool, seconds: float) -> str:
     command = [sys.executable, "train.py", "--env", BANDITS, "--device", device, "--seed", "0", *flags]
     with tempfile.TemporaryDirectory() as folder:
         fixed = ["--record", "0", "--test_episodes", "2", "--wandb", "disabled", "--out", folder]
-        with contextlib.suppress(subprocess.TimeoutExpired):  # the rows that there are may tell
+        with contextlib.suppress(subprocess.TimeoutExpired):  # the rows written so far may be enough
             done = subprocess.run(
                 [*command, *fixed], cwd=ROOT / "code", timeout=seconds, capture_output=True, text=True
             )
@@ -152,7 +153,7 @@ def seconds_of(call: Callable[[], None], device: str, repeated: float) -> float:
 
 
 def now(device: str) -> float:
-    """The time in seconds at which the device has done all its work."""
+    """Wait for the device, and return the time in seconds."""
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
     return time.perf_counter()
@@ -211,8 +212,8 @@ def measurements(args: argparse.Namespace) -> Iterator[tuple[str, float, Measure
         cfg = dataclasses.replace(Config.defaults(env), **changes | more)
         return partial(in_own_process, partial(env_steps_per_second, cfg, 0.0 if args.quick else REPEATED))
 
-    yield "tests that need a GPU", 5, run_tests
-    yield f"{BANDITS}: time until both tasks are solved", 5, partial(time_until_solved, args.device, args.quick)
+    yield TESTS, 8, run_tests
+    yield f"{BANDITS}: time until both tasks are solved", 8, partial(time_until_solved, args.device, args.quick)
     for groups in args.groups:
         name, share = f"{BANDITS} --groups {groups}", 1.5 + groups / 1000
         yield f"{name}, eager", share, speed(BANDITS, groups=groups, compile="off")
@@ -231,7 +232,7 @@ def describe(device: str) -> str:
         has_cuda = torch.version.cuda or torch.version.hip
         reason = "there is no such GPU" if has_cuda else f"PyTorch {torch.__version__} has no CUDA"
         remedy = "" if has_cuda else "; install one with CUDA (pip install --force-reinstall torch)"
-        raise UserError(f"--device {device}: {reason}{remedy}; --device cpu --quick tries the script out") from None
+        raise UserError(f"--device {device}: {reason}{remedy}; --device cpu --quick tries the script") from None
     return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
 
 
@@ -240,7 +241,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda", help="Torch device (default: cuda)")
     parser.add_argument("--groups", type=int, nargs="+", default=[8, 64, 512, 4096], help="numbers of task groups")
     parser.add_argument("--seconds", type=float, default=450, help="time for everything (default: 450)")
-    parser.add_argument("--quick", action="store_true", help="measure tiny runs, to try the script out")
+    parser.add_argument("--quick", action="store_true", help="use tiny runs, to check that the script works")
     args = parser.parse_args()
     if min(args.groups) < 1 or args.seconds <= 0:
         raise UserError("--groups and --seconds must be positive")
@@ -253,14 +254,14 @@ def main() -> None:
         try:
             result = measure(seconds)
         except (TimeoutError, subprocess.TimeoutExpired):
-            result = f"not reached in {seconds:.0f} s"
+            result, failed = f"not reached in {seconds:.0f} s", failed or name == TESTS
         except Failed as error:
             result, failed = f"failed: {error}", True
         print(f"{name}: {result}", file=sys.stderr, flush=True)
         rows.append((name, result))
     print(tabulate(rows, (machine, "result"), "github"))
     if failed:
-        raise UserError("not everything worked; see above")
+        raise UserError("some measurements failed; see above")
 
 
 if __name__ == "__main__":

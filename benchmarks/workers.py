@@ -1,7 +1,7 @@
 """Env steps per second of environments by other people, by the number of processes: python benchmarks/workers.py ENV …
 
-Run it with PYTHONPATH=code:examples and OMP_NUM_THREADS=1. "Alone" are as many processes that each step their share of
-the copies with random actions, and do nothing else. The table shows medians and ranges of measurements in turn.
+Run it with PYTHONPATH=code:examples and OMP_NUM_THREADS=1. "Alone" means the same number of processes, each stepping
+its share of the copies with random actions and nothing else. The table shows medians and ranges.
 """
 
 import argparse

@@ -59,7 +59,7 @@ class Args(Settings):
     groups: Annotated[Counts, DESCRIBED] = ()
     """Numbers of task groups to measure. Default: that of the preset."""
     device: str = "cpu"
-    """Torch device. On a GPU, timing the parts makes the loop wait; with --repeats it does not."""
+    """Torch device. On a GPU, timing the parts slows the loop down; --repeats avoids that."""
     tasks: Annotated[int, at_least(2)] = 4
     """Outer iterations of train.py. The first is not counted."""
     compile: tuple[Literal["on", "off"], ...] = ("off",)

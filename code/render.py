@@ -59,7 +59,7 @@ def main() -> None:
     started_in, is_folder = Path.cwd(), args.run.is_dir()  # before an environment can change the working folder
     cfg = transferred(data["config"], args.env)
     given = args.given("N", "T", "high_len", "master_sees", "master_gamma", "master_lr")
-    cfg = dataclasses.replace(cfg, device=args.device, **given)
+    cfg = dataclasses.replace(cfg, device=args.device, env_workers=0, **given)
     cfg.validate()
     env = make_env(cfg, cfg.N)
     if args.follow and not isinstance(env, MujocoTasks):

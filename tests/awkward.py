@@ -217,6 +217,17 @@ def in_worker(action):
     return of(reward=lambda self: action() or 0.0 if self.t == 3 and parent_process() else 0.0)
 
 
+def fork():
+    if not os.fork():
+        time.sleep(20)
+    os._exit(7)
+
+
+def resist():
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    sleep()
+
+
 def sleep():
     Path(os.environ["MLSH_TEST"], "run", "asleep").touch()
     time.sleep(1000)
@@ -338,11 +349,15 @@ ALL = {
     "NormalizeObservation": lambda render_mode=None: NormalizeObservation(Walk(render_mode)),
     "NormalizeReward": lambda render_mode=None: NormalizeReward(Walk(render_mode)),
     "Warns": Warns,
+    "Slow": of(reward=lambda self: time.sleep(0.01) or 0.0),
     "Unpicklable": Unpicklable,
     "OnlyHere": OnlyHere,
     "Raises": in_worker(fail),
     "Dies": in_worker(lambda: os._exit(7)),
     "Sleeps": in_worker(sleep),
+    "Forks": in_worker(fork),
+    "Resists": in_worker(resist),
+    "Prints": of(reward=lambda self: print("é") or 0.0),
     "Goal": Goal,
     "OneOnly": OneOnly,
     "Agents": lambda render_mode=None: Agents(),

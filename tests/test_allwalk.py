@@ -71,7 +71,7 @@ def test_it_is_trained_tested_and_evaluated(command, tmp_path):
     code, out, err = command("evaluate.py", run, *few, "--tasks", "[100, 300]", "[0.5, 1]")
     assert code == 0 and "task [100, 300] ((100, 300))" in out, err
     code, out, err = command("evaluate.py", run, *few, "--tasks", "[100]", "--out", tmp_path)
-    assert code == 2 and err.count("\n") == 1 and "--tasks: there is no task [100]; use finite numbers" in err
+    assert code == 2 and err.count("\n") == 1 and "--tasks: [100] is no task of this family; use finite numbers" in err
     code, out, err = command("report.py", run)
     assert code == 0, err
 

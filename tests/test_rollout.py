@@ -432,7 +432,7 @@ def test_no_step_but_the_last_waits_for_a_device(env_id, play):
 
 
 class Transfers(TorchDispatchMode):
-    """Counts operations on tensors of several devices; single numbers on the CPU are no reason to wait."""
+    """Counts operations on tensors of several devices; scalars on the CPU cause no waiting."""
 
     count = 0
 

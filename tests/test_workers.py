@@ -5,17 +5,18 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from conftest import CODE, TINY, wait_for_rows, wait_until
+from conftest import CODE, TINY, wait_until
 from mlsh.config import Config
 from mlsh.envs import boundary, make_env
+from mlsh.envs.copies import worthwhile_processes
 from mlsh.envs.gymnasium_tasks import GymnasiumTasks
-from mlsh.envs.memory import available_cores
 from mlsh.errors import EnvironmentFailed
 from mlsh.runs import checkpoint
 from mlsh.runs.metrics import read_metrics
@@ -99,16 +100,28 @@ def test_a_copy_that_cannot_be_made_in_a_worker_is_reported():
         family("awkward:OnlyHere-v0", 2)
 
 
-def test_a_worker_that_dies_is_an_error_and_costs_nothing(command, tmp_path):
-    flags = ["--env", "awkward:Dies-v0", "--record", 0, "--env_workers", 2, "--out", tmp_path]
+@pytest.mark.parametrize("kind", ["Dies", "Forks"])  # a process that it has forked keeps the connection open
+def test_a_worker_that_dies_is_an_error_and_costs_nothing(command, tmp_path, kind):
+    flags = ["--env", f"awkward:{kind}-v0", "--record", 0, "--env_workers", 2, "--out", tmp_path]
     code, _, err = command("train.py", *TINY, *flags)
-    assert code == 2 and "has ended (exit code 7); --env_workers 1 steps them without" in err, err
+    assert code == 2 and "a worker process ended unexpectedly (exit code 7); --env_workers 1 uses no workers" in err
     assert "the state before it is saved in" in err and "Traceback" not in err
+
+
+def test_workers_import_nothing_from_the_current_folder(tmp_path):
+    for name in ("mlsh", "queue", "torch"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('not this file')")
+    path = os.pathsep.join([str(CODE), str(Path(__file__).parent)])
+    flags = [*TINY, "--env", "awkward:Prints-v0", "--record", "0", "--env_workers", "2", "--out", "run"]
+    environment = os.environ | {"PYTHONPATH": path, "PYTHONIOENCODING": "ascii"}  # in which é cannot be printed
+    train = [sys.executable, str(CODE / "train.py"), *flags]
+    run = subprocess.run(train, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the workers in /proc")
 @pytest.mark.parametrize(
-    ("number", "env"), [(signal.SIGTERM, "foreign:Listed-v0"), (signal.SIGKILL, "awkward:Sleeps-v0")]
+    ("number", "env"), [(signal.SIGTERM, "awkward:Resists-v0"), (signal.SIGKILL, "awkward:Sleeps-v0")]
 )
 def test_no_process_is_left_when_a_run_is_killed(tmp_path, number, env):
     mark = f"MLSH_TEST={tmp_path}".encode()
@@ -128,21 +141,37 @@ def test_no_process_is_left_when_a_run_is_killed(tmp_path, number, env):
     more = ["--tasks", "100000", "--env", env, "--record", "0", "--env_workers", "3", "--out", str(tmp_path / "run")]
     train = [sys.executable, str(CODE / "train.py"), *TINY, *more]
     run = subprocess.Popen(train, env=environment, stderr=subprocess.PIPE, text=True)
-    if "Sleeps" in env:
-        wait_until(run, lambda: (tmp_path / "run" / "asleep").exists())
-    else:
-        wait_for_rows(run, tmp_path / "run", 2)
+    wait_until(run, lambda: (tmp_path / "run" / "asleep").exists())
     assert len(running()) >= 3
     run.send_signal(number)
     run.wait(60)
-    ended = subprocess.Popen(["sleep", "120"])
-    wait_until(ended, lambda: not running())
-    ended.kill()
+    for _ in range(600):
+        if not running():
+            return
+        time.sleep(0.1)
+    pytest.fail(f"still running: {running()}")
 
 
-def test_long_runs_of_a_module_use_all_cores():
+def test_long_commands_use_as_many_processes_as_are_fastest(monkeypatch):
     long = Config(env="foreign:Listed-v0")
-    assert long.env_processes == available_cores()
+    assert long.env_processes == 1  # a program that imports the package may not be prepared for workers
+    monkeypatch.setattr("mlsh.settings.is_command", lambda: True)
+    assert long.env_processes is None
     assert dataclasses.replace(long, tasks=1).env_processes == 1
     assert dataclasses.replace(long, tasks=1, env_workers=3).env_processes == 3
-    assert dataclasses.replace(long, env="CartPole-v1").env_processes == 1  # no worker may know it
+
+
+def test_the_fastest_number_of_processes():
+    """A worker costs 0.3 ms, so fast environments and few copies get none."""
+    assert worthwhile_processes(10e-6, copies=40, cores=8) == 1  # 0.4 ms; with two processes 0.5 ms
+    assert worthwhile_processes(100e-6, copies=40, cores=2) == 2  # 4 ms; 2.3 ms
+    assert worthwhile_processes(100e-6, copies=40, cores=8) == 4  # 4 ms; 1.9 ms with 4, 1.93 with 3, 2 with 5
+    assert worthwhile_processes(1, copies=3, cores=8) == 3
+
+
+def test_slow_environments_get_workers_in_commands(monkeypatch):
+    monkeypatch.setattr("mlsh.settings.is_command", lambda: True)
+    monkeypatch.setattr("mlsh.envs.gymnasium_tasks.own_cores", lambda: 3)
+    slow, fast = family("awkward:Slow-v0", 0), family("awkward:Walk-v0", 0)
+    assert len(slow._workers) == 2 and not fast._workers
+    slow.close()

@@ -32,10 +32,10 @@ import torch
 import tyro
 from tabulate import tabulate
 
-from mlsh.envs.memory import own_cores
 from mlsh.errors import NoCheckpoint, UserError
+from mlsh.process import is_command
 
-WORTH_WORKERS = 200_000  # env steps of a run; stepping even a fast environment takes longer than starting workers
+WORTH_WORKERS = 200_000  # env steps of a run that is worth the seconds in which workers start
 
 
 class Constraint(NamedTuple):
@@ -250,7 +250,7 @@ class HardwareSettings(Settings):
     copies: Count = 64
     """Copies of an environment that is not written as a batch, in tests (at least -N)."""
     env_workers: CountOrZero = 0
-    """Processes that step these copies; 0 for one per core in long runs. Results do not depend on it."""
+    """Processes that step the copies of such an environment. 0: the fastest number in runs of 200,000 env steps."""
 
 
 @dataclass
@@ -364,11 +364,13 @@ class RunSettings(TaskSettings, NetworkSettings, RunFolderSettings, TrackingSett
         raise NotImplementedError
 
     @property
-    def env_processes(self) -> int:
-        """Processes that step the copies of an environment that is not written as a batch. It includes this one."""
-        from_module = ":" in self.env  # a worker may not know an environment that was registered elsewhere
-        long = from_module and self.env_steps >= WORTH_WORKERS
-        return self.env_workers or (own_cores() if long else 1)
+    def env_processes(self) -> int | None:
+        """Processes that step the copies of an environment that is not written as a batch, this one included.
+
+        None: as many as are fastest. A program that imports this package may not be prepared for workers.
+        """
+        long = is_command() and self.env_steps >= WORTH_WORKERS
+        return self.env_workers or (None if long else 1)
 
     def resolve(self) -> None:
         """Replace automatic values by definite ones when a run begins."""

@@ -93,24 +93,26 @@ class VectorTasks(VectorEnv[torch.Tensor, torch.Tensor, torch.Tensor]):
         Raises ValueError if the family does not have the task, or if the list does not divide the slots equally.
         """
         tasks = list(task) if isinstance(task, (list, tuple)) else [task]
-        for t in tasks:
-            self._check_task(t)
+        self._check_tasks(tasks)
         self.task = [t for t in tasks for _ in range(self._block_size(len(tasks), "tasks"))]
 
-    def _check_task(self, task: Task) -> None:
-        """Raise ValueError if the family does not have the task; one of numbers must have the form of a sampled one."""
+    def _check_tasks(self, tasks: Sequence[Task]) -> None:
+        """Raise ValueError for a task that the family does not have.
+
+        Where sampled tasks are numbers, a task must have the same shape.
+        """
         if self.all_tasks:
-            if task not in self.all_tasks:
-                raise ValueError(f"there is no task {task!r}; use one of {', '.join(map(str, self.all_tasks))}")
+            for task in tasks:
+                if task not in self.all_tasks:
+                    raise ValueError(f"there is no task {task!r}; use one of {', '.join(map(str, self.all_tasks))}")
             return
-        example = self.sample_task(np.random.default_rng(0))
-        if np.asarray(example).dtype.kind not in "iuf":
-            return  # not numbers
-        with contextlib.suppress(TypeError, ValueError):  # of what cannot be converted
-            numbers = np.array(task, float)
-            if numbers.shape == np.shape(example) and np.isfinite(numbers).all():
-                return
-        raise ValueError(f"there is no task {task!r}; use finite numbers, as in {example}")
+        example = np.asarray(self.sample_task(np.random.default_rng(0)))
+        for task in tasks if example.dtype.kind in "iuf" else ():
+            with contextlib.suppress(ValueError):  # raised for lists of several lengths
+                numbers = np.asarray(task)
+                if numbers.dtype.kind in "iuf" and numbers.shape == example.shape and np.isfinite(numbers).all():
+                    continue
+            raise ValueError(f"{task!r:.60} is no task of this family; use finite numbers such as {example.tolist()}")
 
     def reset(
         self, *, seed: int | list[int] | None = None, options: dict[str, Any] | None = None

@@ -110,13 +110,21 @@ def say_once(text: str) -> None:
 shown: set[tuple[type[Warning], str]] = set()
 
 
+def warn_of_mujoco(text: str) -> None:
+    say_once(f"MuJoCo warns: {text.split(' Time = ')[0]}")
+
+
 @contextlib.contextmanager
-def each_warning_once() -> Iterator[None]:
-    """Context that shows each warning of Python or MuJoCo once in this process, and not once for each copy."""
-    mujoco.set_mju_user_warning(lambda text: say_once(f"MuJoCo warns: {text.split(' Time = ')[0]}"))
+def each_warning_once(silent: bool = False) -> Iterator[None]:
+    """Context that shows each warning of Python or MuJoCo once in this process, and not once for each copy.
+
+    If it is `silent`, the warnings in this context are not shown, but MuJoCo's later ones are.
+    """
+    mujoco.set_mju_user_warning((lambda text: None) if silent else warn_of_mujoco)
     with warnings.catch_warnings(record=True) as caught:
         yield
-    for warning in caught:
+    mujoco.set_mju_user_warning(warn_of_mujoco)
+    for warning in caught if not silent else ():
         key = warning.category, str(warning.message)
         if key not in shown:
             shown.add(key)

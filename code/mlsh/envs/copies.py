@@ -1,13 +1,14 @@
 """Copies of a Gymnasium environment, stepped one after another in this process or in a worker process."""
 
+import atexit
 import contextlib
-import io
-import multiprocessing
+import multiprocessing.util
 import os
+import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from multiprocessing import parent_process
-from multiprocessing.connection import Connection
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -21,14 +22,18 @@ from mlsh.envs.base import Task
 from mlsh.envs.boundary import environment_errors
 from mlsh.envs.protocols import TaskProtocol, find_protocol, seed_global_generators, spaces_of
 from mlsh.errors import EnvironmentFailed
+from mlsh.process import protect_output
 
 NUMBERS = (float, int, np.float64, np.float32)  # types of rewards that need no conversion
-CLOSE_SECONDS = 5.0  # after which a worker that does not end is stopped
+CLOSE_SECONDS = 5.0  # until a worker that does not end is killed
+PROBED_STEPS = 3
+SECONDS_PER_WORKER = 0.0003  # that a worker adds to each step of the batch
+WORTHWHILE = 1.2  # times as fast: what workers must gain to be used
 START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
 
 class Block(NamedTuple):
-    """Some of the copies, as slots that are neighbours, and the memory that holds their observations."""
+    """A range of consecutive slots, and the shared memory for the observations of all slots."""
 
     make: Callable[[], gym.Env]
     slots: range
@@ -50,7 +55,7 @@ class CopySteps(NamedTuple):
 class Copies:
     """n copies of an environment, stepped one after another. They write their observations into shared memory.
 
-    Raises EnvironmentFailed for whatever a copy raises, and for what it returns that cannot be used.
+    Raises EnvironmentFailed if a copy raises an exception or returns something unusable.
     """
 
     def __init__(self, block: Block, envs: Sequence[gym.Env] = ()) -> None:
@@ -72,20 +77,23 @@ class Copies:
 
     def _make(self, block: Block) -> None:
         """Make the copies one after another, each with global generators of the same seed in every run."""
+        in_worker = block.slots.start > 0
         try:
-            with boundary.each_warning_once():
+            with boundary.each_warning_once(silent=in_worker):  # the first process shows the same warnings
                 for e in block.slots[len(self.envs) :]:
                     seed_global_generators(np.random.default_rng(e))
                     self.envs.append(block.make())
         except BaseException as error:
             number = block.slots.start + len(self.envs) + 1
             self.close()
-            raise EnvironmentFailed.from_exception(f"when copy {number} of {block.shape[0]} was made", error) from None
+            failed = EnvironmentFailed.from_exception(f"when copy {number} of {block.shape[0]} was made", error)
+            remedy = "; --env_workers 1 makes all copies in one process" if in_worker else ""
+            raise EnvironmentFailed(f"{failed}{remedy}") from None
 
     def begin(
         self, slots: Sequence[int], seeds: Sequence[int], tasks: Sequence[Task], natives: Sequence[Any], first: bool
     ) -> None:
-        """Begin episodes in some copies, with one seed and one task each, also as the environment itself has it.
+        """Begin episodes in some copies. Each has a seed, a task, and the object that the environment uses for it.
 
         `first` says whether a rollout begins.
         """
@@ -116,17 +124,22 @@ class Copies:
             observation = boundary.array_of_shape(observation, self._native_shape)
         self._native_observations[e] = boundary.as_bytes(observation) if self._bytes else observation
 
-    def probe(self, native: Any, action: Any) -> None:
-        """Play the first step of an episode of the first copy, to find out whether it can be played.
+    def probe(self, native: Any, action: Any) -> float:
+        """Play the first steps of an episode of the first copy, to find out whether it can be played.
 
-        What the environment raises is not caught.
+        Returns the seconds of a step, their median. What the environment raises is not caught.
         """
         self._begin_episode(0, 0, native, True)
-        observation, reward, *ends, _ = self.envs[0].step(action)
-        self._keep_observation(0, observation)
-        boundary.reward_in(reward)
-        for flag in ends:
-            boundary.flag_in(flag)
+        seconds: list[float] = []
+        over = False
+        while len(seconds) < PROBED_STEPS and not over:
+            start = time.perf_counter()
+            observation, reward, *ends, _ = self.envs[0].step(action)
+            seconds.append(time.perf_counter() - start)
+            self._keep_observation(0, observation)
+            boundary.reward_in(reward)
+            over = any([boundary.flag_in(flag) for flag in ends])
+        return float(np.median(seconds))
 
     def step(self, actions: Sequence[Any] | np.ndarray) -> CopySteps:
         """Take one step in every copy whose episode is not over, with the actions [n] of the environment's own space.
@@ -171,20 +184,23 @@ class Copies:
 
 
 class Worker:
-    """`Copies` in a process of their own. Each `send` calls a method there, and `receive` waits for its result.
+    """Runs `Copies` in another process. Each `send` calls a method there, and `receive` waits for its result.
 
-    The process ends when this one does, however that happens, or when this object is closed or forgotten.
+    The process ends when this one ends, in whatever way, and when this object is closed or garbage-collected.
     """
 
     def __init__(self, block: Block) -> None:
-        """Start the process. It makes its copies meanwhile; `receive` waits until it has."""
+        """Start the process. It makes its copies in the background; `receive` waits until they are ready."""
         context: Any = multiprocessing.get_context(START_METHOD)
         if START_METHOD == "forkserver":
             context.set_forkserver_preload([__name__])  # imported once for all workers
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=serve, args=(theirs, block), daemon=True)
-        self._process.start()
+        denormals = bool(torch.tensor(1e-40) * 1 != 0)
+        self._process = context.Process(target=serve, args=(theirs, block, dict(os.environ), denormals))
+        with starting_safely():
+            self._process.start()
         theirs.close()
+        LIVE.add(self._process)
         self._waiting = True
 
     def send(self, method: str, *args: Any) -> None:
@@ -197,35 +213,84 @@ class Worker:
 
     def receive(self) -> Any:
         """The result of the method called last. What it has raised is raised again."""
+        wait([self._connection, self._process.sentinel])  # a child of the worker may keep a dead connection open
         try:
+            if not self._connection.poll():
+                raise EOFError
             result = self._connection.recv()
-        except (EOFError, ConnectionResetError):
+        except (EOFError, OSError):
             self._process.join(CLOSE_SECONDS)
             raise EnvironmentFailed(
-                f"a process that steps environments has ended (exit code {self._process.exitcode}); "
-                "--env_workers 1 steps them without other processes"
+                f"a worker process ended unexpectedly (exit code {self._process.exitcode}); "
+                "--env_workers 1 uses no workers"
             ) from None
         self._waiting = False
         if isinstance(result, BaseException):
             raise result
         return result
 
-    def close(self) -> None:
+    def disconnect(self) -> None:
+        """Ask the process to close its copies and end."""
         self._connection.close()
-        self._process.join(CLOSE_SECONDS)
-        self._process.terminate()
+
+    def end(self, deadline: float) -> None:
+        """Wait until the process has ended, and kill it at the deadline, a time of `time.monotonic`."""
+        self._process.join(max(0.0, deadline - time.monotonic()))
+        self._process.kill()
+        self._process.join()
+        LIVE.discard(self._process)
 
 
-def serve(connection: Connection, block: Block) -> None:
+LIVE: set[Any] = set()  # the processes of workers that were not closed
+
+
+@atexit.register  # registered after multiprocessing.util's function, which waits for all processes, so called before it
+def kill_workers() -> None:
+    for process in LIVE:
+        process.kill()
+
+
+def close_workers(workers: Sequence[Worker]) -> None:
+    """End several workers at the same time."""
+    for worker in workers:
+        worker.disconnect()
+    deadline = time.monotonic() + CLOSE_SECONDS
+    for worker in workers:
+        worker.end(deadline)
+
+
+@contextlib.contextmanager
+def starting_safely() -> Iterator[None]:
+    """Context to start a process in: it imports nothing from the current folder, and Ctrl-C does not interrupt it."""
+    blocks = hasattr(signal, "pthread_sigmask")  # Windows has none
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if blocks else set()
+    unsafe = "PYTHONSAFEPATH" not in os.environ
+    os.environ.setdefault("PYTHONSAFEPATH", "1")
+    try:
+        yield
+    finally:
+        if unsafe:
+            del os.environ["PYTHONSAFEPATH"]
+        if blocks:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def serve(connection: Connection, block: Block, environ: Mapping[str, str], denormals: bool) -> None:
     """The worker's process: call the methods of its `Copies` that `connection` names, until it is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the terminal is for the first process
     if hasattr(os, "setsid"):
-        os.setsid()  # Ctrl-C in the terminal is for the first process
+        os.setsid()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    os.environ.clear()
+    os.environ.update(environ)
+    protect_output()
     threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
+    torch.set_flush_denormal(not denormals)
     copies: Copies | None = None
     with contextlib.suppress(EOFError, OSError):
         try:
-            with contextlib.redirect_stderr(io.StringIO()):  # warnings that the first process shows, too
+            with boundary.restored_signals():
                 copies, result = Copies(block), None
         except BaseException as error:
             result = error
@@ -241,11 +306,19 @@ def serve(connection: Connection, block: Block) -> None:
 
 
 def end_with_parent() -> None:
-    """End this process as soon as the one that started it has ended, even within a step that never returns."""
-    parent = parent_process()
+    """End this process as soon as the one that started it has ended, even if a step never returns."""
+    parent = multiprocessing.parent_process()
     if parent:
         parent.join()
         os._exit(1)
+
+
+def worthwhile_processes(seconds: float, copies: int, cores: int) -> int:
+    """The number of processes with which a step of all copies is fastest, if a copy's step takes so many seconds."""
+    alone = seconds * copies
+    times = {n: alone / n + SECONDS_PER_WORKER * (n - 1) for n in range(1, min(cores, copies) + 1)}
+    best = min(times, key=lambda n: times[n])
+    return best if alone >= WORTHWHILE * times[best] else 1
 
 
 def find_task_layer(env: gym.Env) -> Any:

@@ -18,7 +18,18 @@ from gymnasium.spaces.utils import flatdim, flatten_space
 from mlsh.envs import boundary
 from mlsh.envs.base import Frames, Info, StepResult, Task, VectorTasks
 from mlsh.envs.boundary import environment_errors
-from mlsh.envs.copies import Block, Copies, CopySteps, Worker, find_task_layer, layers, unwrap
+from mlsh.envs.copies import (
+    Block,
+    Copies,
+    CopySteps,
+    Worker,
+    close_workers,
+    find_task_layer,
+    layers,
+    unwrap,
+    worthwhile_processes,
+)
+from mlsh.envs.memory import own_cores
 from mlsh.envs.opengl import choose_opengl
 from mlsh.envs.protocols import REMEDY, TaskProtocol, find_protocol, seed_global_generators
 from mlsh.envs.statistics import RunningStatistics
@@ -47,9 +58,9 @@ class GymnasiumTasks(VectorTasks):
     episodes of environments that draw from global generators are the same in every run, but differ with the number of
     processes.
 
-    Processes: this process and `processes` − 1 workers step equal shares of the copies at the same time. There is one
-    process if the environment is rendered, if a wrapper keeps statistics from one episode to the next, or if `make` or
-    the tasks cannot be pickled.
+    Processes: this process and `processes` − 1 workers step equal shares of the copies at once. None stands for
+    the number that the time of a step makes fastest. There is one process if the environment is rendered, if a wrapper
+    keeps statistics from one episode to the next, or if `make` or the tasks cannot be pickled.
 
     Raises UserError for an environment that has no tasks, has spaces of other kinds, or fails in its first step;
     EnvironmentFailed if it fails later; RenderingUnavailable if it cannot render in `render_mode`.
@@ -64,7 +75,7 @@ class GymnasiumTasks(VectorTasks):
         max_episode_steps: int | None = None,
         render_mode: str | None = None,
         device: str | torch.device = "cpu",
-        processes: int = 1,
+        processes: int | None = 1,
     ) -> None:
         make = functools.partial(make, max_episode_steps=max_episode_steps)
         first, make = make_first(make, render_mode)
@@ -84,26 +95,43 @@ class GymnasiumTasks(VectorTasks):
             self.sample_test_task = self._sample_test_task
         super().__init__(num_envs, max_episode_steps, None, device)
         self.render_mode = render_mode
-        alone = render_mode or RunningStatistics([first]) or not can_be_sent(make, protocol)
-        self._make_copies(make, first, 1 if alone else min(processes, num_envs))
         self._last_info: dict[str, np.ndarray] = {}  # name -> [E], from the infos of last steps; NaN where missing
-        self._note_what_surprises(first)
-        # one step now, so that an environment that cannot be played is refused before the run begins
+        # Some steps now, so that an environment that cannot be played is refused before the run begins.
         self.task_label(self.task[0])
         action = self._native_actions(np.zeros((1, *(self.single_action_space.shape or ()))))[0]
-        self._copies.probe(protocol.native_task(self.task[0]), action)
+        probed = Copies(self._blocks(make, 1, 1)[0], [first])
+        seconds = probed.probe(protocol.native_task(self.task[0]), action)
+        self._make_copies(make, first, self._choose_processes(make, first, processes, seconds))
+        self._note_what_surprises(first)
+
+    def _choose_processes(
+        self, make: Callable[[], gym.Env], first: gym.Env, processes: int | None, seconds: float
+    ) -> int:
+        """The number of processes: as wanted, or the fastest if a copy's step takes so many seconds; 1 if need be."""
+        if processes is None:
+            processes = worthwhile_processes(seconds, self.num_envs, own_cores())
+        if processes == 1 or self.render_mode or RunningStatistics([first]):
+            return 1
+        if not can_be_sent(make, self._protocol):
+            boundary.say_once("note: the tasks cannot be pickled, so one process steps all copies")
+            return 1
+        return min(processes, self.num_envs)
+
+    def _blocks(self, make: Callable[[], gym.Env], num_envs: int, processes: int) -> list[Block]:
+        """Equal shares of so many slots, with memory for their observations that processes share."""
+        shape, dtype = self.single_observation_space.shape or (), self.single_observation_space.dtype
+        dtype = np.uint8 if len(shape) == 3 and dtype == np.uint8 else np.float32
+        of_all = (num_envs, *shape)
+        size = math.prod(of_all) * np.dtype(dtype).itemsize
+        memory: Any = multiprocessing.RawArray("b", size) if processes > 1 else bytearray(size)
+        parts = [range(part[0], part[-1] + 1) for part in np.array_split(range(num_envs), processes)]
+        return [Block(make, part, type(self._protocol), memory, dtype, of_all) for part in parts]
 
     def _make_copies(self, make: Callable[[], gym.Env], first: gym.Env, processes: int) -> None:
         """Make all copies, of which this process keeps the first ones."""
-        shape, dtype = self.single_observation_space.shape or (), self.single_observation_space.dtype
-        dtype = np.uint8 if len(shape) == 3 and dtype == np.uint8 else np.float32
-        of_all = (self.num_envs, *shape)
-        size = math.prod(of_all) * np.dtype(dtype).itemsize
-        memory: Any = multiprocessing.RawArray("b", size) if processes > 1 else bytearray(size)
-        self._observations = np.frombuffer(memory, dtype).reshape(of_all)
-        parts = [range(part[0], part[-1] + 1) for part in np.array_split(range(self.num_envs), processes)]
-        blocks = [Block(make, part, type(self._protocol), memory, dtype, of_all) for part in parts]
-        self._parts, self._workers = parts, [Worker(block) for block in blocks[1:]]
+        blocks = self._blocks(make, self.num_envs, processes)
+        self._observations = np.frombuffer(blocks[0].memory, blocks[0].dtype).reshape(blocks[0].shape)
+        self._parts, self._workers = [block.slots for block in blocks], [Worker(block) for block in blocks[1:]]
         try:
             self._copies = Copies(blocks[0], [first])
             for worker in self._workers:
@@ -128,9 +156,9 @@ class GymnasiumTasks(VectorTasks):
                 "wrap the environment in gymnasium.wrappers.FilterObservation"
             )
 
-    def _check_task(self, task: Task) -> None:
+    def _check_tasks(self, tasks: Sequence[Task]) -> None:
         if self.all_tasks:  # what else an environment accepts is its own matter
-            super()._check_task(task)
+            super()._check_tasks(tasks)
 
     def sample_task(self, rng: np.random.Generator) -> Task:
         if self.train_tasks:
@@ -218,8 +246,9 @@ class GymnasiumTasks(VectorTasks):
 
     def close_extras(self, **kwargs: Any) -> None:
         """Close the copies and end the workers."""
-        for part in (*self._workers, *([self._copies] if hasattr(self, "_copies") else [])):
-            part.close()
+        close_workers(self._workers)
+        if hasattr(self, "_copies"):
+            self._copies.close()
 
 
 def make_first(make: Callable[..., gym.Env], render_mode: str | None) -> tuple[gym.Env, Callable[[], gym.Env]]:
@@ -243,7 +272,8 @@ def make_first(make: Callable[..., gym.Env], render_mode: str | None) -> tuple[g
 def can_be_sent(make: Callable[[], gym.Env], protocol: TaskProtocol) -> bool:
     """Return whether another process can make copies and set the tasks of a finite family."""
     try:
-        pickle.dumps((make, [protocol.native_task(task) for task in protocol.train_tasks or ()]))
+        tasks = [*(protocol.train_tasks or ()), *(protocol.test_tasks or ())]
+        pickle.loads(pickle.dumps((make, [protocol.native_task(task) for task in tasks])))
     except Exception:  # other people's objects may fail in any way
         return False
     return True

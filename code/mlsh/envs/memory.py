@@ -31,4 +31,5 @@ def available_cores() -> int:
 
 def own_cores() -> int:
     """Return this process's share of the cores, if torchrun has started several processes on this machine."""
-    return max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
+    processes = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(1, available_cores() // max(1, int(processes) if processes.isdecimal() else 1))

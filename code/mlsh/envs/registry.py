@@ -39,7 +39,7 @@ class EnvSettings(Protocol):
     copies: int
 
     @property
-    def env_processes(self) -> int: ...
+    def env_processes(self) -> int | None: ...
 
 
 def register(
@@ -173,7 +173,7 @@ def make_env(cfg: EnvSettings, num_envs: int, render_mode: str | None = None) ->
 
 
 def make_single(env: str, **kwargs: Any) -> gym.Env:
-    """Make the single environment named `env`, in this process or in a worker."""
+    """Make one copy of the environment named `env`."""
     return gym.make(find_id(env), disable_env_checker=True, **kwargs)
 
 

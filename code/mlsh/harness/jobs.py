@@ -86,8 +86,9 @@ class JobRunner:
 
     def _run(self, job: Job, lock: FileLock) -> None:
         folder, note = self._folder / job.name, self._folder / f"{job.name}.command"
-        words = [sys.executable, *job.command.split(), "--out", str(folder)]
-        words += ["--sim_threads", "1", "--env_workers", "1"]  # as OMP_NUM_THREADS below: each job has one core
+        script, *flags = job.command.split()
+        one_core = ["--sim_threads", "1", "--env_workers", "1"]  # as OMP_NUM_THREADS below; the job's flags come later
+        words = [sys.executable, script, *one_core, *flags, "--out", str(folder)]
         words += [] if self._wandb == "disabled" else ["--wandb", self._wandb]  # overrides that of the command
         evaluates = "evaluate.py" in words
         last_file = folder / ("adaptation.csv" if evaluates else "results.json")

@@ -165,7 +165,7 @@ class Run(Generic[SettingsType]):
         """Save, and in the first process run `final_test()` and close the log with its results."""
         self._save()
         if parallel.FIRST:
-            os.environ["LOCAL_WORLD_SIZE"] = "1"  # the other processes end, so the final test may use their cores
+            os.environ.pop("LOCAL_WORLD_SIZE", None)  # the other processes end; the final test may use their cores
             results = {"env": self.cfg.env, "seed": self.cfg.seed, **self.progress}
             self._log.close(results | dict(final_test() if final_test else {}))
 
