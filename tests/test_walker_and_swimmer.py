@@ -75,7 +75,7 @@ def test_the_swimmer_is_paid_for_being_near_the_target():
     env.set_task([[5.0, 1.0], [2.0, 4.0]])
     obs, _ = env.reset(seed=[1, 2])
     assert obs[:, :5].abs().max() <= 0.1 and obs[:, 5:].abs().max() <= 0.005 and env.max_episode_steps == 1000
-    env.set_task([0.0, 0.0])  # from the next reset on
+    env.set_task([[0.0, 0.0]])  # from the next reset on
     target = np.array([(5.09, 0.91, 1.01)] * 2 + [(2.09, 3.91, 1.01)] * 2)
     for _ in range(30):
         before, action = env.state.copy(), draw.uniform(-1.5, 1.5, (4, 2)).astype(np.float32)

@@ -108,10 +108,12 @@ def test_a_worker_that_dies_is_an_error_and_costs_nothing(command, tmp_path, kin
     assert "the state before it is saved in" in err and "Traceback" not in err
 
 
-def test_workers_import_nothing_from_the_current_folder(tmp_path):
-    for name in ("mlsh", "queue", "torch"):
+def test_workers_import_what_the_first_process_imports(tmp_path):
+    """Not what is in the current folder, nor another version of the package that is installed."""
+    (tmp_path / "installed").mkdir()
+    for name in ("mlsh", "queue", "torch", "installed/mlsh"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('not this file')")
-    path = os.pathsep.join([str(CODE), str(Path(__file__).parent)])
+    path = os.pathsep.join([str(tmp_path / "installed"), str(Path(__file__).parent)])
     flags = [*TINY, "--env", "awkward:Prints-v0", "--record", "0", "--env_workers", "2", "--out", "run"]
     environment = os.environ | {"PYTHONPATH": path, "PYTHONIOENCODING": "ascii"}  # in which é cannot be printed
     train = [sys.executable, str(CODE / "train.py"), *flags]

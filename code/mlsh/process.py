@@ -1,7 +1,6 @@
 """The signals that end a command, and its standard streams. `mlsh` imports this module before all others."""
 
 import contextlib
-import functools
 import io
 import os
 import re
@@ -57,7 +56,6 @@ def exit_at_once(number: int, frame: FrameType | None = None) -> None:
     os._exit(128 + number)
 
 
-@functools.cache
 def is_command() -> bool:
     """Return whether this process runs a command of this project, and not a program of others that imports `mlsh`."""
     program = Path(sys.argv[0])

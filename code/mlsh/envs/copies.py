@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -261,16 +262,23 @@ def close_workers(workers: Sequence[Worker]) -> None:
 
 @contextlib.contextmanager
 def starting_safely() -> Iterator[None]:
-    """Context to start a process in: it imports nothing from the current folder, and Ctrl-C does not interrupt it."""
+    """Context to start a process in. Ctrl-C does not interrupt it.
+
+    It imports this package from where this process has it, and nothing from the current folder.
+    """
     blocks = hasattr(signal, "pthread_sigmask")  # Windows has none
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if blocks else set()
-    unsafe = "PYTHONSAFEPATH" not in os.environ
-    os.environ.setdefault("PYTHONSAFEPATH", "1")
+    environ = {name: os.environ.get(name) for name in ("PYTHONSAFEPATH", "PYTHONPATH")}
+    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), environ["PYTHONPATH"])))
+    os.environ.update(PYTHONSAFEPATH="1", PYTHONPATH=path)
     try:
         yield
     finally:
-        if unsafe:
-            del os.environ["PYTHONSAFEPATH"]
+        for name, value in environ.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
         if blocks:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
