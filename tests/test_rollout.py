@@ -129,7 +129,7 @@ def test_without_sub_policies_the_masters_act_at_every_step(space):
     first = out.master.action[:4]
     assert torch.equal(first, env.actions[0])  # what the environment got is what is learned from
     at = torch.tensor([[0.0, e] for e in range(4)])
-    params = agent.master.params(at.view(2, 2, 2)).flatten(0, 1)
+    params = agent.master.params(at.view(2, 2, 2)).view(4, -1)
     log_prob = agent.master.distribution(params).log_prob(first)
     torch.testing.assert_close(out.master.log_prob[:4], log_prob)
     assert out.master.member.tolist() == [0, 0, 1, 1] * 7

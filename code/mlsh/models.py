@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Independent, Normal
 
 from mlsh.errors import UserError
-from mlsh.networks import Blocks, Image, Trunk, hidden_layers, output_layer
+from mlsh.networks import Blocks, Image, Trunk, hidden_layers
 from mlsh.normaliser import Normaliser
 
 ALL = slice(None)
@@ -185,7 +185,7 @@ class ActorCritic(Policy):
 
         def params(obs: Tensor) -> Tensor:
             hidden = hidden_layers(blocks.gather(obs).float(), *layers)
-            out = blocks.scatter(output_layer(hidden, weight, bias))
+            out = blocks.scatter(torch.baddbmm(bias, hidden, weight))
             return out if log_std is None else torch.cat((out, log_std), -1)
 
         return params
@@ -198,7 +198,7 @@ class ActorCritic(Policy):
         layers = [p[blocks.network, 1] for p in self._hidden_parameters()]
         hidden = hidden_layers(blocks.gather(obs).float(), *layers)
         weight, bias = self.value_weight[blocks.network], self.value_bias[blocks.network]
-        return blocks.scatter(output_layer(hidden, weight, bias))[:, 0]
+        return blocks.scatter(torch.baddbmm(bias, hidden, weight))[:, 0]
 
     def _evaluates_all(self, S: int) -> bool:
         """Whether it is faster to evaluate every member at S observations than to sort these by member."""
@@ -214,11 +214,11 @@ class ActorCritic(Policy):
         return weight1, self.bias1, self.weight2, self.bias2
 
     def _params(self, hidden: Tensor) -> Tensor:
-        out = output_layer(hidden, self.policy_weight, self.policy_bias)
+        out = torch.baddbmm(self.policy_bias, hidden, self.policy_weight)
         return out if self.discrete else torch.cat((out, self.log_std.expand_as(out)), -1)
 
     def _value(self, hidden: Tensor) -> Tensor:
-        return output_layer(hidden, self.value_weight, self.value_bias)[..., 0]
+        return torch.baddbmm(self.value_bias, hidden, self.value_weight)[..., 0]
 
 
 class HierarchySettings(Protocol):

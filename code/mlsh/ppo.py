@@ -232,8 +232,7 @@ def gradients(
     if batch.anchor is not None:
         loss = loss + anchor_coef * kl_divergence(new, policy.distribution(batch.anchor[index]))
     loss = (loss * mean_weights).sum()
-    found = torch.autograd.grad(loss, list(policy.parameters()))
-    return [x.contiguous() for x in found], kl  # torch's fused Adam ignores strides
+    return torch.autograd.grad(loss, list(policy.parameters())), kl
 
 
 @torch.no_grad()
