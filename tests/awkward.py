@@ -350,6 +350,7 @@ ALL = {
     "NormalizeReward": lambda render_mode=None: NormalizeReward(Walk(render_mode)),
     "Warns": Warns,
     "Slow": of(reward=lambda self: time.sleep(0.01) or 0.0),
+    "DrawsInSteps": of(reward=lambda self: time.sleep(0.01) or random.random()),
     "Unpicklable": Unpicklable,
     "OnlyHere": OnlyHere,
     "Raises": in_worker(fail),

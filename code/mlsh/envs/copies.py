@@ -1,36 +1,29 @@
-"""Copies of a Gymnasium environment, stepped one after another in this process or in a worker process."""
+"""Copies of a Gymnasium environment, stepped one after another."""
 
-import atexit
 import contextlib
-import multiprocessing.util
-import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from multiprocessing.connection import Connection, wait
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
-import torch
 from gymnasium.spaces import Box
 from gymnasium.spaces.utils import flatten
 
 from mlsh.envs import boundary
 from mlsh.envs.base import Task
 from mlsh.envs.boundary import environment_errors
-from mlsh.envs.protocols import TaskProtocol, find_protocol, seed_global_generators, spaces_of
+from mlsh.envs.protocols import (
+    TaskProtocol,
+    find_protocol,
+    seed_global_generators,
+    spaces_of,
+    state_of_global_generators,
+)
 from mlsh.errors import EnvironmentFailed
-from mlsh.process import protect_output
 
 NUMBERS = (float, int, np.float64, np.float32)  # types of rewards that need no conversion
-CLOSE_SECONDS = 5.0  # until a worker that does not end is killed
 PROBED_STEPS = 3
-SECONDS_PER_WORKER = 0.0003  # that a worker adds to each step of the batch
-WORTHWHILE = 1.2  # times as fast: what workers must gain to be used
-START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 
 
 class Block(NamedTuple):
@@ -51,6 +44,13 @@ class CopySteps(NamedTuple):
     terminated: np.ndarray  # [n]
     truncated: np.ndarray  # [n]
     infos: dict[int, dict[str, float]]  # copy -> the numbers in its info, where its episode has ended
+
+
+class Probe(NamedTuple):
+    """What the first steps of an environment show."""
+
+    seconds: float  # of a step, their median
+    draws_globally: bool  # whether steps draw from the global generators of NumPy, Python or torch
 
 
 class Copies:
@@ -125,12 +125,13 @@ class Copies:
             observation = boundary.array_of_shape(observation, self._native_shape)
         self._native_observations[e] = boundary.as_bytes(observation) if self._bytes else observation
 
-    def probe(self, native: Any, action: Any) -> float:
-        """Play the first steps of an episode of the first copy, to find out whether it can be played.
+    def probe(self, native: Any, action: Any) -> Probe:
+        """Play the first steps of an episode of the first copy, to find out whether it can be played, and how.
 
-        Returns the seconds of a step, their median. What the environment raises is not caught.
+        What the environment raises is not caught.
         """
         self._begin_episode(0, 0, native, True)
+        generators = state_of_global_generators()
         seconds: list[float] = []
         over = False
         while len(seconds) < PROBED_STEPS and not over:
@@ -140,7 +141,7 @@ class Copies:
             self._keep_observation(0, observation)
             boundary.reward_in(reward)
             over = any([boundary.flag_in(flag) for flag in ends])
-        return float(np.median(seconds))
+        return Probe(float(np.median(seconds)), state_of_global_generators() != generators)
 
     def step(self, actions: Sequence[Any] | np.ndarray) -> CopySteps:
         """Take one step in every copy whose episode is not over, with the actions [n] of the environment's own space.
@@ -182,151 +183,6 @@ class Copies:
         for env in self.envs:
             with contextlib.suppress(EnvironmentFailed), environment_errors("in close"):
                 env.close()
-
-
-class Worker:
-    """Runs `Copies` in another process. Each `send` calls a method there, and `receive` waits for its result.
-
-    The process ends when this one ends, in whatever way, and when this object is closed or garbage-collected.
-    """
-
-    def __init__(self, block: Block) -> None:
-        """Start the process. It makes its copies in the background; `receive` waits until they are ready."""
-        context: Any = multiprocessing.get_context(START_METHOD)
-        if START_METHOD == "forkserver":
-            context.set_forkserver_preload([__name__])  # imported once for all workers
-        self._connection, theirs = context.Pipe()
-        denormals = bool(torch.tensor(1e-40) * 1 != 0)
-        self._process = context.Process(target=serve, args=(theirs, block, dict(os.environ), denormals))
-        with starting_safely():
-            self._process.start()
-        theirs.close()
-        LIVE.add(self._process)
-        self._waiting = True
-
-    def send(self, method: str, *args: Any) -> None:
-        if self._waiting:  # an exception came between the last `send` and its `receive`
-            with contextlib.suppress(EnvironmentFailed):
-                self.receive()
-        with contextlib.suppress(BrokenPipeError):  # `receive` reports it
-            self._connection.send((method, args))
-        self._waiting = True
-
-    def receive(self) -> Any:
-        """The result of the method called last. What it has raised is raised again."""
-        wait([self._connection, self._process.sentinel])  # a child of the worker may keep a dead connection open
-        try:
-            if not self._connection.poll():
-                raise EOFError
-            result = self._connection.recv()
-        except (EOFError, OSError):
-            self._process.join(CLOSE_SECONDS)
-            raise EnvironmentFailed(
-                f"a worker process ended unexpectedly (exit code {self._process.exitcode}); "
-                "--env_workers 1 uses no workers"
-            ) from None
-        self._waiting = False
-        if isinstance(result, BaseException):
-            raise result
-        return result
-
-    def disconnect(self) -> None:
-        """Ask the process to close its copies and end."""
-        self._connection.close()
-
-    def end(self, deadline: float) -> None:
-        """Wait until the process has ended, and kill it at the deadline, a time of `time.monotonic`."""
-        self._process.join(max(0.0, deadline - time.monotonic()))
-        self._process.kill()
-        self._process.join()
-        LIVE.discard(self._process)
-
-
-LIVE: set[Any] = set()  # the processes of workers that were not closed
-
-
-@atexit.register  # registered after multiprocessing.util's function, which waits for all processes, so called before it
-def kill_workers() -> None:
-    for process in LIVE:
-        process.kill()
-
-
-def close_workers(workers: Sequence[Worker]) -> None:
-    """End several workers at the same time."""
-    for worker in workers:
-        worker.disconnect()
-    deadline = time.monotonic() + CLOSE_SECONDS
-    for worker in workers:
-        worker.end(deadline)
-
-
-@contextlib.contextmanager
-def starting_safely() -> Iterator[None]:
-    """Context to start a process in. Ctrl-C does not interrupt it.
-
-    It imports this package from where this process has it, and nothing from the current folder.
-    """
-    blocks = hasattr(signal, "pthread_sigmask")  # Windows has none
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if blocks else set()
-    environ = {name: os.environ.get(name) for name in ("PYTHONSAFEPATH", "PYTHONPATH")}
-    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), environ["PYTHONPATH"])))
-    os.environ.update(PYTHONSAFEPATH="1", PYTHONPATH=path)
-    try:
-        yield
-    finally:
-        for name, value in environ.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-        if blocks:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def serve(connection: Connection, block: Block, environ: Mapping[str, str], denormals: bool) -> None:
-    """The worker's process: call the methods of its `Copies` that `connection` names, until it is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the terminal is for the first process
-    if hasattr(os, "setsid"):
-        os.setsid()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    os.environ.clear()
-    os.environ.update(environ)
-    protect_output()
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(not denormals)
-    copies: Copies | None = None
-    with contextlib.suppress(EOFError, OSError):
-        try:
-            with boundary.restored_signals():
-                copies, result = Copies(block), None
-        except BaseException as error:
-            result = error
-        while True:
-            connection.send(result)
-            method, args = connection.recv()
-            try:
-                result = getattr(copies, method)(*args)
-            except BaseException as error:
-                result = error
-    if copies:
-        copies.close()
-
-
-def end_with_parent() -> None:
-    """End this process as soon as the one that started it has ended, even if a step never returns."""
-    parent = multiprocessing.parent_process()
-    if parent:
-        parent.join()
-        os._exit(1)
-
-
-def worthwhile_processes(seconds: float, copies: int, cores: int) -> int:
-    """The number of processes with which a step of all copies is fastest, if a copy's step takes so many seconds."""
-    alone = seconds * copies
-    times = {n: alone / n + SECONDS_PER_WORKER * (n - 1) for n in range(1, min(cores, copies) + 1)}
-    best = min(times, key=lambda n: times[n])
-    return best if alone >= WORTHWHILE * times[best] else 1
 
 
 def find_task_layer(env: gym.Env) -> Any:

@@ -18,21 +18,12 @@ from gymnasium.spaces.utils import flatdim, flatten_space
 from mlsh.envs import boundary
 from mlsh.envs.base import Frames, Info, StepResult, Task, VectorTasks
 from mlsh.envs.boundary import environment_errors
-from mlsh.envs.copies import (
-    Block,
-    Copies,
-    CopySteps,
-    Worker,
-    close_workers,
-    find_task_layer,
-    layers,
-    unwrap,
-    worthwhile_processes,
-)
+from mlsh.envs.copies import Block, Copies, CopySteps, Probe, find_task_layer, layers, unwrap
 from mlsh.envs.memory import own_cores
 from mlsh.envs.opengl import choose_opengl
 from mlsh.envs.protocols import REMEDY, TaskProtocol, find_protocol, seed_global_generators
 from mlsh.envs.statistics import RunningStatistics
+from mlsh.envs.workers import Worker, close_workers, worthwhile_processes
 from mlsh.errors import EnvironmentFailed, RenderingUnavailable, UserError
 
 UNBOUNDED = 1e18  # bounds of a Box that are larger mean that there is none, as in Box(-finfo.max, finfo.max)
@@ -54,13 +45,13 @@ class GymnasiumTasks(VectorTasks):
     number.
 
     Random numbers: the global generators of NumPy, Python and torch (on the CPU) are seeded before every copy is made
-    and before every reset, for environments that draw from them. The spaces are seeded before every rollout. The
-    episodes of environments that draw from global generators are the same in every run, but differ with the number of
-    processes.
+    and before every reset, for environments that draw from them. The spaces are seeded before every rollout. If steps
+    draw from global generators, episodes are the same in every run with the same number of processes.
 
-    Processes: this process and `processes` − 1 workers step equal shares of the copies at once. None stands for
-    the number that the time of a step makes fastest. There is one process if the environment is rendered, if a wrapper
-    keeps statistics from one episode to the next, or if `make` or the tasks cannot be pickled.
+    Processes: this process and `processes` − 1 workers step equal shares of the copies at once. None stands for the
+    number that the time of a step makes fastest, or for 1 if steps draw from global generators. There is always one
+    process if the environment is rendered, if a wrapper keeps statistics from one episode to the next, or if `make` or
+    the tasks cannot be pickled.
 
     Raises UserError for an environment that has no tasks, has spaces of other kinds, or fails in its first step;
     EnvironmentFailed if it fails later; RenderingUnavailable if it cannot render in `render_mode`.
@@ -100,16 +91,17 @@ class GymnasiumTasks(VectorTasks):
         self.task_label(self.task[0])
         action = self._native_actions(np.zeros((1, *(self.single_action_space.shape or ()))))[0]
         probed = Copies(self._blocks(make, 1, 1)[0], [first])
-        seconds = probed.probe(protocol.native_task(self.task[0]), action)
-        self._make_copies(make, first, self._choose_processes(make, first, processes, seconds))
+        probe = probed.probe(protocol.native_task(self.task[0]), action)
+        self._make_copies(make, first, self._choose_processes(make, first, processes, probe))
         self._note_what_surprises(first)
 
     def _choose_processes(
-        self, make: Callable[[], gym.Env], first: gym.Env, processes: int | None, seconds: float
+        self, make: Callable[[], gym.Env], first: gym.Env, processes: int | None, probe: Probe
     ) -> int:
-        """The number of processes: as wanted, or the fastest if a copy's step takes so many seconds; 1 if need be."""
+        """The number of processes: as wanted, or by default the fastest; 1 where there can be no workers."""
         if processes is None:
-            processes = worthwhile_processes(seconds, self.num_envs, own_cores())
+            cores = 1 if probe.draws_globally else own_cores()
+            processes = worthwhile_processes(probe.seconds, self.num_envs, cores)
         if processes == 1 or self.render_mode or RunningStatistics([first]):
             return 1
         if not can_be_sent(make, self._protocol):

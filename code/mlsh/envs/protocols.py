@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import pickle
 import random
 from collections.abc import Callable, Iterable, Iterator, Set
 from typing import Any
@@ -20,6 +21,11 @@ def seed_global_generators(rng: np.random.Generator) -> None:
     seed = int(rng.integers(2**32))
     random.seed(seed)
     torch.default_generator.manual_seed(seed)  # torch.manual_seed takes a hundred times as long
+
+
+def state_of_global_generators() -> tuple[bytes, Any, bytes]:
+    """The states of the global generators of NumPy, Python and torch (on the CPU), to compare."""
+    return pickle.dumps(np.random.get_state()), random.getstate(), torch.default_generator.get_state().numpy().tobytes()
 
 
 @contextlib.contextmanager
