@@ -1,9 +1,10 @@
-"""benchmarks/gpu.py as a user types it, on a machine that need not have a GPU."""
+"""benchmarks/gpu.py as a user types it, on a machine that need not have a GPU; benchmarks/commits.py."""
 
 import os
 import runpy
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -61,3 +62,13 @@ def test_a_family_is_solved_from_when_on_every_task_is():
     solved_at = runpy.run_path(str(SCRIPT))["solved_at"]
     assert solved_at(rows((42, 42), (42, 40), (42, 43), (42, 42)), 41.6)["iteration"] == "2"
     assert solved_at(rows((42, 43), (43, 41)), 41.6) is None
+
+
+def test_two_clones_train_in_turns():
+    commits = runpy.run_path(str(CODE.parent / "benchmarks" / "commits.py"))
+    flags = "--env MovementBandits-v0 --groups 1 -N 2 -T 10 -W 1 -U 1 --compile off"
+    start = time.perf_counter()
+    speeds = commits["measure"]([CODE.parent, CODE.parent], flags, 1, 3)
+    elapsed = time.perf_counter() - start
+    assert [len(column) for column in speeds] == [3, 3]
+    assert 0 < sum(100 / speed for column in speeds for speed in column) < elapsed  # two rollouts, three evaluations
