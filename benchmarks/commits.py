@@ -6,6 +6,7 @@ outer iterations, in which torch compiles, do not count. The table shows medians
 
 import argparse
 import csv
+import itertools
 import os
 import runpy
 import statistics
@@ -37,7 +38,7 @@ def train_in_turns() -> None:
     """
     from mlsh import sampling  # that of the clone
 
-    draw_tasks, start = sampling.balanced_tasks, 0.0
+    draw_tasks, start, calls = sampling.balanced_tasks, 0.0, 0
 
     def balanced_tasks(*args: Any) -> Any:  # train.py calls it at its start, and before each outer iteration
         nonlocal start, calls
@@ -49,7 +50,6 @@ def train_in_turns() -> None:
             start = time.perf_counter()
         return draw_tasks(*args)
 
-    calls = 0
     sampling.balanced_tasks = balanced_tasks
     runpy.run_path("train.py", run_name="__main__")
 
@@ -58,9 +58,9 @@ class Training:
     """train.py of a clone, in a process that waits before each outer iteration."""
 
     def __init__(self, clone: Path, flags: str, threads: int, out: Path) -> None:
-        more = f"--seed 0 --sim_threads {threads} --record 0 --wandb disabled --tasks 1000 --out {out}"
+        more = f"--seed 0 --sim_threads {threads} --record 0 --wandb disabled --tasks 1000 --out".split()
         self._process = subprocess.Popen(
-            [sys.executable, Path(__file__).resolve(), "--turns", *flags.split(), *more.split()],
+            [sys.executable, Path(__file__).resolve(), "--turns", *flags.split(), *more, out],
             cwd=clone / "code",
             env=os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": "."},
             stdin=subprocess.PIPE,
@@ -74,13 +74,16 @@ class Training:
         assert self._process.stdin and self._process.stdout
         self._process.stdin.write("\n")
         self._process.stdin.flush()
-        return float(self._process.stdout.readline())
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self._process.args} has ended")
+        return float(line)
 
-    def env_steps(self) -> int:
-        """The env steps of an outer iteration."""
+    def env_steps(self) -> list[int]:
+        """The env steps of each outer iteration except the first one."""
         with self._metrics.open() as file:
             done = sorted({int(row["env_steps"]) for row in csv.DictReader(file)})
-        return done[-1] - done[-2]
+        return [after - before for before, after in itertools.pairwise(done)]
 
     def end(self) -> None:
         self._process.kill()
@@ -93,11 +96,12 @@ def measure(clones: list[Path], flags: str, threads: int, repeats: int) -> list[
         trainings = [Training(clone, flags, threads, Path(folder, str(i))) for i, clone in enumerate(clones)]
         try:
             seconds = [[training.outer_iteration() for training in trainings] for _ in range(UNCOUNTED + repeats)]
-            steps = trainings[0].env_steps()
+            steps = [training.env_steps()[UNCOUNTED - 1 :] for training in trainings]
         finally:
             for training in trainings:
                 training.end()
-    return [[steps / x for x in column[UNCOUNTED:]] for column in zip(*seconds, strict=True)]
+    columns = [column[UNCOUNTED:] for column in zip(*seconds, strict=True)]
+    return [[n / x for n, x in zip(*pair, strict=True)] for pair in zip(steps, columns, strict=True)]
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ GROUPS, REPEATS = 8, 8
 
 def milliseconds(K: int, joint: bool) -> float:
     """The time of a warm-up rollout, or of a joint one, in which the sub-policies' values are computed, too."""
-    cfg = dataclasses.replace(Config.defaults("MovementBandits-v0"), num_sub_policies=K, groups=GROUPS, compile="off")
+    cfg = dataclasses.replace(Config.defaults("MovementBandits-v0"), num_sub_policies=K, groups=GROUPS)
     env, streams = make_env(cfg, GROUPS * cfg.N), Streams(0, range(GROUPS))
     env.set_task([0, 1] * (GROUPS // 2))
     agent = Hierarchy.build(cfg, env)

@@ -29,7 +29,7 @@ def alone(cfg: Config, copies: int, ready: Any, seconds: Any) -> None:
     tasks = make_env(dataclasses.replace(cfg, env_workers=1), copies)
     assert isinstance(tasks, GymnasiumTasks)
     tasks.reset(seed=0)
-    ready.wait()
+    ready.wait(60)
     start = time.perf_counter()
     for _ in range(cfg.T):
         for env in tasks._copies.envs:
@@ -45,10 +45,10 @@ def measure_alone(cfg: Config, processes: int) -> float:
     started = [context.Process(target=alone, args=(cfg, slots // processes, ready, seconds)) for _ in range(processes)]
     for process in started:
         process.start()
-    slowest = max(seconds.get() for _ in started)
+    slowest = max(seconds.get(timeout=600) for _ in started)
     for process in started:
         process.join()
-    return cfg.T * slots / slowest
+    return cfg.T * (slots // processes) * processes / slowest
 
 
 class Collecting:

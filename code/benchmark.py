@@ -1,7 +1,6 @@
 """Throughput of training, and where its time goes: python benchmark.py --env MovementBandits-v0"""
 
 import contextlib
-import dataclasses
 import functools
 import io
 import os
@@ -193,7 +192,6 @@ def timed_loop(flags: Sequence[str], cfg: Config, tasks: int) -> tuple[float, fl
 
 def operations(cfg: Config) -> int:
     """The floating-point operations of all matrix products in an outer iteration."""
-    cfg = dataclasses.replace(cfg, compile="off")  # operations in compiled code are not counted
     env = make_env(cfg, cfg.groups * cfg.N)
     agent = new_agent(cfg, env)
     rngs = Streams(0, range(cfg.groups))(0, "benchmark")

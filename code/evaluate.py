@@ -80,7 +80,7 @@ class Args(AdaptationSettings, TrackingSettings):
     copies: Count = 64
     """Episodes at a time where environments are stepped one by one (at least -N). Changes RL²'s random numbers."""
     env_workers: CountOrZero = 0
-    """Processes that step such environments. 0: the fastest number if the run was long."""
+    """Processes that step such environments. 0: the fastest number if the run had 200,000 env steps or more, else 1."""
     device: str = "cpu"
     """Torch device."""
     sim_threads: CountOrZero = 0

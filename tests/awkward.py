@@ -242,6 +242,18 @@ class OnlyHere(Walk):
             fail()
 
 
+class Interrupted(Walk):
+    """The user presses Ctrl-C while the third copy is made for a film."""
+
+    filmed = 0
+
+    def __init__(self, render_mode=None):
+        super().__init__(render_mode)
+        Interrupted.filmed += bool(render_mode)
+        if Interrupted.filmed == 3:
+            raise KeyboardInterrupt(15)
+
+
 class Unpicklable(Walk):
     train_tasks = [lambda: -1, lambda: 1]
 
@@ -353,6 +365,7 @@ ALL = {
     "DrawsInSteps": of(reward=lambda self: time.sleep(0.01) or random.random()),
     "Unpicklable": Unpicklable,
     "OnlyHere": OnlyHere,
+    "Interrupted": Interrupted,
     "Raises": in_worker(fail),
     "Dies": in_worker(lambda: os._exit(7)),
     "Sleeps": in_worker(sleep),

@@ -14,6 +14,7 @@ from mlsh import compiled
 from mlsh.config import UNCOMPILED, Config
 from mlsh.optim import Adam
 from mlsh.ppo import PPOSettings, gradients, update
+from mlsh.runs import checkpoint
 from mlsh.runs.metrics import read_metrics
 from test_ppo import actor_critic, batch, rngs
 
@@ -195,3 +196,11 @@ def test_a_run_without_a_compiler_says_that_it_is_uncompiled(command, tmp_path, 
     monkeypatch.setattr("mlsh.config.can_compile", lambda device: False)
     assert command("train.py", *TINY, "--out", tmp_path / "run")[0] == 0
     assert json.loads((tmp_path / "run/config.json").read_text())["config"]["compile"] == "off"
+
+
+def test_one_machine_without_a_compiler_does_not_end_compiling_for_good(command, tmp_path, monkeypatch):
+    monkeypatch.setattr("mlsh.config.can_compile", lambda device: True)
+    assert command("train.py", *TINY, "--out", tmp_path)[0] == 0
+    monkeypatch.setattr("mlsh.config.can_compile", lambda device: False)
+    assert command("train.py", "-c", "--tasks", 3, "--wandb", "disabled", "--out", tmp_path)[0] == 0
+    assert checkpoint.load(tmp_path, [Config])["config"].compile == "auto"

@@ -10,6 +10,7 @@ from gymnasium.utils.env_checker import check_env
 import mlsh  # noqa: F401
 from mlsh.config import Config
 from mlsh.envs import best_return, env_ids, find_preset, make_env
+from mlsh.envs.allwalk import AllwalkVector
 from mlsh.envs.mujoco_tasks import MujocoTasks
 from mlsh.errors import UserError
 from mlsh.sampling import find_task
@@ -40,6 +41,14 @@ def test_a_sampled_task_of_another_form_is_refused(env_id, task):
         env.set_task([task])
     with pytest.raises(UserError, match="--task: .* is no task of this family"):
         find_task(env, json.dumps(task), "--task")
+
+
+@pytest.mark.parametrize("task", [[[1.0, 2.0], 3], [1.0, 2.0, 3.0], "home"])
+def test_a_family_without_a_task_shape_accepts_any_task(task):
+    class Families(AllwalkVector):
+        task_shape = None
+
+    Families(1).set_task([task])
 
 
 def test_a_task_can_be_chosen_from_outside():

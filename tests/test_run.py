@@ -196,7 +196,7 @@ def test_a_run_says_what_it_trains_and_which_files_there_are(command, tmp_path):
     code, out, err = command("train.py", *SMALL, "--out", tmp_path)
     first, second, *_ = err.splitlines()
     assert code == 0 and first == f"training mlsh on MovementBandits-v0, run folder: {tmp_path}"
-    assert second == "outer iterations: 2, device: cpu, threads: 1, compile: auto"
+    assert second == "outer iterations: 2, device: cpu, threads: 1, compile: off"
     assert out.endswith(f"see results.json and curves.png in {tmp_path}\n")
     code, out, err = command("train.py", "-c", "--out", tmp_path, "--tasks", 3, "--record", 1)
     assert code == 0 and "outer iterations: 3 (2 done), device" in err

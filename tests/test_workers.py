@@ -70,8 +70,10 @@ def test_a_run_does_not_depend_on_the_number_of_processes(command, tmp_path):
 
 
 @pytest.mark.parametrize("env", ["awkward:NormalizeReward-v0", "awkward:Unpicklable-v0"])
-def test_what_cannot_be_sent_stays_in_one_process(env):
+def test_what_cannot_be_sent_stays_in_one_process(env, capfd):
+    boundary.say_once.cache_clear()
     assert not family(env, 3)._workers
+    assert capfd.readouterr().err.count(", so one process steps all copies\n") == 1
 
 
 def test_warnings_at_the_start_are_shown_once(capfd):
@@ -83,6 +85,11 @@ def test_warnings_at_the_start_are_shown_once(capfd):
 
 def test_films_are_made_in_one_process():
     assert not family("awkward:Walk-v0", 3, render_mode="rgb_array")._workers
+
+
+def test_ctrl_c_while_copies_are_made_ends_the_command():
+    with pytest.raises(KeyboardInterrupt):
+        family("awkward:Interrupted-v0", 1, render_mode="rgb_array")
 
 
 def test_what_an_environment_raises_in_a_worker_is_reported_as_elsewhere():
@@ -171,10 +178,12 @@ def test_the_fastest_number_of_processes():
     assert worthwhile_processes(1, copies=3, cores=8) == 3
 
 
-def test_slow_environments_get_workers_in_commands(monkeypatch):
+def test_slow_environments_get_workers_in_commands(monkeypatch, capfd):
+    boundary.say_once.cache_clear()
     monkeypatch.setattr("mlsh.settings.is_command", lambda: True)
     monkeypatch.setattr("mlsh.envs.gymnasium_tasks.own_cores", lambda: 3)
     slow, fast, shared = (family(f"awkward:{kind}-v0", 0) for kind in ("Slow", "Walk", "DrawsInSteps"))
     assert len(slow._workers) == 2 and not fast._workers
     assert not shared._workers  # the number of processes would change its episodes
+    assert capfd.readouterr().err == "note: 3 processes step the copies, as with --env_workers 3\n"
     slow.close()

@@ -45,7 +45,7 @@ class Adam(torch.optim.Adam):
         """
         parameters = self.param_groups[0]["params"]
         tensors = [x for p in parameters for x in (p, *self.state[p].values())]
-        if torch.stack([x.sum() for x in tensors]).isfinite().all():  # costs less than looking at each number
+        if torch.stack([x.sum() for x in tensors]).isfinite().all():  # cheaper than testing each number
             return
         for i, p in enumerate(parameters):
             for x in (p, *(x for x in self.state[p].values() if x.dim())):

@@ -250,7 +250,7 @@ class HardwareSettings(Settings):
     copies: Count = 64
     """Copies of an environment that is not written as a batch, in tests (at least -N)."""
     env_workers: CountOrZero = 0
-    """Processes that step the copies of such an environment. 0: the fastest number in runs of 200,000 env steps."""
+    """Processes that step these copies. 0: the fastest number in runs of 200,000 env steps or more, else 1."""
 
 
 @dataclass
@@ -373,7 +373,7 @@ class RunSettings(TaskSettings, NetworkSettings, RunFolderSettings, TrackingSett
         return self.env_workers or (None if long else 1)
 
     def resolve(self) -> None:
-        """Replace automatic values by definite ones when a run begins."""
+        """Settle what depends on the machine when a run begins. With -c it stays as it was."""
 
 
 def cli(what: Any, args: Sequence[str] | None = None, **options: Any) -> Any:

@@ -190,7 +190,7 @@ def draw_seeds(rngs: Sequence[np.random.Generator]) -> list[int]:
 
 def check_finite(env: VectorTasks, reward: Tensor, obs: Tensor) -> None:
     """Raise a FloatingPointError for the first reward [T, E] or observation [T or T + 1, E, …] that is not finite."""
-    if reward.sum().isfinite() and obs.sum().isfinite():  # a sum costs less than looking at each number
+    if reward.sum().isfinite() and obs.sum().isfinite():  # cheaper than testing each number
         return
     of_rewards, of_observations = reward.isfinite(), obs.isfinite().all(-1)
     for name, finite, step in (("a reward", of_rewards, 1), ("an observation", of_observations, 0)):  # number of row 0

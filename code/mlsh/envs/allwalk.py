@@ -47,6 +47,7 @@ class AllwalkVector(PointWorld):
     single_observation_space = Box(-np.inf, np.inf, (2,), np.float32)
     single_action_space = Discrete(len(MOVES))
     terminates = False
+    task_shape = (2,)
 
     def __init__(
         self,

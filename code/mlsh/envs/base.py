@@ -47,6 +47,7 @@ class VectorTasks(VectorEnv[torch.Tensor, torch.Tensor, torch.Tensor]):
     test_tasks: list[int] | None = None
     sample_test_task: Callable[[np.random.Generator], Task] | None = None
     terminates = True
+    task_shape: tuple[int, ...] | None = None  # of sampled tasks, if each is an array of numbers
     components: Mapping[str, Any] = {}  # what a checkpoint keeps of the environment: name -> it has state_dict()
 
     def __init__(
@@ -97,22 +98,19 @@ class VectorTasks(VectorEnv[torch.Tensor, torch.Tensor, torch.Tensor]):
         self.task = [t for t in tasks for _ in range(self._block_size(len(tasks), "tasks"))]
 
     def _check_tasks(self, tasks: Sequence[Task]) -> None:
-        """Raise ValueError for a task that the family does not have.
-
-        Where sampled tasks are numbers, a task must have the same shape.
-        """
+        """Raise ValueError for a task that the family does not have, as far as `task_shape` says that."""
         if self.all_tasks:
             for task in tasks:
                 if task not in self.all_tasks:
                     raise ValueError(f"there is no task {task!r}; use one of {', '.join(map(str, self.all_tasks))}")
             return
-        example = np.asarray(self.sample_task(np.random.default_rng(0)))
-        for task in tasks if example.dtype.kind in "iuf" else ():
+        for task in tasks if self.task_shape is not None else ():
             with contextlib.suppress(ValueError):  # raised for lists of several lengths
                 numbers = np.asarray(task)
-                if numbers.dtype.kind in "iuf" and numbers.shape == example.shape and np.isfinite(numbers).all():
+                if numbers.dtype.kind in "iuf" and numbers.shape == self.task_shape and np.isfinite(numbers).all():
                     continue
-            raise ValueError(f"{task!r:.60} is no task of this family; use finite numbers such as {example.tolist()}")
+            example = self.sample_task(np.random.default_rng(0))
+            raise ValueError(f"{task!r:.60} is no task of this family; use finite numbers such as {example}")
 
     def reset(
         self, *, seed: int | list[int] | None = None, options: dict[str, Any] | None = None

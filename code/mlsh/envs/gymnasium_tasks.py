@@ -49,9 +49,9 @@ class GymnasiumTasks(VectorTasks):
     draw from global generators, episodes are the same in every run with the same number of processes.
 
     Processes: this process and `processes` − 1 workers step equal shares of the copies at once. None stands for the
-    number that the time of a step makes fastest, or for 1 if steps draw from global generators. There is always one
-    process if the environment is rendered, if a wrapper keeps statistics from one episode to the next, or if `make` or
-    the tasks cannot be pickled.
+    fastest number, which the time of the first steps tells, or for 1 if these steps draw from global generators. There
+    is always one process if the environment is rendered, if a wrapper keeps statistics from one episode to the next, or
+    if `make` or the tasks cannot be pickled.
 
     Raises UserError for an environment that has no tasks, has spaces of other kinds, or fails in its first step;
     EnvironmentFailed if it fails later; RenderingUnavailable if it cannot render in `render_mode`.
@@ -99,15 +99,21 @@ class GymnasiumTasks(VectorTasks):
         self, make: Callable[[], gym.Env], first: gym.Env, processes: int | None, probe: Probe
     ) -> int:
         """The number of processes: as wanted, or by default the fastest; 1 where there can be no workers."""
+        wanted = processes
+        if wanted is None:
+            wanted = 1 if probe.draws_globally else worthwhile_processes(probe.seconds, self.num_envs, own_cores())
+        wanted = min(wanted, self.num_envs)
+        if wanted == 1 or self.render_mode:
+            return 1
+        reason = "a wrapper keeps statistics" if RunningStatistics([first]) else ""
+        if not reason and not can_be_sent(make, self._protocol):
+            reason = "the environment or its tasks cannot be pickled"
+        if reason:
+            boundary.say_once(f"note: {reason}, so one process steps all copies")
+            return 1
         if processes is None:
-            cores = 1 if probe.draws_globally else own_cores()
-            processes = worthwhile_processes(probe.seconds, self.num_envs, cores)
-        if processes == 1 or self.render_mode or RunningStatistics([first]):
-            return 1
-        if not can_be_sent(make, self._protocol):
-            boundary.say_once("note: the tasks cannot be pickled, so one process steps all copies")
-            return 1
-        return min(processes, self.num_envs)
+            boundary.say_once(f"note: {wanted} processes step the copies, as with --env_workers {wanted}")
+        return wanted
 
     def _blocks(self, make: Callable[[], gym.Env], num_envs: int, processes: int) -> list[Block]:
         """Equal shares of so many slots, with memory for their observations that processes share."""
@@ -130,7 +136,9 @@ class GymnasiumTasks(VectorTasks):
                 worker.receive()
         except BaseException as error:
             self.close_extras()
-            raise RenderingUnavailable(str(error)) if self.render_mode else error from None
+            if self.render_mode and isinstance(error, EnvironmentFailed):
+                raise RenderingUnavailable(str(error)) from None
+            raise
 
     def _note_what_surprises(self, first: gym.Env) -> None:
         """Keep the statistics of normalising wrappers, and print a note about them and about goals in observations."""
@@ -147,10 +155,6 @@ class GymnasiumTasks(VectorTasks):
                 "note: the observations contain desired_goal, which shows the task to the policies; to leave it out, "
                 "wrap the environment in gymnasium.wrappers.FilterObservation"
             )
-
-    def _check_tasks(self, tasks: Sequence[Task]) -> None:
-        if self.all_tasks:  # what else an environment accepts is its own matter
-            super()._check_tasks(tasks)
 
     def sample_task(self, rng: np.random.Generator) -> Task:
         if self.train_tasks:

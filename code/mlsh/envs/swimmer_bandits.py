@@ -75,6 +75,7 @@ class SwimmerBanditsVector(MujocoTasks):
     camera = {"distance": 14.0, "elevation": -60.0, "azimuth": 90.0, "lookat": np.array((2.0, 2.0, 0.0))}
     single_observation_space = Box(-np.inf, np.inf, (10,), np.float32)
     single_action_space = Box(-1, 1, (2,), np.float32)
+    task_shape = (2,)
 
     def __init__(
         self,

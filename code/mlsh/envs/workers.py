@@ -49,7 +49,7 @@ class Worker:
         if self._waiting:  # an exception came between the last `send` and its `receive`
             with contextlib.suppress(EnvironmentFailed):
                 self.receive()
-        with contextlib.suppress(BrokenPipeError):  # `receive` reports it
+        with contextlib.suppress(OSError):  # `receive` reports it
             self._connection.send((method, args))
         self._waiting = True
 
@@ -89,7 +89,8 @@ LIVE: set[Any] = set()  # the processes of workers that were not closed
 @atexit.register  # registered after multiprocessing.util's function, which waits for all processes, so called before it
 def kill_workers() -> None:
     for process in LIVE:
-        process.kill()
+        if process.is_alive():
+            process.kill()
 
 
 def close_workers(workers: Sequence[Worker]) -> None:

@@ -186,6 +186,8 @@ class Log(Generic[SettingsType]):
         self._track(values, **sections)
         self._summary = summary
         self.run.end_iteration(sections["charts"]["trained_reward"], iteration=i + 1, **counts)
+        if self._bar is not None and i + 1 == self.cfg.compiled_from:
+            self._bar.set_description_str("compiling")
 
 
 class MLSHLog(Log[Config]):

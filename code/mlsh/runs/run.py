@@ -79,7 +79,8 @@ class Run(Generic[SettingsType]):
         self.cfg: SettingsType
         self.cfg, self._saved = parallel.from_first(lambda: parse(kind, sys.argv[1:], self._load))
         self.cfg.device = parallel.local_device(self.cfg.device)
-        self.cfg.resolve()
+        if not self._saved:
+            self.cfg.resolve()
         check_memory(self.cfg, self.cfg.episodes_at_once(parallel.SIZE))
         parallel.from_first(lambda: check_tracking(self.cfg))
         self.progress: dict[str, Any] = {"iteration": 0, "env_steps": 0, "train_env_steps": 0, "seconds": 0.0}
@@ -181,7 +182,9 @@ class Run(Generic[SettingsType]):
             cfg, n = self.cfg, self.progress["iteration"]
             done = f" ({n} done)" if n else ""
             processes = f", processes: {parallel.SIZE}" if parallel.SIZE > 1 else ""
-            machine = f"device: {cfg.device}{processes}, threads: {torch.get_num_threads()}, compile: {cfg.compile}"
+            first = cfg.compiled_from
+            compiled_from = "off" if first >= self.length else f"from outer iteration {first + 1} on" if first else "on"
+            machine = f"device: {cfg.device}{processes}, threads: {torch.get_num_threads()}, compile: {compiled_from}"
             if cfg.notes:
                 print(cfg.notes, file=sys.stderr)
             print(f"training {cfg.KIND} on {cfg.env}, run folder: {self.shown}", file=sys.stderr)
