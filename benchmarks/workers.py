@@ -1,7 +1,10 @@
 """Env steps per second of environments by other people, by the number of processes: python benchmarks/workers.py ENV …
 
-Run it with PYTHONPATH=code:examples and OMP_NUM_THREADS=1. "Alone" means the same number of processes, each stepping
-its share of the copies with random actions and nothing else. The table shows medians and ranges.
+Run it with PYTHONPATH=code:examples and OMP_NUM_THREADS=1. The table shows medians and ranges of three measurements:
+
+alone       processes that step their share of the copies with random actions, and nothing else
+collecting  rollouts for the masters
+training    train.py --compile off with 2 warm-up and 8 joint iterations, the proportion of the defaults
 """
 
 import argparse
@@ -13,6 +16,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from benchmark import whole_loop
 from mlsh.config import Config
 from mlsh.envs import make_env
 from mlsh.envs.gymnasium_tasks import GymnasiumTasks
@@ -67,6 +71,12 @@ class Collecting:
         return rollout.outcome.steps / (time.perf_counter() - start)
 
 
+def measure_training(env: str, processes: int) -> float:
+    flags = f"--env {env} -W 2 -U 8 --compile off --env_workers {processes}"
+    [(steps, seconds)] = whole_loop(flags.split(), tasks=3)
+    return steps / seconds
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("env", nargs="+", help="such as running:HalfCheetahDir-v0 or rooms:Rooms-v0")
@@ -80,6 +90,7 @@ def main() -> None:
             for n in PROCESSES:
                 measured.setdefault((env, "alone", n), []).append(measure_alone(cfg, n))
                 measured.setdefault((env, "collecting", n), []).append(collecting[n].measure(i))
+                measured.setdefault((env, "training", n), []).append(measure_training(env, n))
     rows = [(*key, f"{statistics.median(x):,.0f} ({min(x):,.0f} to {max(x):,.0f})") for key, x in measured.items()]
     print(tabulate(rows, ("environment", "", "processes", "env steps/s"), "github"))
 
