@@ -15,7 +15,7 @@ BEST = 41  # of the 50 steps of an episode, the first nine cannot pay
 
 
 def test_the_corridor_is_learned(tmp_path):
-    """Of six seeds tried, all learn both tasks with these flags; two fail with two groups and four outer iterations."""
+    """All of six seeds tried learn both tasks with these flags. With two groups and four iterations, two seeds fail."""
     flags = "--env corridor:Corridor-v0 --groups 4 -N 20 -W 5 -U 5 --tasks 6 --test_episodes 20 --seed 1"
     command = [sys.executable, "train.py", *flags.split(), "--record", "0", "--wandb", "disabled", "--out", tmp_path]
     path = os.pathsep.join(filter(None, (str(CODE.parent / "examples"), os.environ.get("PYTHONPATH"))))

@@ -31,7 +31,7 @@ from mlsh.settings import (
     at_least,
 )
 
-UNCOMPILED = 25_000  # minibatches before `--compile auto` compiles; with so many, compiling would just have paid off
+UNCOMPILED = 25_000  # minibatches before `--compile auto` compiles; about as many must follow to pay for it
 
 
 @dataclass

@@ -98,7 +98,7 @@ class VectorTasks(VectorEnv[torch.Tensor, torch.Tensor, torch.Tensor]):
         self.task = [t for t in tasks for _ in range(self._block_size(len(tasks), "tasks"))]
 
     def _check_tasks(self, tasks: Sequence[Task]) -> None:
-        """Raise ValueError for a task that the family does not have, as far as `task_shape` says that."""
+        """Raise ValueError for a task that the family does not have. Sampled ones need a `task_shape` to be checked."""
         if self.all_tasks:
             for task in tasks:
                 if task not in self.all_tasks:

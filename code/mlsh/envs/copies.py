@@ -126,7 +126,7 @@ class Copies:
         self._native_observations[e] = boundary.as_bytes(observation) if self._bytes else observation
 
     def probe(self, native: Any, action: Any) -> Probe:
-        """Play the first steps of an episode of the first copy, to find out whether it can be played, and how.
+        """Play and time the first steps of an episode of the first copy.
 
         What the environment raises is not caught.
         """

@@ -49,8 +49,8 @@ class GymnasiumTasks(VectorTasks):
     draw from global generators, episodes are the same in every run with the same number of processes.
 
     Processes: this process and `processes` − 1 workers step equal shares of the copies at once. None stands for the
-    fastest number, which the time of the first steps tells, or for 1 if these steps draw from global generators. There
-    is always one process if the environment is rendered, if a wrapper keeps statistics from one episode to the next, or
+    number that should be fastest, judging by the first steps. It is 1 if these draw from global generators. There is
+    always one process if the environment is rendered, if a wrapper keeps statistics from one episode to the next, or
     if `make` or the tasks cannot be pickled.
 
     Raises UserError for an environment that has no tasks, has spaces of other kinds, or fails in its first step;
