@@ -5,6 +5,7 @@ import json
 import math
 import tempfile
 
+import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
@@ -12,6 +13,7 @@ from gymnasium.spaces import Box, Discrete
 from conftest import TINY
 from mlsh import compiled
 from mlsh.config import UNCOMPILED, Config
+from mlsh.minibatches import MinibatchLayout
 from mlsh.optim import Adam
 from mlsh.ppo import PPOSettings, gradients, update
 from mlsh.runs import checkpoint
@@ -30,7 +32,7 @@ def nothing_compiled():
 
 
 def learned(space, is_compiled, members=(0, 1, 1, 0, 1, 1, 0, 0, 1), blind=0, **more):
-    policy = actor_critic(2, space, actor_sees=slice(blind, None))
+    policy = actor_critic(max(members) + 1, space, actor_sees=slice(blind, None))
     policy.compiled = is_compiled
     settings = PPOSettings(minibatches=2, epochs=3, entropy_coef=0.01, **more)
     stats = update(policy, Adam(policy, 1e-3, per_member=True), batch(policy, members), rngs(1), settings)
@@ -41,11 +43,13 @@ def learned(space, is_compiled, members=(0, 1, 1, 0, 1, 1, 0, 0, 1), blind=0, **
 @pytest.mark.parametrize("blind", [0, 1])
 @pytest.mark.parametrize("space", [Discrete(4), Box(-1, 1, (2,))], ids=["discrete", "continuous"])
 def test_the_compiled_update_is_the_eager_one_but_for_rounding(space, blind):
-    for members in ([0, 1, 1, 0, 1, 1, 0, 0, 1], [1, 1, 1, 1, 1, 0, 0, 1, 1, 0, 1]):  # other widths
+    uneven = [0] * 100 + [1, 2, 3] * 2 + [4, 5]
+    assert len(MinibatchLayout(np.array(uneven), np.zeros(108, int), 6, 2).member) == 10  # rows are split
+    for members in ([0, 1, 1, 0, 1, 1, 0, 0, 1], [1, 1, 1, 1, 1, 0, 0, 1, 1, 0, 1], uneven):  # other widths
         (eager, told), (fast, told_fast) = (learned(space, c, members, blind, target_kl=1e9) for c in (False, True))
         for name, parameter in eager.named_parameters():
             torch.testing.assert_close(getattr(fast, name), parameter, rtol=1e-4, atol=1e-6)
-        torch.testing.assert_close(told_fast, told, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(told_fast, told, rtol=1e-3, atol=1e-5, equal_nan=True)
     again, _ = learned(space, True, members, blind, target_kl=1e9)
     assert not compiled.FAILED
     assert all(torch.equal(getattr(fast, name), p) for name, p in again.named_parameters())
@@ -59,8 +63,13 @@ def test_other_sizes_and_coefficients_are_not_compiled_again():
         samples = batch(policy, [0, 1] * 4 * width)
         compiled.mark_any_size(samples)
         index, weight = torch.zeros(2, width, dtype=torch.long), torch.full((2, width), 1 / width)
-        compiled.compiled(gradients)(policy, samples, index, weight, 0.2, 3.0, 0.5, c2)
+        compiled.compiled(gradients)(policy, samples, index, weight, None, 0.2, 3.0, 0.5, c2)
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+    for width, R, c2 in ((4, 6, 0.016), (5, 9, 0.015), (7, 3, 0.014)):  # one more graph, where rows are split
+        index, weight = torch.zeros(R, width, dtype=torch.long), torch.full((R, width), 1 / width)
+        rows = torch.eye(2)[torch.arange(R) % 2]
+        compiled.compiled(gradients)(policy, samples, index, weight, rows, 0.2, 3.0, 0.5, c2)
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 3
 
 
 @pytest.fixture

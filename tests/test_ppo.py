@@ -6,7 +6,8 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 
-from mlsh.minibatches import MemberRows, MinibatchLayout
+from mlsh import minibatches
+from mlsh.minibatches import MemberRows, MinibatchLayout, rows_of_members
 from mlsh.models import ActorCritic
 from mlsh.optim import Adam
 from mlsh.ppo import (
@@ -18,6 +19,7 @@ from mlsh.ppo import (
     gae,
     gradients,
     normalise_advantages,
+    sum_by_member,
     surrogate,
     update,
 )
@@ -89,18 +91,20 @@ def test_each_member_ends_by_its_own_divergence():
     assert [{int(state["step"]) for _, state in optimizer.member_state(k)} for k in (0, 1)] == [{20}, {4}]
 
 
-def test_some_members_learn_what_they_would_among_all():
+@pytest.mark.parametrize(("size", "shares", "split"), [(90, [0.25] * 4, 2), (400, [0.04, 0.9, 0.03, 0.03], 5)])
+def test_some_members_learn_what_they_would_among_all(size, shares, split):
     """Members 1 and 2 of four, with their own samples and the labels of all: weights, moments, figures."""
     policies = [actor_critic(4) for _ in range(2)]
     both = [Adam(policy, 1e-2, per_member=True) for policy in policies]
     draw, some, settings = np.random.default_rng(0), range(1, 3), replace(SETTINGS, minibatches=3, epochs=2)
-    data = batch(policies[0], draw.integers(4, size=90), draw.integers(2, size=90))
+    data = batch(policies[0], draw.choice(4, size, p=shares), draw.integers(2, size=size))
     whole = update(policies[0], both[0], data, rngs(2), settings)
     before = [p.clone() for p in policies[1].parameters()]
     own = (data.member > 0) & (data.member < 3)
     mine = Batch(*(None if x is None else x[own] for x in data))
     part = policies[1].view_of(some)
     rows = MemberRows(MinibatchLayout(data.member.numpy(), data.group.numpy(), 4, 3), data.member.numpy(), some)
+    assert len(rows.member) == split
     adam = both[1].for_members(part, some)
     stats = update(part, adam, mine._replace(member=mine.member - 1), rngs(2), settings, rows)
     for name, x in stats.items():
@@ -122,31 +126,78 @@ def test_some_members_learn_what_they_would_among_all():
         adam.check_finite("policy")
 
 
-def test_minibatches_hold_every_sample_once_an_epoch_in_its_members_row():
-    draw = np.random.default_rng(1)
-    member, group = draw.integers(3, size=100), draw.integers(2, size=100)
-    shuffled, generators = MinibatchLayout(member, group, n=3, minibatches=4), rngs(2)
+@pytest.mark.parametrize(("counts", "rows"), [([33, 33, 34], 3), ([300, 16, 16, 16, 16, 16], 10)])
+def test_minibatches_hold_every_sample_once_an_epoch_in_a_row_of_its_member(counts, rows):
+    draw, n = np.random.default_rng(1), len(counts)
+    member = draw.permutation(np.arange(n).repeat(counts))
+    group = draw.integers(2, size=len(member))
+    shuffled, generators = MinibatchLayout(member, group, n, minibatches=4), rngs(2)
     weight, epochs = shuffled.mean_weights, [shuffled.shuffle(generators) for _ in range(5)]
+    assert len(shuffled.member) == rows
     for index in epochs:
-        assert index.shape == weight.shape and index.shape[:2] == (4, 3)
-        assert sorted(index[weight > 0]) == list(range(100))
-        for k in range(3):
-            assert (member[index[:, k]] == k).all()  # padding too
+        assert index.shape == weight.shape and index.shape[:2] == (4, rows)
+        assert sorted(index[weight > 0]) == list(range(len(member)))
+        for k in range(n):
+            own = shuffled.member == k
+            assert (member[index[:, own]] == k).all()  # padding too
+            np.testing.assert_allclose(weight[:, own].sum((1, 2)), 1, rtol=1e-5)
             for g in range(2):  # a cell's samples lie evenly over the parts
-                counts = ((group[index[:, k]] == g) & (weight[:, k] > 0)).sum(1)
-                assert counts.max() - counts.min() <= 1
-    np.testing.assert_allclose(weight.sum(2), 1, rtol=1e-5)
+                counted = ((group[index[:, own]] == g) & (weight[:, own] > 0)).sum((1, 2))
+                assert counted.max() - counted.min() <= 1
     assert (epochs[0] != epochs[1]).any()
 
 
-def test_minibatches_of_a_group_do_not_depend_on_the_others():
-    member = np.zeros(40, int)
-    group = np.repeat([0, 1], 20)
-    both, alone = MinibatchLayout(member, group, 1, 3), MinibatchLayout(member[:20], group[:20], 1, 3)
+def test_rows_are_split_where_most_places_would_be_empty():
+    for counts, rows, width in (
+        ([[5, 5, 5, 5]], [1, 1, 1, 1], 5),
+        ([[40, 1, 1, 1, 0]], [5, 1, 1, 1, 0], 9),  # 5 · 40 places, or 8 · 9 and 8 copies at 5 each
+        ([[20, 1, 1, 1, 1]], [1, 1, 1, 1, 1], 20),  # 5 · 20 places, or 8 · 5 and 8 copies at 5 each
+        ([[40, 1, 1, 1, 1], [1, 40, 1, 1, 1]], [1, 1, 1, 1, 1], 40),  # 5 · 40, or 13 · 9 and 13 · 5
+        ([[100, 1]], [1, 1], 100),
+        ([[100, 0]], [2, 0], 50),
+    ):
+        found, found_width = rows_of_members(np.array(counts))
+        assert (found.tolist(), found_width) == (rows, width)
+
+
+@pytest.mark.parametrize("space", [Discrete(4), Box(-1, 1, (2,))])
+def test_split_rows_teach_the_same(space, monkeypatch):
+    """Member 0 has most samples, and member 5 none. Some members end early, by their divergence."""
+    members = [0] * 200 + [1, 2, 3, 4] * 5
+    settings = replace(SETTINGS, minibatches=3, anchor_coef=0.1, target_kl=1e-4)
+    learned, rows = [], []
+    for saving in (minibatches.SAVING, math.inf):
+        monkeypatch.setattr(minibatches, "SAVING", saving)
+        rows.append(len(MinibatchLayout(np.array(members), np.zeros(220, int), 6, 3).member))
+        policy = actor_critic(6, space)
+        data = batch(policy, members)
+        data = data._replace(importance=torch.rand(len(members)), anchor=torch.randn(len(members), 4))
+        optimizer = Adam(policy, 1e-3, per_member=True)
+        stats = update(policy, optimizer, data, rngs(1), settings)
+        steps = [
+            max((int(state["step"]) for _, state in optimizer.member_state(k) if state), default=0) for k in range(6)
+        ]
+        learned.append((dict(policy.named_parameters()), stats, steps))
+    assert rows == [10, 6]
+    (split, split_stats, split_steps), (whole, stats, steps) = learned
+    assert split_steps == steps and len(set(steps)) > 2
+    torch.testing.assert_close(split, whole, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(split_stats, stats, rtol=1e-3, atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize(("counts", "rows"), [([20], 1), ([300, 16, 16, 16, 16, 16], 10)])
+def test_minibatches_of_a_group_do_not_depend_on_the_others(counts, rows):
+    member = np.arange(len(counts)).repeat(counts)
+    first = range(len(member))  # the samples of the first group
+    alone = MinibatchLayout(member, 0 * member, len(counts), 3)
+    both = MinibatchLayout(np.tile(member, 2), np.repeat([0, 1], len(member)), len(counts), 3)
+    assert len(both.member) == rows
     two, one = rngs(2), rngs(1)
     for _ in range(2):
-        for together, single in zip(both.shuffle(two), alone.shuffle(one), strict=True):
-            assert set(single[0]) == set(together[together < 20])
+        epochs = (both, both.shuffle(two)), (alone, alone.shuffle(one))
+        for i in range(3):
+            together, single = (set(index[i][layout.mean_weights[i] > 0]) for layout, index in epochs)
+            assert single == together & set(first)
 
 
 def test_normalise_within_each_cell():
@@ -303,16 +354,23 @@ def test_explained_variance_by_hand():
     zeros = torch.zeros(3, 4)
     new = torch.distributions.Normal(zeros, 1.0)
 
-    class Fixed:
-        def __call__(self, obs):
-            return None, value
-
-        def distribution(self, params):
-            return new
-
     samples = Samples(None, zeros, new.log_prob(zeros), zeros, target)
-    explained = figures_of(figure_sums(Fixed(), samples, weight.double(), 0.2))["explained_variance"]
+    explained = figures_of(figure_sums(new, value, samples, weight.double(), 0.2))["explained_variance"]
     torch.testing.assert_close(explained, torch.tensor(by_hand), equal_nan=True)
+
+
+def test_split_rows_keep_what_is_infinite_to_its_member():
+    rows = torch.eye(3)[[0, 0, 1, 2]]
+    sums = sum_by_member(torch.tensor([[1.0, 2.0, math.inf, math.nan]] * 2), rows)
+    torch.testing.assert_close(sums, torch.tensor([[3.0, math.inf, math.nan]] * 2), equal_nan=True)
+
+
+def test_values_that_are_all_the_same_explain_nothing():
+    """In float32, the variance of targets of 1.7 would not be zero."""
+    policy = actor_critic(1)
+    data = batch(policy, [0] * 40)._replace(value_target=torch.full((40,), 1.7))
+    stats = update(policy, Adam(policy, 0.0), data, rngs(1), SETTINGS)
+    assert stats["explained_variance"].isnan().all() and stats["value_loss"].isfinite().all()
 
 
 def test_stats_by_hand():
@@ -338,7 +396,7 @@ def test_a_sample_that_was_all_but_impossible_gives_no_nan():
 
 
 def test_a_sample_that_was_all_but_impossible_ends_no_other_members_update():
-    """It fills the row of a member that has none in a minibatch, where it weighs nothing."""
+    """A member that has no sample in a minibatch repeats its own there, which weigh nothing."""
     policy = actor_critic(2, Discrete(4))
     data, optimizer = batch(policy, [0] * 8 + [1] * 2), Adam(policy, 1e-4, per_member=True)
     data.log_prob[0] = -200.0
@@ -377,10 +435,9 @@ def test_a_sample_without_weight_teaches_nothing():
     policy = actor_critic(1)
     samples, index = batch(policy, [0, 0, 0]), torch.tensor([[0, 1, 2]])
     weight = torch.full((1, 3), 1 / 3)
-    told, _ = gradients(
-        policy, samples._replace(importance=torch.tensor([1.5, 1.5, 0.0])), index, weight, 0.2, 0.0, 0.5, 0.01
-    )
-    of_two, _ = gradients(policy, samples, index[:, :2], torch.full((1, 2), 1 / 2), 0.2, 0.0, 0.5, 0.01)
+    weighted = samples._replace(importance=torch.tensor([1.5, 1.5, 0.0]))
+    told, _ = gradients(policy, weighted, index, weight, None, 0.2, 0.0, 0.5, 0.01)
+    of_two, _ = gradients(policy, samples, index[:, :2], torch.full((1, 2), 1 / 2), None, 0.2, 0.0, 0.5, 0.01)
     torch.testing.assert_close(told, of_two)
 
 
@@ -390,7 +447,7 @@ def test_the_gradient_towards_an_anchor_by_hand():
         policy = actor_critic(1, space)
         anchored = batch(policy, [0] * 6)
         anchored = anchored._replace(advantage=torch.zeros(6), anchor=torch.randn(6, 4))
-        found, _ = gradients(policy, anchored, index, weights, 0.2, 0.0, 0.0, 0.0, 3.0)
+        found, _ = gradients(policy, anchored, index, weights, None, 0.2, 0.0, 0.0, 0.0, 3.0)
         of_bias = dict(zip([name for name, _ in policy.named_parameters()], found, strict=True))["policy_bias"]
         params = policy.params(anchored.obs[None])[0]
         if isinstance(space, Discrete):  # d KL / d logit = p (log p/q − KL)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 FAILED: list[str] = []  # why torch could not compile in this process, which then continued uncompiled
 
@@ -46,7 +47,7 @@ def private_cache() -> Path:
     return folder
 
 
-def mark_any_size(batch: Iterable[torch.Tensor | None]) -> None:
+def mark_any_size(batch: Iterable[Tensor | None]) -> None:
     """Let torch compile once for all sizes of the tensors [S, …] of a batch."""
     for x in batch:
         if x is not None:
@@ -55,10 +56,10 @@ def mark_any_size(batch: Iterable[torch.Tensor | None]) -> None:
 
 @functools.cache
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function(policy, batch, index, weights, …)`, compiled at its first call. Where that fails it runs uncompiled.
+    """`function(policy, batch, index, weights, rows, …)`, compiled at its first call; uncompiled if that fails.
 
-    Another width of `index` and `weights` [n, width] does not compile it again, nor does another size of a batch that
-    went through `mark_any_size`. Any other new shape does.
+    It is compiled once for all widths of `index` and `weights` [R, width], for all R of `rows` [R, n], and for all
+    sizes of a batch that went through `mark_any_size`. It is compiled again if `rows` are None, and for other shapes.
     """
     shared = str(Path(tempfile.gettempdir()).absolute() / "torchinductor_")  # torch's choice, which anybody can make
     if os.environ.get("TORCHINDUCTOR_CACHE_DIR", shared).startswith(shared):  # torch sets it when it is imported
@@ -74,17 +75,21 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         return torch.compile(function, fullgraph=True)
 
     @functools.wraps(function)
-    def call(policy: Any, batch: Any, index: torch.Tensor, weights: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    def call(
+        policy: Any, batch: Any, index: Tensor, weights: Tensor, rows: Tensor | None, *args: Any, **kw: Any
+    ) -> Any:
         if FAILED:
-            return function(policy, batch, index, weights, *args, **kwargs)
+            return function(policy, batch, index, weights, rows, *args, **kw)
         for x in (index, weights):
             torch._dynamo.maybe_mark_dynamic(x, 1)
+        if rows is not None:
+            mark_any_size((index, weights, rows))
         try:
             with warnings.catch_warnings(action="ignore"):  # the compiler's remarks on its own choices
-                return compile_once()(policy, batch, index, weights, *args, **kwargs)
+                return compile_once()(policy, batch, index, weights, rows, *args, **kw)
         except Exception as error:  # uncompiled, the function either works or raises the same error again
             FAILED.append((str(error).strip() or type(error).__name__).splitlines()[0])
             print(f"--compile: torch could not compile ({FAILED[-1]}); continuing without", file=sys.stderr)
-            return call(policy, batch, index, weights, *args, **kwargs)
+            return call(policy, batch, index, weights, rows, *args, **kw)
 
     return call

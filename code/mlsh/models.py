@@ -10,6 +10,7 @@ from gymnasium import Space
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Independent, Normal
+from torch.func import functional_call
 
 from mlsh.errors import UserError
 from mlsh.networks import Blocks, Image, Trunk, hidden_layers
@@ -104,6 +105,11 @@ class ActorCritic(Policy):
     def device(self) -> torch.device:
         return self.policy_bias.device
 
+    @property
+    def splits(self) -> bool:
+        """Whether `forward` takes `rows`. Convolutions would be compiled again for each number of rows."""
+        return self.trunk is None
+
     @torch.no_grad()
     def reset(self, rngs: Sequence[np.random.Generator]) -> None:
         """Draw new parameters, member i's with `rngs[i]`: orthogonal weights, zero biases."""
@@ -155,11 +161,19 @@ class ActorCritic(Policy):
             theirs.data = mine.data[members.start : members.stop]
         return view
 
-    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """Params [n, B, A or 2A] and value [n, B] at observations [n, B, obs]."""
+    def forward(self, obs: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Params [R, B, A or 2A] and value [R, B] at observations [R, B, obs].
+
+        Without `rows`, R is n, and each member has one row. `rows` [R, n] is 1 where a row belongs to a member, else 0.
+        """
+        if rows is not None:
+            # A gradient that is not finite spreads to all members here. With `index_select` it would not. But torch
+            # compiles the gradient of `index_select` to sums whose order depends on the threads.
+            copies = {name: (rows @ p.flatten(1)).view(-1, *p.shape[1:]) for name, p in self.named_parameters()}
+            return functional_call(self, copies, obs)
         x = self.trunk(obs) if self.trunk else obs.float()[:, None].expand(-1, 2, -1, -1).flatten(0, 1)
         x = hidden_layers(x, *(p.flatten(0, 1) for p in self._hidden_parameters()))
-        policy, value = x.view(self.n, 2, *x.shape[1:]).unbind(1)
+        policy, value = x.view(-1, 2, *x.shape[1:]).unbind(1)
         return self._params(policy), self._value(value)
 
     def params(self, obs: Tensor) -> Tensor:

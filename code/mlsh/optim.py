@@ -34,8 +34,8 @@ class Adam(torch.optim.Adam):
     def step(self, idle: Sequence[int] = ()) -> None:  # type: ignore[override]
         """Take a step along the policy's gradients with all members except the `idle` ones."""
         for p, rows in self._rows:
-            for k, row in enumerate(rows):
-                row.grad = None if k in idle or p.grad is None else p.grad[k]
+            for k, (row, gradient) in enumerate(zip(rows, p.grad.unbind(), strict=True)):
+                row.grad = None if k in idle else gradient
         super().step()
 
     def check_finite(self, name: str) -> None:

@@ -172,7 +172,7 @@ def update(
     error, figures = None, {name: torch.full((len(own),), torch.nan) for name in ppo.FIGURES}
     if np.isin(every.member, own).any():
         assert received is not None
-        layout = MinibatchLayout(every.member, every.group, policy.n, settings.minibatches)
+        layout = MinibatchLayout(every.member, every.group, policy.n, settings.minibatches, policy.splits)
         rows = MemberRows(layout, every.member, own)
         view = _view(policy, own)
         view.compiled = policy.compiled

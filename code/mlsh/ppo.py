@@ -139,20 +139,23 @@ def update(
     minibatches, if `batch` holds only some members' samples.
 
     Returns `FIGURES` by name, [n] each. They are measured over the whole batch after the update, without importance
-    weights, and are NaN for a member that was not updated. Raises FloatingPointError if a parameter is not finite.
+    weights, and are NaN for a member that was not updated. Raises FloatingPointError if a parameter is not finite. The
+    member that it names need not be the cause, because a gradient that is not finite spreads where rows are split.
     """
     n, device = policy.n, batch.obs.device
     member, group = batch.member.cpu().numpy(), batch.group.cpu().numpy()
     samples_of_member = np.bincount(member, minlength=n)
     if layout is None:
-        layout = MinibatchLayout(member, group, n, settings.minibatches)
+        layout = MinibatchLayout(member, group, n, settings.minibatches, policy.splits)
     batch = batch._replace(
         advantage=normalise_advantages(batch.advantage, batch.group * n + batch.member, n * len(rngs)),
         importance=scale_importance(batch, samples_of_member),
     )
-    mean_weights = layout.mean_weights * (samples_of_member >= MIN_SAMPLES)[:, None]  # [minibatches, n, width]
-    learns = np.any(mean_weights, axis=2)  # [minibatches, n], whether a member has a sample in a minibatch
-    on_device = torch.from_numpy(mean_weights).to(device)
+    mean_weights = layout.mean_weights * (samples_of_member >= MIN_SAMPLES)[layout.member, None]
+    one_hot = np.eye(n, dtype=np.float32)[layout.member]  # [R, n]
+    learns = np.any(mean_weights, axis=2) @ one_hot > 0  # [minibatches, n], whether a member has a sample there
+    on_device = torch.from_numpy(mean_weights).to(device)  # [minibatches, R, width]
+    rows = None if np.array_equal(layout.member, np.arange(n)) else torch.from_numpy(one_hot).to(device)
     learn = compiled(gradients) if policy.compiled else gradients
     parameters = list(policy.parameters())
     names = ("clip", "dual_clip", "value_coef", "entropy_coef", "anchor_coef")
@@ -169,25 +172,41 @@ def update(
             epoch_kl.zero_()
         index = torch.from_numpy(layout.shuffle(rngs)).to(device)
         for samples, weights, learning in zip(index, on_device, learns, strict=True):
-            found, kl = learn(policy, batch, samples, weights, *coefficients, with_kl=settings.target_kl > 0)
+            found, kl = learn(policy, batch, samples, weights, rows, *coefficients, with_kl=settings.target_kl > 0)
             for parameter, gradient in zip(parameters, found, strict=True):
                 parameter.grad = gradient
             optimizer.step(idle=np.flatnonzero(~learning).tolist())
             if kl is not None:
                 epoch_kl += kl
     optimizer.check_finite(policy.name)
-    divisor = torch.from_numpy(np.where(samples_of_member < MIN_SAMPLES, np.nan, samples_of_member)).to(device)
-    return batch_figures(policy, batch, index, (on_device > 0) / divisor[:, None], settings.clip)
+    weights = (on_device > 0) / torch.from_numpy(samples_of_member.clip(1.0)[layout.member, None]).to(device)
+    figures = batch_figures(policy, batch, index, weights, rows, settings.clip)
+    updated = torch.from_numpy(samples_of_member >= MIN_SAMPLES).to(device)
+    return {name: x.where(updated, torch.nan) for name, x in figures.items()}
 
 
-def batch_figures(policy: ActorCritic, batch: Batch, index: Tensor, weights: Tensor, clip: float) -> dict[str, Tensor]:
-    """`FIGURES` over a whole batch, minibatch by minibatch; `index` and `weights` [minibatches, n, width] of an epoch.
+@torch.no_grad()
+def batch_figures(
+    policy: ActorCritic, batch: Batch, index: Tensor, weights: Tensor, rows: Tensor | None, clip: float
+) -> dict[str, Tensor]:
+    """`FIGURES` over a whole batch, minibatch by minibatch; `index` and `weights` [minibatches, R, width] of an epoch.
 
     An epoch holds every sample once, so the sums over its minibatches are sums over the batch.
     """
-    minibatches = zip(index, weights, strict=True)
-    sums = [figure_sums(policy, samples_of(batch, samples), each, clip) for samples, each in minibatches]
-    return figures_of(torch.stack(sums).sum(0))
+    sums: list[Tensor] = []
+    for samples, each in zip(index, weights, strict=True):
+        minibatch = samples_of(batch, samples)
+        params, value = policy(minibatch.obs, rows)
+        sums.append(figure_sums(policy.distribution(params), value, minibatch, each, clip))
+    return figures_of(sum_by_member(torch.stack(sums).sum(0), rows))
+
+
+def sum_by_member(x: Tensor, rows: Tensor | None) -> Tensor:
+    """Sums over each member's rows, [..., R] -> [..., n]. `rows` [R, n] as for `gradients`.
+
+    A matrix product would do the same, but there one infinite number would make the sums of all members NaN.
+    """
+    return x if rows is None else x[..., None].where(rows > 0, 0).sum(-2)
 
 
 def scale_importance(batch: Batch, samples_of_member: np.ndarray) -> Tensor | None:
@@ -208,8 +227,9 @@ def samples_of(batch: Any, index: Any) -> Samples:
 def gradients(
     policy: ActorCritic,
     batch: Batch,
-    index: Tensor,  # [n, width], the minibatch's samples, one row per member
-    mean_weights: Tensor,  # [n, width], weights with which a row is averaged
+    index: Tensor,  # [R, width], the minibatch's samples; each row belongs to a member
+    mean_weights: Tensor,  # [R, width], weights with which a member's samples are averaged
+    rows: Tensor | None,  # [R, n], 1 where a row belongs to a member; None if each member has one row
     clip: float,
     dual_clip: float,
     value_coef: float,
@@ -222,10 +242,10 @@ def gradients(
     This is the function that torch compiles. Its settings are plain numbers, for which it is not compiled again.
     """
     samples = samples_of(batch, index)
-    params, value = policy(samples.obs)
+    params, value = policy(samples.obs, rows)
     new = policy.distribution(params)
     objective = surrogate(new, value, samples, clip, dual_clip)
-    kl = (objective.kl * mean_weights).sum(1).detach() if with_kl else None
+    kl = sum_by_member((objective.kl * mean_weights).sum(1), rows).detach() if with_kl else None
     if batch.importance is not None:
         mean_weights = mean_weights * batch.importance[index]
     loss = total_loss(objective, new, value_coef, entropy_coef)
@@ -235,15 +255,12 @@ def gradients(
     return torch.autograd.grad(loss, list(policy.parameters())), kl
 
 
-@torch.no_grad()
-def figure_sums(policy: Any, samples: Samples, weights: Tensor, clip: float) -> Tensor:
-    """Sums over samples [n, width, …] with float64 weights [n, width], from which `figures_of` gets the figures.
+def figure_sums(new: Distribution, value: Tensor, samples: Samples, weights: Tensor, clip: float) -> Tensor:
+    """Sums over samples [R, width, …] with float64 weights [R, width], from which `figures_of` gets the figures.
 
-    Returns float64 [8, n]: policy loss, value loss, entropy, KL divergence, whether the ratio was clipped, the value's
-    error, the value's target and its square.
+    `new` and `value` are the policy's at the samples. Returns float64 [8, R]: policy loss, value loss, entropy, KL
+    divergence, whether the ratio was clipped, the value's error, the value's target and its square.
     """
-    params, value, *_ = policy(samples.obs)
-    new = policy.distribution(params)
     objective = surrogate(new, value, samples, clip)
     clipped, error = (objective.ratio - 1).abs() > clip, value - samples.value_target
     losses = (objective.policy_loss, objective.value_loss, new.entropy(), objective.kl, clipped)

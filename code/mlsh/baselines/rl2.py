@@ -276,7 +276,11 @@ def learn(
             optimizer.step()
     if not all_finite(policy):
         raise FloatingPointError("the policy is not finite after an update")
-    sums = figure_sums(policy, samples_of(trials, slice(None)), trials.weight.double(), settings.clip)  # [8, S]
+    samples = samples_of(trials, slice(None))
+    with torch.no_grad():
+        params, value, _ = policy(samples.obs)
+        new = policy.distribution(params)
+        sums = figure_sums(new, value, samples, trials.weight.double(), settings.clip)  # [8, S]
     return figures_of(sums.sum(1, keepdim=True))
 
 
