@@ -1,10 +1,11 @@
 """Env steps per second of environments by other people, by the number of processes: python benchmarks/workers.py ENV …
 
-Run it with PYTHONPATH=code:examples and OMP_NUM_THREADS=1. The table shows medians and ranges of three measurements:
+Run it with PYTHONPATH=code:examples and OMP_NUM_THREADS=1. It prints every measurement, and then medians and ranges:
 
 alone       processes that step their share of the copies with random actions, and nothing else
 collecting  rollouts for the masters
 training    train.py --compile off with 2 warm-up and 8 joint iterations, the proportion of the defaults
+torchrun    the same, with so many processes instead of workers
 """
 
 import argparse
@@ -12,6 +13,7 @@ import dataclasses
 import multiprocessing
 import statistics
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from tabulate import tabulate
@@ -25,6 +27,7 @@ from mlsh.rollout import collect
 from mlsh.sampling import Streams, balanced_tasks
 
 PROCESSES = (1, 2)
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 Measured = dict[tuple[str, str, int], list[float]]  # (environment, what, processes) -> env steps per second
 
 
@@ -71,9 +74,9 @@ class Collecting:
         return rollout.outcome.steps / (time.perf_counter() - start)
 
 
-def measure_training(env: str, processes: int) -> float:
-    flags = f"--env {env} -W 2 -U 8 --compile off --env_workers {processes}"
-    [(steps, seconds)] = whole_loop(flags.split(), tasks=3)
+def measure_training(env: str, workers: int, launcher: Sequence[str] = ()) -> float:
+    flags = f"--env {env} -W 2 -U 8 --compile off --env_workers {workers}"
+    [(steps, seconds)] = whole_loop(flags.split(), tasks=2, launcher=launcher)
     return steps / seconds
 
 
@@ -83,14 +86,20 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=6, help="measurements of each number (default: 6)")
     args = parser.parse_args()
     measured: Measured = {}
+
+    def note(env: str, what: str, processes: int, speed: float) -> None:
+        measured.setdefault((env, what, processes), []).append(speed)
+        print(f"{env}, {what}, {processes}: {speed:,.0f} env steps/s", flush=True)
+
     for env in args.env:
         cfg = dataclasses.replace(Config.defaults(env), **{k: x.value for k, x in Config.derived(env, 0).items()})
         collecting = {n: Collecting(cfg, n) for n in PROCESSES}
         for i in range(args.repeats):
             for n in PROCESSES:
-                measured.setdefault((env, "alone", n), []).append(measure_alone(cfg, n))
-                measured.setdefault((env, "collecting", n), []).append(collecting[n].measure(i))
-                measured.setdefault((env, "training", n), []).append(measure_training(env, n))
+                note(env, "alone", n, measure_alone(cfg, n))
+                note(env, "collecting", n, collecting[n].measure(i))
+                note(env, "training", n, measure_training(env, n))
+            note(env, "torchrun", 2, measure_training(env, 1, TORCHRUN))
     rows = [(*key, f"{statistics.median(x):,.0f} ({min(x):,.0f} to {max(x):,.0f})") for key, x in measured.items()]
     print(tabulate(rows, ("environment", "", "processes", "env steps/s"), "github"))
 
