@@ -20,6 +20,7 @@ FLAGS = [*TINY, "--groups", "4", "-U", "2", "--num_sub_policies", "3", "--normal
 FLAGS += ["--sub_lr_decay", "0.5"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+VERY_SLOW = (pytest.mark.slow, pytest.mark.very_slow)
 
 
 def start(launcher, *flags):
@@ -66,7 +67,7 @@ def alone(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("processes", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 4))])
+@pytest.mark.parametrize("processes", [2, *(pytest.param(n, marks=VERY_SLOW) for n in (1, 4))])
 def test_processes_share_one_result(alone, tmp_path, processes):
     finish(start(torchrun(processes), *FLAGS, "--record", 1, "--out", tmp_path))
     assert_same_result(alone, tmp_path)
@@ -88,7 +89,7 @@ def test_groups_that_do_not_divide_and_two_machines(alone, tmp_path, free_port):
     torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("killed", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("killed", [0, pytest.param(1, marks=VERY_SLOW)])
 def test_a_process_that_dies_ends_the_run_and_another_number_goes_on(tmp_path, killed):
     run = start(torchrun(2), *FLAGS, "--tasks", 10**6, "--save_seconds", 0, "--record", 0, "--out", tmp_path)
     wait_for_rows(run, tmp_path, 8)
