@@ -112,6 +112,7 @@ def from_first(call: Callable[[], T]) -> T:
     _communicate(dist.broadcast_object_list, result)
     value, error = result[0]
     if error and FIRST:
+        dist.destroy_process_group()  # a thread that Gloo leaves behind may abort an interpreter that shuts down
         raise error
     if error:
         _exit(2 if isinstance(error, UserError) or error.code else 0)
