@@ -18,6 +18,8 @@ def gpu(*flags, python=(), **environment):
     return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
 
 
+@pytest.mark.slow
+@pytest.mark.very_slow
 def test_the_script_for_a_gpu_runs_on_a_cpu_with_another_device_name():
     run = gpu("--device", "cpu", "--quick", "--groups", "2", CXX="missing")
     assert run.returncode == 0, run.stderr
@@ -64,6 +66,8 @@ def test_a_family_is_solved_from_when_on_every_task_is():
     assert solved_at(rows((42, 43), (43, 41)), 41.6) is None
 
 
+@pytest.mark.slow
+@pytest.mark.very_slow
 def test_two_clones_train_in_turns():
     commits = runpy.run_path(str(CODE.parent / "benchmarks" / "commits.py"))
     flags = "--env MovementBandits-v0 --groups 1 -N 2 -T 10 -W 1 -U 1 --compile off"

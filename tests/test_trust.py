@@ -318,6 +318,7 @@ def test_damaged_files_are_told_in_one_line(run, command, tmp_path, name):
 
 
 @pytest.mark.slow
+@pytest.mark.very_slow
 def test_a_few_kills_and_wrong_inputs_of_the_soak():
     done = subprocess.run([sys.executable, SOAK, "--quick"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
