@@ -11,7 +11,7 @@ import torch
 from gymnasium.spaces import Box, Discrete
 
 from conftest import TINY
-from mlsh import compiled
+from mlsh import compiled, minibatches
 from mlsh.config import UNCOMPILED, Config
 from mlsh.minibatches import MinibatchLayout
 from mlsh.optim import Adam
@@ -191,7 +191,9 @@ def test_what_the_user_has_set_is_kept(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-def test_compiled_runs_repeat_to_the_bit_also_when_continued(command, tmp_path):
+@pytest.mark.parametrize("saving", [minibatches.SAVING, 0], ids=["whole rows", "split rows"])
+def test_compiled_runs_repeat_to_the_bit_also_when_continued(command, tmp_path, monkeypatch, saving):
+    monkeypatch.setattr(minibatches, "SAVING", saving)
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     assert command("train.py", *TINY, "--compile", "on", "--out", whole)[0] == 0
     assert command("train.py", *TINY, "--compile", "on", "--tasks", 1, "--out", halves)[0] == 0
