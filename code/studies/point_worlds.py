@@ -10,13 +10,15 @@ from mlsh.harness.analyses import tabulate_final_tests
 from mlsh.harness.study import Study
 from mlsh.settings import cli
 
-RUNS = {
-    "KeyDoor-v0": "train.py --env KeyDoor-v0 --record 0 --wandb disabled",
-    "MovementBanditsConv-v0": "train.py --env MovementBanditsConv-v0 --record 0 --wandb disabled",
-    "Allwalk-v0": "train.py --env Allwalk-v0 --record 0 --wandb disabled",
-}
+SEEDS = {"KeyDoor-v0": range(10, 20), "MovementBanditsConv-v0": range(5), "Allwalk-v0": range(5)}
 
-STUDY = Study(name="point-worlds", analyses=(partial(tabulate_final_tests, commands=RUNS, seeds=range(5)),))
+STUDY = Study(
+    name="point-worlds",
+    analyses=tuple(
+        partial(tabulate_final_tests, commands={env: f"train.py --env {env} --record 0 --wandb disabled"}, seeds=seeds)
+        for env, seeds in SEEDS.items()
+    ),
+)
 
 if __name__ == "__main__":
     run_command(lambda: cli(STUDY.reproduce, description=__doc__)())

@@ -104,16 +104,16 @@ class KeyDoor(SingleEnv):
 PRESET = BANDITS_PRESET | {
     "N": 20,
     "W": 20,
-    "U": 5,
-    "tasks": 56,
+    "U": 10,
+    "tasks": 40,
     "epochs": 4,
     "sub_minibatches": 60,
     "sub_lr_decay": 0.96,
-    "fade": 24,
+    "fade": 30,
     "T": 100,
     "high_len": 100,
     "gamma": 0.97,
-    "sub_entropy": 0.05,
+    "sub_entropy": 0.1,
     "dual_clip": 3.0,
 }
 register("KeyDoor-v0", KeyDoor, 100, PRESET, BEST_RETURN)
