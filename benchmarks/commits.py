@@ -27,7 +27,7 @@ SETTINGS = {
     "MovementBandits4": f"{COMPILED} MovementBandits4-v0",
     "Fourrooms, 16 sub-policies": f"{COMPILED} Fourrooms-v0 --num_sub_policies 16",
     "TaxiFAMP": f"{COMPILED} TaxiFAMP-v0",
-    "KeyDoor": f"{COMPILED} KeyDoor-v0",
+    "KeyDoor": f"{COMPILED} KeyDoor-v0 -U 5",
 }
 
 

@@ -55,6 +55,7 @@ SOLVED = 0.95  # of the best possible return, as in report.py
 TINY = {"N": 2, "W": 2, "T": 4, "high_len": 2, "tasks": 2, "epochs": 1}  # settings for --quick
 REPEATED = 1.0  # seconds for which a part of an outer iteration is repeated
 TESTS = "tests that need a GPU"
+GRAPHS = "compiled (CUDA graphs, which train.py does not use)"
 COMPILING = 2  # the share of the time that compiling adds
 
 
@@ -218,9 +219,9 @@ def measurements(args: argparse.Namespace) -> Iterator[tuple[str, float, Measure
         name, share = f"{BANDITS} --groups {groups}", 1.5 + groups / 1000
         yield f"{name}, eager", share, speed(BANDITS, groups=groups, compile="off")
         if compiled.can_compile(args.device):
-            yield f"{name}, compiled", share + COMPILING, speed(BANDITS, groups=groups, compile="on")
+            yield f"{name}, {GRAPHS}", share + COMPILING, speed(BANDITS, groups=groups, compile="on")
         else:
-            yield f"{name}, compiled", 0, lambda _: "not measured, because PyTorch finds no compiler"
+            yield f"{name}, {GRAPHS}", 0, lambda _: "not measured, because PyTorch finds no compiler"
     yield f"{ANTS}, eager, simulated on {available_cores()} cores", 2, speed(ANTS, compile="off")
 
 

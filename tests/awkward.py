@@ -80,6 +80,17 @@ def at_start(action):
     return of(__init__=__init__)
 
 
+class Underflows(Walk):
+    """Makes NumPy raise floating-point errors, and causes one after the steps that are tried before a run."""
+
+    def __init__(self, render_mode=None):
+        super().__init__(render_mode)
+        np.seterr(all="raise")
+
+    def reward(self):
+        return float(np.float64(1e-300) ** 2) if self.t > 3 else 1.0
+
+
 def leave(*args):
     sys.exit()
 
@@ -353,6 +364,7 @@ ALL = {
     "Threads": at_start(lambda: torch.set_num_threads(2)),
     "Handler": at_start(lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)),
     "Strict": at_start(lambda: np.seterr(all="raise")),
+    "Underflows": Underflows,
     "FromSpace": FromSpace,
     "IgnoresGenerator": IgnoresGenerator,
     "AttributeSeed": AttributeSeed,

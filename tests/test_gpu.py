@@ -100,6 +100,13 @@ def learned(device, **changes):
     return returns.of_trained
 
 
+def test_what_the_gpu_is_compared_with_repeats_on_a_cpu():
+    """This runs everywhere, so that a change cannot break the comparison unnoticed."""
+    changes = {"tasks": 2, "W": 1, "U": 1, "N": 2, "groups": 2}
+    returns = learned("cpu", **changes)
+    assert len(returns) == 2 and returns == learned("cpu", **changes)
+
+
 @needs_a_gpu
 def test_a_gpu_learns_what_a_cpu_learns():
     on_cpu, on_gpu = learned("cpu"), learned("cuda")

@@ -141,7 +141,7 @@ class Copies:
             self._keep_observation(0, observation)
             boundary.reward_in(reward)
             over = any([boundary.flag_in(flag) for flag in ends])
-        return Probe(float(np.median(seconds)), state_of_global_generators() != generators)
+        return Probe(min(seconds), state_of_global_generators() != generators)
 
     def step(self, actions: Sequence[Any] | np.ndarray) -> CopySteps:
         """Take one step in every copy whose episode is not over, with the actions [n] of the environment's own space.

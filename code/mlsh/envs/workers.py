@@ -28,7 +28,8 @@ START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_met
 class Worker:
     """Runs `Copies` in another process. Each `send` calls a method there, and `receive` waits for its result.
 
-    The process ends when this one ends, in whatever way, and when this object is closed or garbage-collected.
+    The process ends when this one ends, in whatever way, after `close_workers`, and when this object is
+    garbage-collected.
     """
 
     def __init__(self, block: Block) -> None:
@@ -48,13 +49,20 @@ class Worker:
     def send(self, method: str, *args: Any) -> None:
         if self._waiting:  # an exception came between the last `send` and its `receive`
             with contextlib.suppress(EnvironmentFailed):
-                self.receive()
+                self._read()
         with contextlib.suppress(OSError):  # `receive` reports it
             self._connection.send((method, args))
         self._waiting = True
 
     def receive(self) -> Any:
         """The result of the method called last. What it has raised is raised again."""
+        result = self._read()
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    def _read(self) -> Any:
+        """The result of the method called last, or the exception that it has raised."""
         wait([self._connection, self._process.sentinel])  # a child of the worker may keep a dead connection open
         try:
             if not self._connection.poll():
@@ -67,8 +75,6 @@ class Worker:
                 "--env_workers 1 uses no workers"
             ) from None
         self._waiting = False
-        if isinstance(result, BaseException):
-            raise result
         return result
 
     def disconnect(self) -> None:
@@ -140,7 +146,7 @@ def serve(connection: Connection, block: Block, environ: Mapping[str, str], deno
     copies: Copies | None = None
     with contextlib.suppress(EOFError, OSError):
         try:
-            with boundary.restored_signals():
+            with boundary.restored_settings(), boundary.restored_signals():
                 copies, result = Copies(block), None
         except BaseException as error:
             result = error
