@@ -35,8 +35,8 @@ class Blocks(NamedTuple):
     """S inputs in B blocks of equal width. Each block holds inputs of one of n networks.
 
     So one batched matmul evaluates each network at its own inputs only, with at most a quarter more places than inputs.
-    B depends on S and n alone, so that nothing waits for a GPU. Unused places hold input 0. Results depend on the other
-    inputs by rounding.
+    B depends on S and n alone, so that nothing waits for a GPU. Unused places hold input 0. The other inputs change a
+    result only by rounding.
     """
 
     index: Tensor  # [B, width], the input at each place
