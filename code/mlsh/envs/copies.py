@@ -49,7 +49,7 @@ class CopySteps(NamedTuple):
 class Probe(NamedTuple):
     """What the first steps of an environment show."""
 
-    seconds: float  # of a step, their median
+    seconds: float  # of the shortest step
     draws_globally: bool  # whether steps draw from the global generators of NumPy, Python or torch
 
 
