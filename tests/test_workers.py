@@ -106,6 +106,13 @@ def test_what_an_environment_raises_in_a_worker_is_reported_as_elsewhere():
             env.step(torch.ones(6))
 
 
+def test_an_exception_that_was_not_received_does_not_spoil_the_next_call():
+    """The first process may have raised one of its own in the meantime."""
+    env = family("awkward:Walk-v0", 2)
+    env._workers[0].send("no such method")
+    env.reset(seed=0)
+
+
 def test_a_copy_that_cannot_be_made_in_a_worker_is_reported():
     with pytest.raises(Exception, match=r"when copy 4 of 6 was made, in .*awkward.py:\d+ \(RuntimeError"):
         family("awkward:OnlyHere-v0", 2)
