@@ -193,10 +193,21 @@ def test_what_the_user_has_set_is_kept(monkeypatch, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("saving", [minibatches.SAVING, 0], ids=["whole rows", "split rows"])
 def test_compiled_runs_repeat_to_the_bit_also_when_continued(command, tmp_path, monkeypatch, saving):
+    splits, choose_rows = [], minibatches.rows_of_members
+
+    def rows_of_members(count):
+        rows, width = choose_rows(count)
+        if count.shape[1] == 3:  # the update of the sub-policies, not of the two masters
+            splits.append(rows.max() > 1)
+        return rows, width
+
     monkeypatch.setattr(minibatches, "SAVING", saving)
+    monkeypatch.setattr(minibatches, "rows_of_members", rows_of_members)
     whole, halves = tmp_path / "whole", tmp_path / "halves"
-    assert command("train.py", *TINY, "--compile", "on", "--out", whole)[0] == 0
-    assert command("train.py", *TINY, "--compile", "on", "--tasks", 1, "--out", halves)[0] == 0
+    flags = ["--compile", "on", "--num_sub_policies", 3, "--sub_minibatches", 2]
+    assert command("train.py", *TINY, *flags, "--out", whole)[0] == 0
+    assert splits[-1] == (saving == 0)  # in the outer iteration with which the other run continues
+    assert command("train.py", *TINY, *flags, "--tasks", 1, "--out", halves)[0] == 0
     assert command("train.py", "-c", "--tasks", 2, "--wandb", "disabled", "--out", halves)[0] == 0
     one, two = (torch.load(folder / "checkpoint.pt", weights_only=True)["sub_policies"] for folder in (whole, halves))
     assert all(torch.equal(one[name], two[name]) for name in one)
